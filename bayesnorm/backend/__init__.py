@@ -1,0 +1,43 @@
+"""What Keras leaves to the backend: one module for each, same names.
+
+`keras.ops` and `keras.random` cover the layers. The rest (the substrate of
+TensorFlow Probability, counter-based noise, replicas, compiling a function
+that reads variables) stands here. With the JAX backend nothing imports
+TensorFlow.
+"""
+
+import keras
+
+if keras.backend.backend() == "tensorflow":
+    from bayesnorm.backend.tensorflow import (
+        compiled,
+        fold_in,
+        replica_id,
+        seed_from_int,
+        stateless_normal,
+        tfp,
+    )
+elif keras.backend.backend() == "jax":
+    from bayesnorm.backend.jax import (
+        compiled,
+        fold_in,
+        replica_id,
+        seed_from_int,
+        stateless_normal,
+        tfp,
+    )
+else:
+    raise ImportError(
+        "bayesnorm runs on the TensorFlow and JAX backends of Keras. Received: "
+        f"{keras.backend.backend()!r}. Set the environment variable "
+        "KERAS_BACKEND to 'tensorflow' or 'jax' before Keras is imported."
+    )
+
+__all__ = [
+    "compiled",
+    "fold_in",
+    "replica_id",
+    "seed_from_int",
+    "stateless_normal",
+    "tfp",
+]

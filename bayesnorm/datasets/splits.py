@@ -1,0 +1,362 @@
+"""In-memory image classification sets, and the one check that all of them pass."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+PARTS = ("train", "validation", "test", "ood")
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images and labels of one part of a data set.
+
+    Attributes:
+        images: `[n, height, width, channels]`, uint8 or float32, as stored: multiply
+            by `Splits.scale` (or call `Splits.inputs`) for what the network sees.
+        labels: `[n]`, int64.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self):
+        return len(self.images)
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """A data set held in memory, checked by `validate` when it is made.
+
+    The network sees `images * scale`, float32. The scale has no offset: a stored zero
+    is a zero for the network, so augmentation with zero padding may run on stored or on
+    scaled images alike. Standardization by `channel_mean` and `channel_stddev` is the
+    model's part (its first layer) and comes after the augmentation.
+
+    Attributes:
+        name: Name of the set.
+        train: Training part.
+        validation: Part held back from training, for tuning.
+        test: Test part.
+        num_classes: Number `K` of trained classes; labels of `train`, `validation` and
+            `test` are `0..K-1`.
+        class_names: The `K` names, in the order of the labels.
+        channel_mean: `[channels]` float64, mean of `train.images * scale` per channel.
+        channel_stddev: `[channels]` float64, standard deviation likewise; 1 for a
+            channel that is constant, so that standardizing it gives 0.
+        scale: Factor from stored pixels to network inputs.
+        ood: Out-of-distribution part, or None. Its labels index `ood_class_names`
+            where there are such names.
+        ood_class_names: Names of the classes of `ood`, perhaps empty.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    num_classes: int
+    class_names: tuple[str, ...]
+    channel_mean: np.ndarray
+    channel_stddev: np.ndarray
+    scale: float = 1.0
+    ood: Split | None = None
+    ood_class_names: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        validate(self)
+
+    @property
+    def image_shape(self):
+        """Shape `(height, width, channels)` of one image."""
+        return self.train.images.shape[1:]
+
+    def inputs(self, images):
+        """Stored images `[n, ...]` as the network sees them, float32."""
+        return np.multiply(images, np.float32(self.scale), dtype=np.float32)
+
+
+def validate(splits):
+    """Checks images, labels and statistics of a `Splits`.
+
+    Args:
+        splits: The `Splits` to check.
+
+    Returns:
+        `splits`, unchanged.
+
+    Raises:
+        ValueError: A part is empty or of another image shape or type, a pixel is NaN or
+            infinite, a label is out of range, or names, scale or statistics do not fit.
+    """
+    where = f"data set {splits.name!r}"
+    _check_classes(where, splits.num_classes, splits.class_names)
+    shape = dtype = None
+    for part in PARTS:
+        split = getattr(splits, part)
+        if split is None and part == "ood":
+            continue
+        if not isinstance(split, Split):
+            raise ValueError(
+                f"{where}: `{part}` must be a Split(images, labels), got "
+                f"{type(split).__name__}. Use `from_arrays` to make one of arrays."
+            )
+        label_range = splits.num_classes
+        if part == "ood":
+            label_range = len(splits.ood_class_names) or None
+        _check_split(f"{where}, part {part!r}", split, label_range)
+        shape = shape or split.images.shape[1:]
+        dtype = dtype or split.images.dtype
+        if split.images.shape[1:] != shape or split.images.dtype != dtype:
+            raise ValueError(
+                f"{where}: all parts need the images of `train`, {dtype} {shape}, but "
+                f"{part!r} has {split.images.dtype} {split.images.shape[1:]}. Resize "
+                "or convert one of them."
+            )
+    if not (np.isfinite(splits.scale) and splits.scale > 0):
+        raise ValueError(
+            f"{where}: `scale` must be finite and positive, got {splits.scale!r}."
+        )
+    for field, smallest in (("channel_mean", -np.inf), ("channel_stddev", 0)):
+        value = np.asarray(getattr(splits, field))
+        if value.shape != shape[-1:] or not np.all(
+            np.isfinite(value) & (value > smallest)
+        ):
+            raise ValueError(
+                f"{where}: `{field}` needs {shape[-1]} finite"
+                f"{' positive' if smallest == 0 else ''} numbers, one a channel, got "
+                f"{value}."
+            )
+    return splits
+
+
+def _check_classes(where, num_classes, class_names):
+    if num_classes < 2:
+        raise ValueError(
+            f"{where}: at least 2 trained classes are needed, got {num_classes}. Hold "
+            "out fewer classes."
+        )
+    if len(class_names) != num_classes or len(set(class_names)) != num_classes:
+        raise ValueError(
+            f"{where}: `class_names` needs {num_classes} different names, one a class, "
+            f"got {tuple(class_names)}."
+        )
+
+
+def _check_split(where, split, label_range):
+    images, labels = split.images, split.labels
+    if not isinstance(images, np.ndarray) or images.dtype not in (np.uint8, np.float32):
+        raise ValueError(
+            f"{where}: `images` must be a uint8 or float32 NumPy array, got "
+            f"{getattr(images, 'dtype', type(images).__name__)}. Convert with "
+            "`images.astype('float32')`."
+        )
+    if images.ndim != 4:
+        raise ValueError(
+            f"{where}: `images` must be [n, height, width, channels], got shape "
+            f"{images.shape}. Grey images need a last axis of length 1."
+        )
+    if 0 in images.shape:
+        raise ValueError(
+            f"{where}: there are no pixels, the images have shape {images.shape}. Give "
+            "each part at least one image (fewer held-out classes, more examples)."
+        )
+    if images.dtype == np.float32:
+        _check_finite(where, images)
+    if not isinstance(labels, np.ndarray) or labels.dtype != np.int64:
+        raise ValueError(
+            f"{where}: `labels` must be an int64 NumPy array, got "
+            f"{getattr(labels, 'dtype', type(labels).__name__)}. Class indices, not "
+            "one-hot vectors, converted with `labels.astype('int64')`."
+        )
+    if labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{where}: `labels` must be [{len(images)}], one a image, got shape "
+            f"{labels.shape}."
+        )
+    highest = np.inf if label_range is None else label_range - 1
+    wrong = (labels < 0) | (labels > highest)
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise ValueError(
+            f"{where}: labels must lie in 0..{highest}, but {wrong.sum()} do not, the "
+            f"first is labels[{first}] = {labels[first]}."
+        )
+
+
+def _check_finite(where, images):
+    bad = 0
+    first = None
+    for start in range(0, len(images), 1024):
+        wrong = ~np.isfinite(images[start : start + 1024]).all(axis=(1, 2, 3))
+        if first is None and wrong.any():
+            first = start + int(np.argmax(wrong))
+        bad += int(wrong.sum())
+    if bad:
+        raise ValueError(
+            f"{where}: pixels must be finite, but {bad} of {len(images)} images hold "
+            f"NaN or infinity, the first is images[{first}]. Remove or repair them."
+        )
+
+
+def channel_statistics(images, scale=1.0):
+    """Mean and standard deviation per channel, in the units the network sees.
+
+    Two passes in float64 over chunks of images, so uint8 images are never copied whole.
+
+    Args:
+        images: `[n, height, width, channels]`.
+        scale: Factor from stored pixels to network inputs.
+
+    Returns:
+        `(mean, stddev)`, each `[channels]` float64; the standard deviation of a
+        constant channel is given as 1.
+    """
+
+    def average(function):
+        total = np.zeros(images.shape[-1])
+        for start in range(0, len(images), 512):
+            chunk = images[start : start + 512].astype(np.float64)
+            total += function(chunk).sum(axis=(0, 1, 2))
+        return total / np.prod(images.shape[:-1])
+
+    mean = average(lambda chunk: chunk)
+    stddev = np.sqrt(average(lambda chunk: np.square(chunk - mean)))
+    return mean * scale, np.where(stddev > 0, stddev * scale, 1.0)
+
+
+def from_arrays(
+    train: tuple[np.ndarray, np.ndarray],
+    validation: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    ood: tuple[np.ndarray, np.ndarray] | np.ndarray | None = None,
+    *,
+    name: str = "arrays",
+    class_names: Sequence[str] | None = None,
+    ood_class_names: Sequence[str] = (),
+    scale: float | None = None,
+) -> Splits:
+    """Makes a checked `Splits` of a user's own arrays.
+
+    Args:
+        train: `(images, labels)`; images `[n, height, width]` or
+            `[n, height, width, channels]`, uint8 or floating (kept as float32), labels
+            `[n]` integers `0..K-1`.
+        validation: `(images, labels)` likewise.
+        test: `(images, labels)` likewise.
+        ood: `(images, labels)`, images alone, or None.
+        name: Name of the set, for messages and reports.
+        class_names: The `K` class names; by default `K` is the highest label of
+            `train` plus 1 and the names are `"0"`, `"1"`, ...
+        ood_class_names: Names that the labels of `ood` index, if any.
+        scale: Factor from stored pixels to network inputs; by default 1/255 for uint8
+            images and 1 for floating ones.
+
+    Returns:
+        A `Splits`.
+
+    Raises:
+        ValueError: See `validate`.
+    """
+    if isinstance(ood, np.ndarray):
+        ood = (ood, np.zeros(len(ood), np.int64))
+    parts = {
+        part: None if arrays is None else _split(name, part, arrays)
+        for part, arrays in zip(PARTS, (train, validation, test, ood), strict=True)
+    }
+    images, labels = parts["train"].images, parts["train"].labels
+    if class_names is None:
+        class_names = [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
+    if scale is None:
+        scale = 1 / 255 if images.dtype == np.uint8 else 1.0
+    # Statistics of bad images would only warn; the check names the culprit.
+    _check_split(f"data set {name!r}, part 'train'", parts["train"], len(class_names))
+    mean, stddev = channel_statistics(images, scale)
+    return Splits(
+        name=name,
+        **parts,
+        num_classes=len(class_names),
+        class_names=tuple(class_names),
+        channel_mean=mean,
+        channel_stddev=stddev,
+        scale=float(scale),
+        ood_class_names=tuple(ood_class_names),
+    )
+
+
+def _split(name, part, arrays):
+    try:
+        images, labels = arrays
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"data set {name!r}: part {part!r} must be a pair (images, labels), got "
+            f"{type(arrays).__name__}."
+        ) from None
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.ndim == 3:
+        images = images[..., None]
+    if np.issubdtype(images.dtype, np.floating):
+        images = images.astype(np.float32)
+    if np.issubdtype(labels.dtype, np.integer):
+        labels = labels.astype(np.int64)
+    return Split(images, labels)
+
+
+def hold_out(images, labels, held_out, num_classes):
+    """Divides examples into trained classes and held-out ones.
+
+    Args:
+        images: `[n, ...]`.
+        labels: `[n]`, in `0..num_classes-1`.
+        held_out: Labels of the classes to hold out.
+        num_classes: Number of classes before holding out.
+
+    Returns:
+        `(kept, out)`: two `Split`s. The labels of `kept` are renumbered `0..K-1` in the
+        old order, those of `out` index `held_out`.
+    """
+    renumbered = np.empty(num_classes, np.int64)
+    is_out = np.isin(np.arange(num_classes), held_out)
+    renumbered[~is_out] = np.arange(num_classes - len(held_out))
+    renumbered[list(held_out)] = np.arange(len(held_out))
+    mask = is_out[labels]
+    new = renumbered[labels]
+    if not mask.any():
+        return Split(images, new), Split(images[:0], new[:0])
+    return Split(images[~mask], new[~mask]), Split(images[mask], new[mask])
+
+
+def resolve_classes(name, held_out, class_names):
+    """Sorted labels of the classes named in `held_out`, by label or by name.
+
+    Raises:
+        ValueError: A class is unknown, given twice, or fewer than two would remain.
+    """
+    if isinstance(held_out, (str, int)):
+        held_out = (held_out,)
+    labels = []
+    for item in held_out:
+        if isinstance(item, str) and item in class_names:
+            labels.append(class_names.index(item))
+        elif (
+            not isinstance(item, (str, bool))
+            and isinstance(item, (int, np.integer))
+            and 0 <= item < len(class_names)
+        ):
+            labels.append(int(item))
+        else:
+            raise ValueError(
+                f"data set {name!r} has no class {item!r} to hold out. Give labels "
+                f"0..{len(class_names) - 1} or names of {tuple(class_names)}."
+            )
+    if len(set(labels)) != len(labels):
+        raise ValueError(
+            f"data set {name!r}: `held_out` names a class twice: {tuple(held_out)}."
+        )
+    if len(class_names) - len(labels) < 2:
+        raise ValueError(
+            f"data set {name!r}: `held_out`={tuple(held_out)} leaves "
+            f"{len(class_names) - len(labels)} of {len(class_names)} classes, at least "
+            "2 are needed to train on. Hold out fewer."
+        )
+    return tuple(sorted(labels))

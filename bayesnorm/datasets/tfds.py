@@ -1,0 +1,181 @@
+"""Sets read with TensorFlow Datasets, imported only when one is loaded."""
+
+import dataclasses
+import os
+import pathlib
+
+import keras
+import numpy as np
+
+from bayesnorm.datasets import splits
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What is read of a TensorFlow Datasets set.
+
+    Attributes:
+        image_shape: Shape `(height, width, channels)` of an image.
+        class_names: Names in the order of the labels.
+        validation_share: One example in so many of the training part is validation.
+    """
+
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    validation_share: int
+
+
+SOURCES = {
+    "cifar10": Source(
+        (32, 32, 3),
+        (
+            "airplane",
+            "automobile",
+            "bird",
+            "cat",
+            "deer",
+            "dog",
+            "frog",
+            "horse",
+            "ship",
+            "truck",
+        ),
+        10,
+    ),
+    "mnist": Source((28, 28, 1), tuple("0123456789"), 12),
+}
+
+
+def load(name, data_dir=None, split_seed=0, held_out=(), download=False):
+    """Reads a set of `SOURCES` into memory.
+
+    Pixels are stored as uint8, 0..255, and the network sees `images / 255`, in [0, 1]:
+
+    - `cifar10`: colour photographs, 32x32x3; 45,000 train, 5,000 validation and 10,000
+      test images, as in Shekhovtsov & Flach (2018).
+    - `mnist`: handwritten digits, 28x28x1, white (255) on black (0); 55,000 train,
+      5,000 validation and 10,000 test images.
+
+    Train and validation divide the official training part by a permutation of its
+    indices, in the stored order, drawn from `split_seed`: the first tenth (`mnist`:
+    twelfth) is validation. Classes are held out after the division, so an image stays
+    in its part whatever is held out; the out-of-distribution part holds the test images
+    of the held-out classes.
+
+    Args:
+        name: A key of `SOURCES`.
+        data_dir: TensorFlow Datasets directory, the one that holds the folder `name`;
+            by default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+        split_seed: Seed of the division into train and validation.
+        held_out: Classes held out, by label or by name.
+        download: Whether to download and prepare the set if it is not there.
+
+    Returns:
+        A `Splits`.
+
+    Raises:
+        ImportError: TensorFlow Datasets or TensorFlow is not installed.
+        ValueError: The directory is missing or broken, or a class is unknown.
+    """
+    source = SOURCES[name]
+    class_names = source.class_names
+    out = splits.resolve_classes(name, held_out, class_names)
+    arrays = _read(name, source, data_dir, download)
+    (images, labels), (test_images, test_labels) = arrays["train"], arrays["test"]
+    order = np.random.default_rng(split_seed).permutation(len(images))
+    count = len(images) // source.validation_share
+    validation, _ = splits.hold_out(
+        images[order[:count]], labels[order[:count]], out, len(class_names)
+    )
+    train, _ = splits.hold_out(
+        images[order[count:]], labels[order[count:]], out, len(class_names)
+    )
+    test, ood = splits.hold_out(test_images, test_labels, out, len(class_names))
+    return splits.from_arrays(
+        (train.images, train.labels),
+        (validation.images, validation.labels),
+        (test.images, test.labels),
+        (ood.images, ood.labels) if out else None,
+        name=name,
+        class_names=[n for i, n in enumerate(class_names) if i not in out],
+        ood_class_names=[class_names[i] for i in out],
+    )
+
+
+def _read(name, source, data_dir, download):
+    directory = str(
+        data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    )
+    if "://" not in directory:
+        directory = os.path.expanduser(directory)
+        if not download:
+            _check_directory(name, directory)
+    tfds = _import_tfds(name)
+    try:
+        builder = tfds.builder(name, data_dir=directory)
+        if download:
+            builder.download_and_prepare()
+        return {part: _read_part(builder, part, source) for part in ("train", "test")}
+    # TFDS raises anything from AssertionError to TensorFlow's own errors here.
+    except Exception as error:
+        raise ValueError(
+            f"data set {name!r} could not be read from {directory!r}: "
+            f"{type(error).__name__}: {error}\nExpected a directory that TensorFlow "
+            f"Datasets wrote, complete and of the version that the installed "
+            f"tensorflow-datasets {tfds.__version__} reads. Copy it again, or remove "
+            f"{os.path.join(directory, name)!r} and load with download=True on a "
+            "machine that has a network."
+        ) from error
+
+
+def _check_directory(name, directory):
+    path = pathlib.Path(directory)
+    if any(path.glob(f"{name}/*/dataset_info.json")):
+        return
+    if not path.is_dir():
+        found = "which does not exist"
+    elif path.name == name or path.parent.name == name:
+        parent = path.parent if path.name == name else path.parent.parent
+        found = f"which is inside one; did you mean data_dir={str(parent)!r}?"
+    else:
+        entries = sorted(entry.name for entry in path.iterdir())[:8]
+        found = f"which holds {', '.join(entries) or 'nothing'}"
+    raise ValueError(
+        f"data set {name!r} is not at {directory!r}, {found}. Expected a TensorFlow "
+        f"Datasets directory with {name}/<version>/dataset_info.json: set data_dir "
+        "(or the environment variable TFDS_DATA_DIR) to it, or pass download=True to "
+        "fetch the set."
+    )
+
+
+def _import_tfds(name):
+    try:
+        import tensorflow as tf
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ImportError(
+            f"data set {name!r} is read with TensorFlow Datasets, which needs the "
+            "packages tensorflow and tensorflow-datasets, also with the JAX backend: "
+            "`pip install tensorflow-cpu tensorflow-datasets`. Without them use the "
+            "set 'digits', or `bayesnorm.datasets.from_arrays` with your own arrays."
+        ) from error
+    if keras.backend.backend() != "tensorflow":
+        # TensorFlow only reads files here; it would take the accelerator's memory.
+        tf.config.set_visible_devices([], "GPU")
+    return tfds
+
+
+def _read_part(builder, part, source):
+    """Images and labels of a part, decoded in parallel, in the stored order."""
+    expected = builder.info.splits[part].num_examples
+    images = np.empty((expected, *source.image_shape), np.uint8)
+    labels = np.empty(expected, np.int64)
+    count = 0
+    dataset = builder.as_dataset(split=part, as_supervised=True, shuffle_files=False)
+    for batch_images, batch_labels in dataset.batch(1024).as_numpy_iterator():
+        end = count + len(batch_labels)
+        images[count:end], labels[count:end] = batch_images, batch_labels
+        count = end
+    if count != expected:
+        raise ValueError(f"part {part!r} holds {count} examples, expected {expected}.")
+    return images, labels

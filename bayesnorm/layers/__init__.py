@@ -1,0 +1,21 @@
+"""Bayesian normalization layers."""
+
+from bayesnorm.layers.analytic_normalization import AnalyticNormalization
+from bayesnorm.layers.kernels import project_kernels
+from bayesnorm.layers.kl_weight import KLWeight, kl_divergence, set_kl_weight
+from bayesnorm.layers.noise import noise_mode
+from bayesnorm.layers.scale_norm import ScaleNorm
+from bayesnorm.layers.stochastic_scale_norm import StochasticScaleNorm
+from bayesnorm.layers.weight_normalization import WeightNormalization
+
+__all__ = [
+    "AnalyticNormalization",
+    "KLWeight",
+    "ScaleNorm",
+    "StochasticScaleNorm",
+    "WeightNormalization",
+    "kl_divergence",
+    "noise_mode",
+    "project_kernels",
+    "set_kl_weight",
+]

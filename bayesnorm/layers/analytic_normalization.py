@@ -1,0 +1,149 @@
+"""Normalization of a linear layer by statistics computed from the network."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from bayesnorm.layers.axes import broadcast_shape
+from bayesnorm.layers.linear import NormalizedLinear
+from bayesnorm.moments import (
+    Moments,
+    check_upstream,
+    pooled_upstream_moments,
+    register,
+    rule_for,
+)
+
+
+@keras.saving.register_keras_serializable("bayesnorm")
+class AnalyticNormalization(NormalizedLinear):
+    """Analytic normalization of a linear layer: `x_hat = (w.x - mean) / stddev`.
+
+    `mean` and `stddev` are those of `w.x` over the training set, per filter. They
+    are computed, not measured: means and variances per channel are propagated
+    from the data through the layers before this one (`bayesnorm.moments`),
+    depend on all their weights, and gradients flow through them. They do not
+    depend on the batch, nor does their cost.
+
+    The layer reads the graph before it, back to the last normalization or to the
+    model's Input. An Input counts as standardized (mean 0 and variance 1 per
+    channel): put an adapted `keras.layers.Normalization` behind it. From inside a
+    nested model, that model's own Input is where the view ends. A layer re-used
+    at several places normalizes by the pooled moments of its inputs. Where there
+    is no graph (a subclassed model, an eager call) give the moments of the
+    layer's input.
+
+    Args:
+        layer: A linear Keras layer (Dense, Conv1D-3D, Conv1D-3DTranspose,
+            DepthwiseConv, SeparableConv). Its `use_bias` is ignored.
+        projection: Whether the kernel is projected on `||w|| = 1` per filter
+            when it is built and after every step of the optimizer.
+        input_mean: Number or vector over the channels, the mean of the layer's
+            input over the data set; None to read it off the graph.
+        input_variance: The same for the variance.
+        epsilon: Number added to the variance of the input, so that the output
+            stays independent of the scale of w.
+
+    Input shape:
+        The layer's.
+
+    Output shape:
+        The layer's.
+
+    Raises:
+        ValueError: If the layer is not linear, was built with a bias, or if the
+            graph before it cannot be seen or holds a layer without a rule
+            (`bayesnorm.moments.register`).
+
+    Reference:
+        Shekhovtsov & Flach, 2018, "Stochastic Normalizations as Bayesian
+        Learning", section 1.3, eq. (2).
+    """
+
+    def __init__(
+        self,
+        layer,
+        projection=False,
+        input_mean=None,
+        input_variance=None,
+        epsilon=1e-5,
+        **kwargs,
+    ):
+        super().__init__(layer, projection=projection, **kwargs)
+        if (input_mean is None) != (input_variance is None):
+            raise ValueError(
+                "`input_mean` and `input_variance` go together: give both or "
+                f"neither. Received: input_mean={input_mean!r}, "
+                f"input_variance={input_variance!r}"
+            )
+        if input_variance is not None and np.min(input_variance) < 0:
+            raise ValueError(
+                "`input_variance` must not be negative. Received: "
+                f"input_variance={input_variance!r}"
+            )
+        if not 0 <= epsilon < float("inf"):
+            raise ValueError(
+                f"`epsilon` must be a finite number from 0. Received: {epsilon!r}"
+            )
+        self.input_mean = _as_list(input_mean)
+        self.input_variance = _as_list(input_variance)
+        self.epsilon = epsilon
+
+    def __call__(self, inputs, *args, **kwargs):
+        """Calls the layer; a symbolic call checks the graph before it."""
+        if self.input_mean is None and isinstance(inputs, keras.KerasTensor):
+            check_upstream(inputs)
+        return super().__call__(inputs, *args, **kwargs)
+
+    def statistics(self, input_shape):
+        """Returns mean and stddev of `w.x` over the training set, `[filters]`.
+
+        Args:
+            input_shape: Shape of the layer's input, the batch first.
+        """
+        moments = self._input_moments(input_shape)
+        moments = moments.replace(variance=moments.variance + self.epsilon)
+        outputs = rule_for(self.layer)(self.layer, moments)
+        return outputs.mean, ops.sqrt(outputs.variance)
+
+    def _input_moments(self, input_shape):
+        shape = (None, *input_shape[1:])
+        if self.input_mean is not None:
+            mean, variance = (
+                ops.broadcast_to(ops.convert_to_tensor(v, "float32"), shape[-1:])
+                for v in (self.input_mean, self.input_variance)
+            )
+            return Moments(mean, variance, shape=shape, stationary=True)
+        if not self._inbound_nodes:
+            raise ValueError(
+                f"AnalyticNormalization {self.name!r} cannot see the layers before "
+                "it: it was called outside of a Functional or Sequential graph "
+                "(in a subclassed model, or eagerly). Give it the mean and "
+                "variance of its input, per channel, as input_mean= and "
+                "input_variance=."
+            )
+        sources = [node.input_tensors[0] for node in self._inbound_nodes]
+        return pooled_upstream_moments(sources)
+
+    def call(self, inputs):
+        """Returns `(w.x - mean) / stddev`."""
+        mean, stddev = self.statistics(inputs.shape)
+        outputs = self._call_with_kernel_over(stddev, inputs)
+        rank = len(outputs.shape)
+        channels_first = getattr(self.layer, "data_format", None) == "channels_first"
+        axis = 1 if channels_first else rank - 1
+        shape = broadcast_shape(axis, rank, -1)
+        return outputs - ops.cast(ops.reshape(mean / stddev, shape), outputs.dtype)
+
+    def get_config(self):
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "input_mean": self.input_mean,
+            "input_variance": self.input_variance,
+            "epsilon": self.epsilon,
+        }
+
+
+def _as_list(value):
+    return None if value is None else np.asarray(value, "float64").tolist()

@@ -1,0 +1,37 @@
+"""The channel axis of a layer: checks and broadcasting."""
+
+
+def canonical_axis(layer, axis, input_shape):
+    """Returns `axis` counted from 0.
+
+    Args:
+        layer: The layer, for the message.
+        axis: Integer, the channel axis.
+        input_shape: Shape with the batch first.
+
+    Raises:
+        ValueError: If the axis is the batch, is not there or has no size.
+    """
+    rank = len(input_shape)
+    positive = axis + rank if axis < 0 else axis
+    if not 1 <= positive < rank:
+        raise ValueError(
+            f"`axis` of layer {layer.name!r} must name a channel axis of its "
+            f"input: 1 to {rank - 1}, or -{rank - 1} to -1. Received: axis={axis} "
+            f"with an input of shape {tuple(input_shape)}."
+        )
+    if input_shape[positive] is None:
+        raise ValueError(
+            f"Layer {layer.name!r} must know the number of channels (axis {axis}) "
+            f"when it is built. Received an input of shape {tuple(input_shape)}: "
+            "give the model's Input that size."
+        )
+    return positive
+
+
+def broadcast_shape(axis, rank, channels, batch=1):
+    """Returns `[batch, 1, ..., channels, ..., 1]`, `channels` at `axis`."""
+    shape = [1] * rank
+    shape[0] = batch
+    shape[axis] = channels
+    return tuple(shape)

@@ -1,0 +1,132 @@
+"""The weight of the posterior's KL in the loss: how it is found.
+
+The loss of a batch is `mean NLL + kl_weight * KL`, the negative evidence lower
+bound divided by the number N of training examples when `kl_weight = 1 / N`.
+It is found in this order:
+
+1. `kl_weight=x` given to the layer: it stays x, and nothing below changes it
+   but `set_kl_weight`.
+2. `set_kl_weight(model, x)`, at any time: a variable, so that nothing compiles
+   again. The package's own training loop does this.
+3. The callback `KLWeight(num_examples=N, warmup_epochs=n)` of `model.fit`.
+4. Otherwise the layer counts the examples of the first epoch of `model.fit`,
+   during which the KL weighs nothing (a warm-up), and takes 1 / N from then on,
+   counting again in each epoch. Where there is no epoch (`train_on_batch`, a
+   hand-written loop, a single endless epoch) use 2 or 3.
+"""
+
+import keras
+from keras import ops
+
+from bayesnorm.layers.noise import stochastic_layers
+
+
+class EpochEnd(keras.metrics.Metric):
+    """Tells `layer` that an epoch ended; adds nothing to the logs.
+
+    Keras resets the metrics of all layers when an epoch begins and before an
+    evaluation: the one sign of an epoch that reaches a layer on every backend.
+    """
+
+    def __init__(self, layer, **kwargs):
+        super().__init__(**kwargs)
+        self._layer = layer
+
+    def update_state(self, *args, **kwargs):
+        """Does nothing: the layer counts, in its call."""
+
+    def reset_state(self):
+        """Tells the layer."""
+        self._layer.on_epoch_end()
+
+    def result(self):
+        """Returns no entries for the logs."""
+        return {}
+
+
+def posterior_layers(model):
+    """Returns the layers of `model` that have a posterior, nested ones too."""
+    layers = stochastic_layers(model)
+    return [layer for layer in layers if hasattr(layer, "kl_divergence")]
+
+
+def kl_divergence(model):
+    """Returns the KL of the posterior of `model` to its prior, in nats.
+
+    Args:
+        model: A Keras model.
+
+    Returns:
+        A scalar float32 tensor, 0 where no layer has a posterior.
+    """
+    terms = [layer.kl_divergence() for layer in posterior_layers(model)]
+    return sum(terms, start=ops.zeros((), "float32"))
+
+
+def set_kl_weight(model, weight):
+    """Sets the weight of the KL in the loss, without compiling anew.
+
+    Args:
+        model: A Keras model.
+        weight: Number from 0; `1 / N` for the evidence lower bound of `N`
+            training examples.
+
+    Raises:
+        ValueError: If `weight` is negative or not finite.
+    """
+    if not 0 <= weight < float("inf"):
+        raise ValueError(
+            "`weight` must be a finite number from 0, for instance 1 / (number of "
+            f"training examples). Received: weight={weight!r}"
+        )
+    for layer in posterior_layers(model):
+        layer.set_kl_weight(weight)
+
+
+@keras.saving.register_keras_serializable("bayesnorm")
+class KLWeight(keras.callbacks.Callback):
+    """Sets the KL weight of a model in `fit`, and reports the KL.
+
+    The weight of epoch e, counted from 0, is
+    `min(1, (e + 1) / (warmup_epochs + 1)) / num_examples`. `logs` get `kl`
+    (nats) and `kl_weight`.
+
+    Args:
+        num_examples: Integer, the number of training examples.
+        warmup_epochs: Integer, the epochs over which the weight rises.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(self, num_examples, warmup_epochs=0):
+        super().__init__()
+        if num_examples < 1:
+            raise ValueError(
+                "`num_examples` must be the number of training examples, 1 or "
+                f"more. Received: num_examples={num_examples!r}"
+            )
+        if warmup_epochs < 0:
+            raise ValueError(
+                "`warmup_epochs` must be 0 or more. Received: "
+                f"warmup_epochs={warmup_epochs!r}"
+            )
+        self.num_examples = num_examples
+        self.warmup_epochs = warmup_epochs
+        self._weight = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Sets the weight of this epoch."""
+        self._weight = kl_weight_of_epoch(epoch, self.num_examples, self.warmup_epochs)
+        set_kl_weight(self.model, self._weight)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Adds `kl` and `kl_weight` to the logs."""
+        if logs is not None:
+            logs["kl"] = float(kl_divergence(self.model))
+            logs["kl_weight"] = self._weight
+
+
+def kl_weight_of_epoch(epoch, num_examples, warmup_epochs=0):
+    """Returns `min(1, (epoch + 1) / (warmup_epochs + 1)) / num_examples`."""
+    return min(1.0, (epoch + 1) / (warmup_epochs + 1)) / num_examples

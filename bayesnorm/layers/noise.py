@@ -1,0 +1,126 @@
+"""The noise switch, independent of `training`, and where draws come from.
+
+A stochastic layer asks `standard_normal` for its draws. By default it gets
+them when training and none (it then uses its mean) otherwise. `noise_mode`
+changes that for the calls made inside it.
+"""
+
+import contextlib
+import contextvars
+
+import keras
+from keras import ops
+
+from bayesnorm import backend
+
+_MODES = ("auto", "mean", "sample")
+_mode = contextvars.ContextVar("bayesnorm_noise_mode", default="auto")
+
+
+@contextlib.contextmanager
+def noise_mode(mode):
+    """Sets what stochastic layers do in the calls made inside the context.
+
+    The mode is read when a layer is called: eagerly at each call, in a compiled
+    function when it is traced. `model.predict`, compiled before, therefore does
+    not see it: use `bayesnorm.predict`, or `bayesnorm.sampling_model`.
+
+    Example:
+
+    ```python
+    with bayesnorm.noise_mode("sample"):
+        logits = model(images, training=False)  # batch statistics untouched
+    ```
+
+    Args:
+        mode: `"auto"`, noise when `training`, the mean otherwise (what holds
+            outside of any context); `"mean"`, no noise; `"sample"`, noise, an
+            own draw for each example; or a function `(layer, name, shape,
+            batch_size) -> [batch_size, *shape]` that supplies the standard
+            normal draws of `layer`, float32.
+
+    Raises:
+        ValueError: If `mode` is something else.
+    """
+    if mode not in _MODES and not callable(mode):
+        raise ValueError(
+            f"`mode` must be one of {_MODES} or a function that supplies the "
+            f"draws. Received: mode={mode!r}"
+        )
+    token = _mode.set(mode)
+    try:
+        yield
+    finally:
+        _mode.reset(token)
+
+
+@keras.saving.register_keras_serializable("bayesnorm")
+class NoiseGenerator(keras.random.SeedGenerator):
+    """A seed generator whose draws differ between the replicas of a strategy."""
+
+    def next(self, ordered=True):
+        """Returns the next seed `[2]`, this replica's own."""
+        seed = super().next(ordered)
+        replica = backend.replica_id()
+        return seed if replica is None else backend.fold_in(seed, replica)
+
+
+class StochasticLayer(keras.layers.Layer):
+    """Base of the layers that draw noise.
+
+    Args:
+        seed: Integer; None for a random one. The state that follows from it is
+            saved and loaded with the weights.
+    """
+
+    def __init__(self, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        if seed is not None and (not isinstance(seed, int) or seed < 0):
+            raise ValueError(
+                f"`seed` must be None or an integer from 0. Received: seed={seed!r}"
+            )
+        self.seed = seed
+        self.seed_generator = NoiseGenerator(seed)
+
+    @property
+    def noise_shapes(self):
+        """The draws of one network: name -> shape, without a batch axis."""
+        raise NotImplementedError
+
+    def standard_normal(self, name, batch_size, training):
+        """Returns draws `[batch_size, *noise_shapes[name]]`, None for the mean."""
+        mode = _mode.get()
+        shape = self.noise_shapes[name]
+        if callable(mode):
+            return mode(self, name, shape, batch_size)
+        if mode == "sample" or (mode == "auto" and training):
+            return backend.stateless_normal(
+                (batch_size, *shape), self.seed_generator.next()
+            )
+        return None
+
+    def save_own_variables(self, store):
+        """Saves the state of the noise with the weights, which Keras does not."""
+        super().save_own_variables(store)
+        store["seed_generator_state"] = ops.convert_to_numpy(
+            self.seed_generator.state.value
+        )
+
+    def load_own_variables(self, store):
+        """Loads the weights and the state of the noise, where it was saved."""
+        weights = {k: store[k] for k in store.keys()}  # noqa: SIM118 (an h5 group)
+        state = weights.pop("seed_generator_state", None)
+        super().load_own_variables(weights)
+        if state is not None:
+            self.seed_generator.state.assign(state)
+
+    def get_config(self):
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "seed": self.seed}
+
+
+def stochastic_layers(model):
+    """Returns the layers of `model` that draw noise, nested ones too, in order."""
+    layers = model._flatten_layers(include_self=True, recursive=True)
+    unique = dict.fromkeys(layers)
+    return [layer for layer in unique if isinstance(layer, StochasticLayer)]

@@ -1,0 +1,92 @@
+"""A plain scale and bias per channel."""
+
+import keras
+from keras import initializers, ops
+
+from bayesnorm.layers.axes import broadcast_shape, canonical_axis
+from bayesnorm.moments import register
+
+
+@keras.saving.register_keras_serializable("bayesnorm")
+class ScaleNorm(keras.layers.Layer):
+    """Scale and bias after a normalization: `y = (x + bias) * scale`.
+
+    The bias stands inside, as in `StochasticScaleNorm`, so that the two layers
+    have the same weights and the same mean function.
+
+    Args:
+        axis: Integer, the channel axis. Defaults to -1.
+        bias_initializer: Initializer of the bias. Defaults to zeros.
+        scale_initializer: Initializer of the scale. Defaults to ones.
+
+    Input shape:
+        `[batch, ..., channels]` (channels at `axis`).
+
+    Output shape:
+        The input's.
+
+    Raises:
+        ValueError: If `axis` is not a channel axis of the input.
+
+    Reference:
+        Shekhovtsov & Flach, 2018, "Stochastic Normalizations as Bayesian
+        Learning", eq. (17) without noise.
+    """
+
+    def __init__(
+        self,
+        axis=-1,
+        bias_initializer="zeros",
+        scale_initializer="ones",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.axis = axis
+        self.bias_initializer = initializers.get(bias_initializer)
+        self.scale_initializer = initializers.get(scale_initializer)
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        """Makes `bias` and `scale`, float32 vectors over the channels."""
+        channels = input_shape[canonical_axis(self, self.axis, input_shape)]
+        self.input_spec = keras.layers.InputSpec(
+            ndim=len(input_shape), axes={self.axis: channels}
+        )
+        self.bias = self._vector("bias", channels, self.bias_initializer)
+        self.scale = self._vector("scale", channels, self.scale_initializer)
+
+    def _vector(self, name, size, initializer):
+        # float32 and no autocast: in half precision a small step would be lost.
+        return self.add_weight(
+            name=name,
+            shape=(size,),
+            initializer=initializer,
+            dtype="float32",
+            autocast=False,
+        )
+
+    def _broadcast(self, value, x, batch=1):
+        """Returns `[C]` or `[batch, C]` in the shape and type to meet `x`."""
+        axis = canonical_axis(self, self.axis, x.shape)
+        shape = broadcast_shape(axis, len(x.shape), x.shape[axis], batch)
+        return ops.cast(ops.reshape(value, shape), x.dtype)
+
+    def call(self, inputs):
+        """Returns `(inputs + bias) * scale`."""
+        bias = self._broadcast(self.bias, inputs)
+        scale = self._broadcast(self.scale, inputs)
+        return (inputs + bias) * scale
+
+    def compute_output_shape(self, input_shape):
+        """Returns the input's shape."""
+        canonical_axis(self, self.axis, input_shape)
+        return input_shape
+
+    def get_config(self):
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "axis": self.axis,
+            "bias_initializer": initializers.serialize(self.bias_initializer),
+            "scale_initializer": initializers.serialize(self.scale_initializer),
+        }

@@ -1,0 +1,203 @@
+"""A scale with a learned posterior: batch normalization as Bayesian learning."""
+
+import keras
+from keras import initializers, ops
+
+from bayesnorm.layers.kl_weight import EpochEnd
+from bayesnorm.layers.noise import StochasticLayer
+from bayesnorm.layers.scale_norm import ScaleNorm
+from bayesnorm.maths import scale as scale_maths
+from bayesnorm.moments import register
+
+_PRIORS = ("normal", "log_uniform")
+
+
+class _PosteriorKL(keras.regularizers.Regularizer):
+    """`kl_weight * KL` as the regularizer of a variable of the posterior.
+
+    Keras adds a regularizer to the loss once per step however often the layer is
+    called (`add_loss` would once per call), divides it rightly among the replicas
+    of a strategy, and drops it when the layer is not trainable.
+    """
+
+    def __init__(self, layer):
+        self._layer = layer
+
+    def __call__(self, rho):
+        return ops.convert_to_tensor(self._layer.kl_weight_variable) * (
+            self._layer.kl_divergence()
+        )
+
+
+@keras.saving.register_keras_serializable("bayesnorm")
+class StochasticScaleNorm(StochasticLayer, ScaleNorm):
+    """Bias, and a scale with a learned posterior: `y = (x + bias) * S`.
+
+    The posterior of the scale of a channel is `q(S) = Normal(scale, stddev^2)`.
+    In training, and in evaluation when asked (`noise_mode`), S is drawn once per
+    example and channel and shared by all positions; otherwise `S = scale`. The
+    standard deviation is `stddev(u) = exp(u)` if `u < 0` else `u + 1` of a
+    variable u, so that stddev and its logarithm have derivatives in (0, 1].
+
+    The layer adds `kl_weight * KL(q || prior)` to the model's loss, KL in nats,
+    summed over the channels:
+
+    - prior `"normal"`, `p(S) = Normal(1, prior_scale^2)`:
+      `KL = log(prior_scale / stddev) + (stddev^2 + (scale - 1)^2)
+      / (2 prior_scale^2) - 1/2`;
+    - prior `"log_uniform"`, `p(S) ~ 1/|S|`: up to the prior's infinite constant,
+      `KL = sqrt(2) * integral of Dawson(t / sqrt(2)) for t from 0 to
+      |scale| / stddev`.
+
+    Args:
+        axis: Integer, the channel axis. Defaults to -1.
+        per_channel: Whether each channel has its own standard deviation; one for
+            the layer otherwise (its channels are still drawn independently).
+        prior: `"normal"` or `"log_uniform"`.
+        prior_scale: Standard deviation of the normal prior.
+        initial_stddev: Standard deviation of the posterior at the start.
+        kl_weight: Weight of the KL in the loss. None: found as written in
+            `bayesnorm.layers.kl_weight`.
+        seed: Integer, None for a random one.
+        bias_initializer: Initializer of the bias. Defaults to zeros.
+        scale_initializer: Initializer of the posterior mean. Defaults to ones.
+
+    Input shape:
+        `[batch, ..., channels]` (channels at `axis`).
+
+    Output shape:
+        The input's.
+
+    Raises:
+        ValueError: If an argument is out of range or `axis` is not a channel
+            axis of the input.
+
+    Reference:
+        Shekhovtsov & Flach, 2018, "Stochastic Normalizations as Bayesian
+        Learning", eqs. (15)-(19), (21).
+    """
+
+    def __init__(
+        self,
+        axis=-1,
+        per_channel=True,
+        prior="normal",
+        prior_scale=10.0,
+        initial_stddev=0.1,
+        kl_weight=None,
+        seed=None,
+        bias_initializer="zeros",
+        scale_initializer="ones",
+        **kwargs,
+    ):
+        super().__init__(
+            seed=seed,
+            axis=axis,
+            bias_initializer=bias_initializer,
+            scale_initializer=scale_initializer,
+            **kwargs,
+        )
+        if prior not in _PRIORS:
+            raise ValueError(f"`prior` must be one of {_PRIORS}. Received: {prior!r}")
+        for name, value in (
+            ("prior_scale", prior_scale),
+            ("initial_stddev", initial_stddev),
+        ):
+            if not 0 < value < float("inf"):
+                raise ValueError(
+                    f"`{name}` must be a finite number above 0. Received: "
+                    f"{name}={value!r}"
+                )
+        if kl_weight is not None and not 0 <= kl_weight < float("inf"):
+            raise ValueError(
+                "`kl_weight` must be None or a finite number from 0, for instance "
+                "1 / (number of training examples). Received: "
+                f"kl_weight={kl_weight!r}"
+            )
+        self.per_channel = per_channel
+        self.prior = prior
+        self.prior_scale = prior_scale
+        self.initial_stddev = initial_stddev
+        self.kl_weight = kl_weight
+        self._counts_examples = kl_weight is None
+        self._epoch_end = EpochEnd(self, name=f"{self.name}_epoch_end")
+
+    def build(self, input_shape):
+        """Makes the posterior's variables and those of the KL weight."""
+        super().build(input_shape)
+        self.rho = self._vector(
+            "rho",
+            self.scale.shape[0] if self.per_channel else 1,
+            initializers.Constant(scale_maths.rho_of_stddev(self.initial_stddev)),
+        )
+        self.rho.regularizer = _PosteriorKL(self)
+        self.kl_weight_variable = self._counter("kl_weight", self.kl_weight or 0.0)
+        self.examples_seen = self._counter("examples_seen", 0.0, aggregation="sum")
+
+    def _counter(self, name, value, aggregation="mean"):
+        return self.add_weight(
+            name=name,
+            shape=(),
+            initializer=initializers.Constant(value),
+            trainable=False,
+            dtype="float32",
+            autocast=False,
+            aggregation=aggregation,
+        )
+
+    @property
+    def noise_shapes(self):
+        """One draw per channel: `{"scale": (channels,)}`."""
+        return {"scale": tuple(self.scale.shape)}
+
+    @property
+    def stddev(self):
+        """The posterior's standard deviation, `[channels]`, float32."""
+        stddev = scale_maths.stddev_of_rho(ops.convert_to_tensor(self.rho))
+        return ops.broadcast_to(stddev, self.scale.shape)
+
+    def kl_divergence(self):
+        """Returns the KL of the posterior to the prior, a scalar in nats."""
+        mean = ops.convert_to_tensor(self.scale)
+        if self.prior == "log_uniform":
+            terms = scale_maths.kl_to_log_uniform(mean, self.stddev)
+        else:
+            terms = scale_maths.kl_to_normal(mean, self.stddev, self.prior_scale)
+        return ops.sum(terms)
+
+    def set_kl_weight(self, weight):
+        """Sets the KL's weight; the layer no longer finds it by itself."""
+        self._counts_examples = False
+        self.kl_weight_variable.assign(weight)
+
+    def on_epoch_end(self):
+        """Takes 1 / (examples of the epoch that ended) as the KL's weight."""
+        if not (self._counts_examples and self.built):
+            return
+        seen = float(ops.convert_to_numpy(self.examples_seen.value))
+        if seen > 0:
+            self.kl_weight_variable.assign(1.0 / seen)
+            self.examples_seen.assign(0.0)
+
+    def call(self, inputs, training=None):
+        """Returns `(inputs + bias) * S`."""
+        batch = ops.shape(inputs)[0]
+        if training and self._counts_examples:
+            self.examples_seen.assign_add(ops.cast(batch, "float32"))
+        noise = self.standard_normal("scale", batch, training)
+        if noise is None:
+            return super().call(inputs)
+        draws = ops.convert_to_tensor(self.scale) + self.stddev * noise
+        bias = self._broadcast(self.bias, inputs)
+        return (inputs + bias) * self._broadcast(draws, inputs, batch)
+
+    def get_config(self):
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "per_channel": self.per_channel,
+            "prior": self.prior,
+            "prior_scale": self.prior_scale,
+            "initial_stddev": self.initial_stddev,
+            "kl_weight": self.kl_weight,
+        }

@@ -1,0 +1,48 @@
+"""Normalization of a linear layer by the norm of its filters."""
+
+import keras
+
+from bayesnorm.layers.kernels import filter_norms
+from bayesnorm.layers.linear import NormalizedLinear
+from bayesnorm.moments import register, rule_for
+
+
+@keras.saving.register_keras_serializable("bayesnorm")
+class WeightNormalization(NormalizedLinear):
+    """Weight normalization of a linear layer: `x_hat = w.x / ||w||`.
+
+    `||w||` is taken per output filter over every other axis of the kernel, so
+    that the output does not depend on the scale of w and the gradient is
+    orthogonal to it. A scale and bias follow as a layer of their own:
+
+    ```python
+    model.add(bayesnorm.WeightNormalization(keras.layers.Conv2D(64, 3)))
+    model.add(bayesnorm.StochasticScaleNorm())
+    model.add(keras.layers.LeakyReLU(0.01))
+    ```
+
+    Args:
+        layer: A linear Keras layer (Dense, Conv1D-3D, Conv1D-3DTranspose,
+            DepthwiseConv, SeparableConv). Its `use_bias` is ignored.
+        projection: Whether the kernel is projected on `||w|| = 1` per filter
+            when it is built and after every step of the optimizer.
+
+    Input shape:
+        The layer's.
+
+    Output shape:
+        The layer's.
+
+    Raises:
+        ValueError: If the layer is of another type, has an activation, or was
+            built with a bias.
+
+    Reference:
+        Salimans & Kingma, 2016, "Weight Normalization", eqs. (2)-(3);
+        Shekhovtsov & Flach, 2018, "Stochastic Normalizations as Bayesian
+        Learning", section 2.
+    """
+
+    def call(self, inputs):
+        """Returns `w.x / ||w||`."""
+        return self._call_with_kernel_over(filter_norms(self.layer), inputs)
