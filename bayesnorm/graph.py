@@ -5,16 +5,28 @@ import keras
 
 def is_graph(model):
     """Whether `model` is a Functional or a built Sequential model."""
-    return _functional(model) is not None
+    return functional(model) is not None
 
 
-def _functional(model):
+def functional(model):
+    """Returns the Functional model behind `model`, None if it has no graph.
+
+    A Functional model's subclass with its own `call` does not run its graph.
+    """
     if isinstance(model, keras.Sequential):
         return model._functional
-    return model if hasattr(model, "_run_through_graph") else None
+    if hasattr(model, "_run_through_graph"):
+        own_call = type(model).call.__module__.split(".")[0] != "keras"
+        return None if own_call else model
+    return None
 
 
-def run_graph(model, inputs, call):
+def standardize(model, inputs):
+    """Returns the inputs as the model's graph takes them: a flat list of tensors."""
+    return functional(model)._standardize_inputs(inputs)
+
+
+def run_graph(model, inputs, call, standardized=False):
     """Computes `model(inputs)` with `call` in place of each layer's own call.
 
     Args:
@@ -23,6 +35,8 @@ def run_graph(model, inputs, call):
         call: Function `(operation, *args, **kwargs) -> outputs` that is given each
             layer, nested model or `keras.ops` operation of the graph in turn. To go
             into a nested model it calls `run_graph` again.
+        standardized: Whether `inputs` is the flat list of what `standardize`
+            returned, or of objects that stand for tensors.
 
     Returns:
         The outputs, in the nest that the model gives.
@@ -30,8 +44,8 @@ def run_graph(model, inputs, call):
     Raises:
         ValueError: If the model has no graph.
     """
-    functional = _functional(model)
-    if functional is None:
+    graph = functional(model)
+    if graph is None:
         raise ValueError(
             f"Model {model.name!r} of type {type(model).__name__} has no graph: give "
             "a Functional model, or a Sequential one that starts with an Input or "
@@ -41,6 +55,7 @@ def run_graph(model, inputs, call):
     def replace(operation):
         return lambda *args, **kwargs: call(operation, *args, **kwargs)
 
-    # Functional's own call standardizes inputs (casts, adds missing axes) first.
-    inputs = functional._standardize_inputs(inputs)
-    return functional._run_through_graph(inputs, operation_fn=replace)
+    if not standardized:
+        # Functional's own call casts its inputs and adds missing axes first.
+        inputs = standardize(model, inputs)
+    return graph._run_through_graph(inputs, operation_fn=replace)

@@ -11,20 +11,32 @@ import keras
 if keras.backend.backend() == "tensorflow":
     from bayesnorm.backend.tensorflow import (
         compiled,
+        compiled_loop,
+        devices,
         fold_in,
+        output_shape,
         replica_id,
+        scalar_writer,
+        scan,
         seed_from_int,
         stateless_normal,
         tfp,
+        value_and_gradients,
     )
 elif keras.backend.backend() == "jax":
     from bayesnorm.backend.jax import (
         compiled,
+        compiled_loop,
+        devices,
         fold_in,
+        output_shape,
         replica_id,
+        scalar_writer,
+        scan,
         seed_from_int,
         stateless_normal,
         tfp,
+        value_and_gradients,
     )
 else:
     raise ImportError(
@@ -35,9 +47,15 @@ else:
 
 __all__ = [
     "compiled",
+    "compiled_loop",
+    "devices",
     "fold_in",
+    "output_shape",
     "replica_id",
+    "scalar_writer",
+    "scan",
     "seed_from_int",
     "stateless_normal",
     "tfp",
+    "value_and_gradients",
 ]

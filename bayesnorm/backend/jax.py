@@ -1,5 +1,7 @@
 """JAX's part of the backend."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import keras
@@ -7,11 +9,17 @@ from tensorflow_probability.substrates import jax as tfp
 
 __all__ = [
     "compiled",
+    "compiled_loop",
+    "devices",
     "fold_in",
+    "output_shape",
     "replica_id",
+    "scalar_writer",
+    "scan",
     "seed_from_int",
     "stateless_normal",
     "tfp",
+    "value_and_gradients",
 ]
 
 
@@ -62,3 +70,101 @@ def compiled(function, variables):
         return run([v.value for v in variables], args, kwargs)
 
     return call
+
+
+def scan(body, carry, xs, collect=False):
+    """Runs `body` over the first axis of `xs`, one step at a time.
+
+    Args:
+        body: Function `(carry, x) -> (carry, output)`; the output is a float32
+            tensor if `collect`, None otherwise.
+        carry: Nest of tensors.
+        xs: List of tensors of the same length `[steps, ...]`.
+        collect: Whether to return the outputs.
+
+    Returns:
+        `(carry, outputs)`, outputs `[steps, ...]` or None.
+    """
+    del collect
+    return jax.lax.scan(body, carry, xs)
+
+
+def output_shape(function):
+    """Returns the shape of the tensor that `function()` returns."""
+    return jax.eval_shape(function).shape
+
+
+def compiled_loop(body, variables):
+    """Compiles a loop of `body`, which reads and writes `variables`.
+
+    Args:
+        body: A function `(i, carry, *tensors) -> carry` of the step's number, of a
+            nest of tensors, and of tensors that are the same for all steps.
+        variables: The Keras variables that it reads or writes.
+
+    Returns:
+        `run(start, stop, carry, *tensors) -> carry`, the steps `start..stop-1` in
+        one call. It compiles once for each set of shapes, whatever the steps.
+    """
+    variables = list(variables)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def loop(values, start, stop, carry, tensors):
+        def step(i, state):
+            values, carry = state
+            mapping = list(zip(variables, values, strict=True))
+            with keras.StatelessScope(mapping, collect_losses=True) as scope:
+                carry = body(i, carry, *tensors)
+            return [scope.get_current_value(v) for v in variables], carry
+
+        return jax.lax.fori_loop(start, stop, step, (values, carry))
+
+    def run(start, stop, carry, *tensors):
+        values, carry = loop(
+            [v.value for v in variables], start, stop, carry, tensors
+        )
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+        return carry
+
+    return run
+
+
+def value_and_gradients(function, trainable, others):
+    """Computes a loss and its gradients.
+
+    Args:
+        function: A function `() -> (loss, aux)` that reads the variables.
+        trainable: The Keras variables to differentiate for.
+        others: The other Keras variables that it reads or writes.
+
+    Returns:
+        `(loss, aux, gradients)`, the gradients in the order of `trainable`.
+    """
+    trainable, others = list(trainable), list(others)
+
+    def pure(values):
+        mapping = list(zip(trainable, values, strict=True))
+        mapping += [(v, v.value) for v in others]
+        with keras.StatelessScope(mapping, collect_losses=True) as scope:
+            loss, aux = function()
+        return loss, (aux, [scope.get_current_value(v) for v in others])
+
+    gradient = jax.value_and_grad(pure, has_aux=True)
+    (loss, (aux, values)), gradients = gradient([v.value for v in trainable])
+    for variable, value in zip(others, values, strict=True):
+        variable.assign(value)
+    return loss, aux, gradients
+
+
+def scalar_writer(directory):
+    """Returns None: TensorBoard's files are written with TensorFlow.
+
+    Args:
+        directory: Where the event files would go.
+    """
+
+
+def devices():
+    """Returns the names of the devices that computations run on."""
+    return [device.device_kind for device in jax.devices()]

@@ -5,11 +5,17 @@ import tensorflow_probability as tfp
 
 __all__ = [
     "compiled",
+    "compiled_loop",
+    "devices",
     "fold_in",
+    "output_shape",
     "replica_id",
+    "scalar_writer",
+    "scan",
     "seed_from_int",
     "stateless_normal",
     "tfp",
+    "value_and_gradients",
 ]
 
 # The default algorithm gives other numbers under XLA than without it.
@@ -54,4 +60,112 @@ def compiled(function, variables):
         A function of the same signature that sees later assignments.
     """
     del variables  # A graph refers to its variables, whatever their values.
-    return tf.function(function)
+    return tf.function(function, autograph=False)
+
+
+def scan(body, carry, xs, collect=False):
+    """Runs `body` over the first axis of `xs`, one step at a time.
+
+    Args:
+        body: Function `(carry, x) -> (carry, output)`; the output is a float32
+            tensor if `collect`, None otherwise.
+        carry: Nest of tensors.
+        xs: List of tensors of the same length `[steps, ...]`.
+        collect: Whether to return the outputs.
+
+    Returns:
+        `(carry, outputs)`, outputs `[steps, ...]` or None.
+    """
+    steps = xs[0].shape[0]
+    stack = tf.TensorArray("float32", steps, element_shape=None)
+
+    def step(i, carry, stack):
+        carry, output = body(carry, [x[i] for x in xs])
+        return i + 1, carry, stack.write(i, output) if collect else stack
+
+    _, carry, stack = tf.while_loop(
+        lambda i, carry, stack: i < steps,
+        step,
+        (0, carry, stack),
+        # Steps in parallel would hold the memory of that many at once.
+        parallel_iterations=1,
+    )
+    return carry, stack.stack() if collect else None
+
+
+def output_shape(function):
+    """Returns the shape of the tensor that `function()` returns."""
+    traced = tf.function(function, autograph=False).get_concrete_function()
+    return tuple(traced.structured_outputs.shape)
+
+
+def compiled_loop(body, variables):
+    """Compiles a loop of `body`, which reads and writes `variables`.
+
+    Args:
+        body: A function `(i, carry, *tensors) -> carry` of the step's number, of a
+            nest of tensors, and of tensors that are the same for all steps.
+        variables: The Keras variables that it reads or writes.
+
+    Returns:
+        `run(start, stop, carry, *tensors) -> carry`, the steps `start..stop-1` in
+        one call. It compiles once for each set of shapes, whatever the steps.
+    """
+    del variables
+
+    @tf.function(autograph=False)
+    def loop(start, stop, carry, *tensors):
+        _, carry = tf.while_loop(
+            lambda i, carry: i < stop,
+            lambda i, carry: (i + 1, body(i, carry, *tensors)),
+            (start, carry),
+            # Steps depend on each other through variables, which TF does not see.
+            parallel_iterations=1,
+        )
+        return carry
+
+    def run(start, stop, carry, *tensors):
+        return loop(tf.constant(start, "int32"), tf.constant(stop), carry, *tensors)
+
+    return run
+
+
+def value_and_gradients(function, trainable, others):
+    """Computes a loss and its gradients.
+
+    Args:
+        function: A function `() -> (loss, aux)` that reads the variables.
+        trainable: The Keras variables to differentiate for.
+        others: The other Keras variables that it reads or writes.
+
+    Returns:
+        `(loss, aux, gradients)`, the gradients in the order of `trainable`.
+    """
+    del others
+    with tf.GradientTape() as tape:
+        loss, aux = function()
+    return loss, aux, tape.gradient(loss, list(trainable))
+
+
+def scalar_writer(directory):
+    """Returns `write(step, scalars)`, which logs for TensorBoard, or None.
+
+    Args:
+        directory: Where the event files go.
+    """
+    writer = tf.summary.create_file_writer(str(directory))
+
+    def write(step, scalars):
+        with writer.as_default(step):
+            for name, value in scalars.items():
+                tf.summary.scalar(name, value)
+        writer.flush()
+
+    return write
+
+
+def devices():
+    """Returns the names of the devices that computations run on."""
+    gpus = tf.config.list_physical_devices("GPU")
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    return [d.get("device_name", "GPU") for d in details] or ["CPU"]

@@ -147,3 +147,13 @@ class AnalyticNormalization(NormalizedLinear):
 
 def _as_list(value):
     return None if value is None else np.asarray(value, "float64").tolist()
+
+
+@register(AnalyticNormalization, needs_inputs=False)
+def _moments(layer, moments=None, shape=None):
+    if moments is None or moments.stationary:
+        shape = layer.compute_output_shape(moments.shape) if shape is None else shape
+        return Moments.standardized(shape)
+    outputs = rule_for(layer.layer)(layer.layer, moments)
+    mean, stddev = layer.statistics(moments.shape)
+    return outputs.affine(outputs.along(1.0 / stddev), -outputs.along(mean / stddev))

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from bayesnorm.maths.linear import separable_kernel
+
 _LAST = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D) + (
     keras.layers.Conv3D,
 )
@@ -46,16 +48,11 @@ def filter_norms(layer):
     `w[k, i, o] = sum_m depthwise[k, i, m] pointwise[i, m, o]`.
     """
     kernel, shape = output_kernel(layer)
+    axes = filter_axes(kernel, shape)
     kernel = ops.cast(kernel, "float32")
     if isinstance(layer, _SEPARABLE):
         depthwise = ops.cast(layer.depthwise_kernel, "float32")
-        channels, multiplier = depthwise.shape[-2:]
-        depthwise = ops.reshape(depthwise, (-1, channels, multiplier))
-        pointwise = ops.reshape(kernel, (channels, multiplier, -1))
-        kernel = ops.einsum("kim,imo->kio", depthwise, pointwise)
-        axes = (0, 1)
-    else:
-        axes = filter_axes(kernel, shape)
+        kernel = separable_kernel(depthwise, kernel)
     return ops.sqrt(ops.reshape(ops.sum(ops.square(kernel), axes), (-1,)))
 
 

@@ -22,22 +22,23 @@ from bayesnorm.layers.noise import stochastic_layers
 
 
 class EpochEnd(keras.metrics.Metric):
-    """Tells `layer` that an epoch ended; adds nothing to the logs.
+    """Calls `notify` when an epoch ended; adds nothing to the logs.
 
     Keras resets the metrics of all layers when an epoch begins and before an
     evaluation: the one sign of an epoch that reaches a layer on every backend.
     """
 
-    def __init__(self, layer, **kwargs):
+    def __init__(self, notify, **kwargs):
         super().__init__(**kwargs)
-        self._layer = layer
+        # A bound method, not the layer: Keras would look for weights in that.
+        self._notify = notify
 
     def update_state(self, *args, **kwargs):
         """Does nothing: the layer counts, in its call."""
 
     def reset_state(self):
-        """Tells the layer."""
-        self._layer.on_epoch_end()
+        """Calls `notify`."""
+        self._notify()
 
     def result(self):
         """Returns no entries for the logs."""
@@ -83,7 +84,6 @@ def set_kl_weight(model, weight):
         layer.set_kl_weight(weight)
 
 
-@keras.saving.register_keras_serializable("bayesnorm")
 class KLWeight(keras.callbacks.Callback):
     """Sets the KL weight of a model in `fit`, and reports the KL.
 

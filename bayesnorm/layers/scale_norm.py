@@ -90,3 +90,12 @@ class ScaleNorm(keras.layers.Layer):
             "bias_initializer": initializers.serialize(self.bias_initializer),
             "scale_initializer": initializers.serialize(self.scale_initializer),
         }
+
+
+@register(ScaleNorm)
+def _moments(layer, moments):
+    return moments.scaled(
+        ops.convert_to_tensor(layer.scale),
+        bias=ops.convert_to_tensor(layer.bias),
+        axis=layer.axis,
+    )

@@ -120,7 +120,7 @@ class StochasticScaleNorm(StochasticLayer, ScaleNorm):
         self.initial_stddev = initial_stddev
         self.kl_weight = kl_weight
         self._counts_examples = kl_weight is None
-        self._epoch_end = EpochEnd(self, name=f"{self.name}_epoch_end")
+        self._epoch_end = EpochEnd(self.on_epoch_end, name=f"{self.name}_epoch_end")
 
     def build(self, input_shape):
         """Makes the posterior's variables and those of the KL weight."""
@@ -201,3 +201,15 @@ class StochasticScaleNorm(StochasticLayer, ScaleNorm):
             "initial_stddev": self.initial_stddev,
             "kl_weight": self.kl_weight,
         }
+
+
+@register(StochasticScaleNorm)
+def _moments(layer, moments):
+    # The data set's statistics are those of the mean network, the same in training
+    # and in use; only a prediction for an example carries the posterior's variance.
+    return moments.scaled(
+        ops.convert_to_tensor(layer.scale),
+        None if moments.stationary else ops.square(layer.stddev),
+        bias=ops.convert_to_tensor(layer.bias),
+        axis=layer.axis,
+    )

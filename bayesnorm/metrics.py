@@ -1,0 +1,501 @@
+"""Accuracy, calibration, uncertainty and out-of-distribution detection.
+
+NumPy functions in float64. Probabilities are `[n, ..., K]` with classes last, labels
+`[n, ...]` integers `0..K-1`; each position of a dense prediction counts as an example.
+Logarithms are natural, entropies and NLL in nats. The predicted class is the most
+probable one, the first of equals; its probability is the confidence.
+
+Nothing depends on the order of the examples: where examples are sorted, those that tie
+share the mean of what they would get in all orders.
+
+Reference:
+    - [Guo et al., 2017](https://arxiv.org/abs/1706.04599): calibration error, bins of
+      equal width, temperature scaling
+    - [Nguyen & O'Connor, 2015](https://arxiv.org/abs/1508.05154): bins of equal mass
+    - [Geifman & El-Yaniv, 2017](https://arxiv.org/abs/1705.08500): risk and coverage
+    - [Houlsby et al., 2011](https://arxiv.org/abs/1112.5745): mutual information
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import optimize, special
+
+__all__ = [
+    "ReliabilityBins",
+    "accuracy",
+    "apply_temperature",
+    "aupr",
+    "aurc",
+    "auroc",
+    "brier",
+    "classification_summary",
+    "ece_equal_mass",
+    "ece_equal_width",
+    "entropy_cdf",
+    "error",
+    "error_coverage",
+    "fpr_at_tpr",
+    "mutual_information",
+    "nll",
+    "ood_summary",
+    "predictive_entropy",
+    "reliability_bins",
+    "temperature_scaling",
+]
+
+# A softmax in half precision misses 1 by about 1e-3.
+_SUM_TOLERANCE = 5e-3
+
+
+class ReliabilityBins(NamedTuple):
+    """Calibration in bins of confidence, in increasing order.
+
+    Attributes:
+        edges: `[B+1]` bounds of the bins: bin `i` holds `edges[i] < confidence <=
+            edges[i+1]`, the first one also `edges[0]`.
+        confidence: `[B]` mean confidence in a bin, NaN in an empty one.
+        accuracy: `[B]` share of right predictions in a bin, NaN in an empty one.
+        count: `[B]` number of examples in a bin.
+    """
+
+    edges: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    count: np.ndarray
+
+    @property
+    def calibration_error(self):
+        """`sum_b n_b / n |confidence_b - accuracy_b|`."""
+        return _calibration_error(self.confidence, self.accuracy, self.count)
+
+
+def nll(probs, labels):
+    """Mean negative log-likelihood `-log p_y`, nats; infinite where some `p_y` is 0."""
+    probs, labels = _classification(probs, labels)
+    with np.errstate(divide="ignore"):
+        return float(-np.log(probs[np.arange(len(labels)), labels]).mean())
+
+
+def accuracy(probs, labels):
+    """Share of examples whose predicted class is the label, in [0, 1]."""
+    probs, labels = _classification(probs, labels)
+    return float((probs.argmax(-1) == labels).mean())
+
+
+def error(probs, labels):
+    """Share of examples whose predicted class is not the label, in [0, 1]."""
+    return 1.0 - accuracy(probs, labels)
+
+
+def brier(probs, labels):
+    """Brier score `sum_k (p_k - [k = y])^2`, mean over examples, in [0, 2]."""
+    probs, labels = _classification(probs, labels)
+    target = np.arange(probs.shape[-1]) == labels[:, None]
+    return float(np.square(probs - target).sum(-1).mean())
+
+
+def reliability_bins(probs, labels, bins=15):
+    """Confidence and accuracy in `bins` bins of equal width on [0, 1].
+
+    Args:
+        probs: `[n, ..., K]`.
+        labels: `[n, ...]`.
+        bins: Number `B` of bins `(i/B, (i+1)/B]`; confidence 0 falls in the first.
+
+    Returns:
+        `ReliabilityBins`.
+    """
+    confidence, correct = _confidence(probs, labels)
+    _check_bins(bins)
+    edges = np.arange(bins + 1) / bins
+    index = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    count = np.bincount(index, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        return ReliabilityBins(
+            edges,
+            np.bincount(index, confidence, minlength=bins) / count,
+            np.bincount(index, correct, minlength=bins) / count,
+            count,
+        )
+
+
+def ece_equal_width(probs, labels, bins=15):
+    """Expected calibration error over bins of equal width, in [0, 1].
+
+    `sum_b n_b / n |confidence_b - accuracy_b|` over the bins of `reliability_bins`.
+    """
+    return reliability_bins(probs, labels, bins).calibration_error
+
+
+def ece_equal_mass(probs, labels, bins=8):
+    """Expected calibration error over bins of equally many examples, in [0, 1].
+
+    Examples are sorted by confidence and cut into bins of `n // bins`, the first
+    `n % bins` of them with one more. Examples of the same confidence all count as right
+    to the degree to which they are so on average.
+
+    Args:
+        probs: `[n, ..., K]`.
+        labels: `[n, ...]`.
+        bins: Number of bins; with fewer examples, each has a bin.
+    """
+    confidence, correct = _confidence(probs, labels)
+    _check_bins(bins)
+    order = np.argsort(confidence)
+    confidence, correct = confidence[order], _tie_mean(confidence, correct)[order]
+    sizes = [len(part) for part in np.array_split(order, bins) if len(part)]
+    starts = np.cumsum([0, *sizes[:-1]])
+    return _calibration_error(
+        np.add.reduceat(confidence, starts) / sizes,
+        np.add.reduceat(correct, starts) / sizes,
+        np.array(sizes),
+    )
+
+
+def predictive_entropy(probs):
+    """Entropy `-sum_k p_k log p_k` of each prediction, nats.
+
+    Args:
+        probs: `[n, ..., K]`.
+
+    Returns:
+        `[n, ...]`, with `0 log 0 = 0`.
+    """
+    return _entropy(_probabilities("probs", probs, 2))
+
+
+def mutual_information(samples):
+    """Mutual information of label and network, `H(mean p) - mean H(p)`, nats.
+
+    Args:
+        samples: `[S, n, ..., K]` probabilities of `S` sampled networks.
+
+    Returns:
+        `[n, ...]`, from 0 up.
+    """
+    samples = _probabilities("samples", samples, 3)
+    gap = _entropy(samples.mean(0)) - _entropy(samples).mean(0)
+    return np.maximum(gap, 0.0)
+
+
+def entropy_cdf(entropy, at=None):
+    """Empirical distribution function `F(h) = #{H <= h} / n`.
+
+    Args:
+        entropy: `[n, ...]` entropies, nats (or any score).
+        at: Points `h`; by default the different entropies, sorted.
+
+    Returns:
+        `(h, F(h))`, of one shape.
+    """
+    entropy = np.sort(_finite("entropy", entropy).ravel())
+    at = np.unique(entropy) if at is None else np.asarray(at, np.float64)
+    return at, np.searchsorted(entropy, at, side="right") / len(entropy)
+
+
+def auroc(score, positive):
+    """Area under the ROC curve, `P(s+ > s-) + P(s+ = s-) / 2`, in [0, 1].
+
+    Args:
+        score: `[n, ...]`, higher for more likely positive.
+        positive: `[n, ...]` booleans (out of distribution, for OOD detection).
+    """
+    from sklearn import metrics
+
+    score, positive = _detection(score, positive)
+    return float(metrics.roc_auc_score(positive, score))
+
+
+def aupr(score, positive):
+    """Average precision `sum_i (recall_i - recall_{i-1}) precision_i`, in [0, 1].
+
+    The sum runs over the different scores as thresholds, from the highest down.
+
+    Args:
+        score: `[n, ...]`, higher for more likely positive.
+        positive: `[n, ...]` booleans.
+    """
+    from sklearn import metrics
+
+    score, positive = _detection(score, positive)
+    return float(metrics.average_precision_score(positive, score))
+
+
+def fpr_at_tpr(score, positive, tpr=0.95):
+    """Smallest false positive rate of a threshold that finds `tpr` of the positives.
+
+    Thresholds are the scores themselves, nothing is interpolated.
+
+    Args:
+        score: `[n, ...]`, higher for more likely positive.
+        positive: `[n, ...]` booleans.
+        tpr: True positive rate to reach, in (0, 1].
+    """
+    from sklearn import metrics
+
+    score, positive = _detection(score, positive)
+    if not 0 < tpr <= 1:
+        raise ValueError(f"`tpr` must lie in (0, 1], got {tpr!r}.")
+    false, true, _ = metrics.roc_curve(positive, score, drop_intermediate=False)
+    return float(false[np.argmax(true >= tpr)])
+
+
+def error_coverage(uncertainty, errors):
+    """Error among the most certain examples, against their share of all.
+
+    Args:
+        uncertainty: `[n, ...]`, any score, such as the predictive entropy.
+        errors: `[n, ...]`, 1 where the prediction is wrong, else 0 (or any loss).
+
+    Returns:
+        `(coverage, risk)`, each `[n]`: `coverage[k-1] = k / n` and the mean of `errors`
+        over the `k` most certain examples, the mean over all orders of ties.
+    """
+    uncertainty = _finite("uncertainty", uncertainty)
+    errors = _finite("errors", errors)
+    if uncertainty.shape != errors.shape:
+        raise ValueError(
+            f"`uncertainty` and `errors` need one shape, got {uncertainty.shape} and "
+            f"{errors.shape}."
+        )
+    uncertainty, errors = uncertainty.ravel(), errors.ravel()
+    rank = np.arange(1, len(errors) + 1)
+    errors = _tie_mean(uncertainty, errors)[np.argsort(uncertainty)]
+    return rank / len(errors), np.cumsum(errors) / rank
+
+
+def aurc(uncertainty, errors):
+    """Area under the error-coverage curve: the mean over its `n` points."""
+    return float(error_coverage(uncertainty, errors)[1].mean())
+
+
+def temperature_scaling(logits, labels, bounds=(0.01, 100.0)):
+    """The temperature `T` that minimizes the mean NLL of `softmax(logits / T)`.
+
+    Fit it on validation data, never on the test set. `apply_temperature` applies it.
+
+    Args:
+        logits: `[n, ..., K]` logits, or log-probabilities of averaged predictions.
+        labels: `[n, ...]`.
+        bounds: Range of `T`. The lower bound is the answer where all predictions are
+            right, for then the NLL falls to 0 with `T`.
+
+    Returns:
+        `T`, to a relative accuracy of 1e-6.
+    """
+    logits = _logits(logits)
+    labels = _labels(labels, logits.shape)
+    logits = logits.reshape(-1, logits.shape[-1])
+    chosen = logits[np.arange(len(labels)), labels]
+    if not np.isfinite(chosen).all():
+        raise ValueError(
+            f"{(~np.isfinite(chosen)).sum()} labels have probability 0, so no "
+            "temperature gives a finite NLL. Pass logits, or bound the probabilities "
+            "below before taking the logarithm."
+        )
+    if not 0 < bounds[0] < bounds[1] < np.inf:
+        raise ValueError(f"`bounds` must be 0 < low < high, both finite, got {bounds}.")
+
+    # The NLL is convex in 1 / T, hence has one minimum in log T too.
+    def loss(log_temperature):
+        beta = np.exp(-log_temperature)
+        return np.mean(special.logsumexp(beta * logits, axis=-1) - beta * chosen)
+
+    found = optimize.minimize_scalar(
+        loss, bounds=np.log(bounds), method="bounded", options={"xatol": 1e-7}
+    )
+    # The search never tries the bounds themselves.
+    candidates = [found.x, *np.log(bounds)]
+    return float(np.exp(min(candidates, key=loss)))
+
+
+def apply_temperature(logits, temperature):
+    """Probabilities `softmax(logits / temperature)`, `[n, ..., K]`."""
+    if not 0 < temperature < np.inf:
+        raise ValueError(
+            f"`temperature` must be positive and finite, got {temperature!r}."
+        )
+    return special.softmax(_logits(logits) / temperature, axis=-1)
+
+
+def classification_summary(probs, labels, samples=None):
+    """The figures of a classifier, as plain numbers for a report.
+
+    Args:
+        probs: `[n, ..., K]` predictions, averaged over samples if there are any.
+        labels: `[n, ...]`.
+        samples: `[S, n, ..., K]` probabilities of the single samples, or None.
+
+    Returns:
+        A dict: `examples` (count), `nll` (nats), `accuracy` (per cent), `error` (per
+        cent), `brier` (0 to 2), `ece_equal_width` (15 bins, per cent), `ece_equal_mass`
+        (8 bins, per cent), `aurc` (rejection by entropy, per cent), `entropy` (mean,
+        nats), and with `samples` also `mutual_information` (mean, nats).
+    """
+    rows, classes = _classification(probs, labels)
+    entropy = predictive_entropy(probs)
+    wrong = rows.argmax(-1) != classes
+    summary = {
+        "examples": int(entropy.size),
+        "nll": nll(probs, labels),
+        "accuracy": 100 * accuracy(probs, labels),
+        "error": 100 * error(probs, labels),
+        "brier": brier(probs, labels),
+        "ece_equal_width": 100 * ece_equal_width(probs, labels),
+        "ece_equal_mass": 100 * ece_equal_mass(probs, labels),
+        "aurc": 100 * aurc(entropy.ravel(), wrong),
+        "entropy": float(entropy.mean()),
+    }
+    if samples is not None:
+        information = mutual_information(samples)
+        if information.shape != entropy.shape:
+            raise ValueError(
+                f"`samples` must be [S, *{np.shape(probs)}], the shape of `probs` "
+                f"after the number of samples, got {np.shape(samples)}."
+            )
+        summary["mutual_information"] = float(information.mean())
+    return summary
+
+
+def ood_summary(entropy_in, entropy_out):
+    """How well a score tells out-of-distribution data, which are the positives.
+
+    Args:
+        entropy_in: `[n, ...]` entropies (or another score, higher for stranger data)
+            in the domain.
+        entropy_out: `[m, ...]` those out of it.
+
+    Returns:
+        A dict: `examples_in`, `examples_out` (counts), `entropy_in`, `entropy_out`
+        (means, nats), `auroc`, `aupr`, `fpr_at_95_tpr` (per cent).
+    """
+    inside = _finite("entropy_in", entropy_in).ravel()
+    outside = _finite("entropy_out", entropy_out).ravel()
+    score = np.concatenate([inside, outside])
+    positive = np.arange(len(score)) >= len(inside)
+    return {
+        "examples_in": len(inside),
+        "examples_out": len(outside),
+        "entropy_in": float(inside.mean()),
+        "entropy_out": float(outside.mean()),
+        "auroc": 100 * auroc(score, positive),
+        "aupr": 100 * aupr(score, positive),
+        "fpr_at_95_tpr": 100 * fpr_at_tpr(score, positive, 0.95),
+    }
+
+
+def _entropy(probs):
+    return special.entr(probs).sum(-1)
+
+
+def _confidence(probs, labels):
+    probs, labels = _classification(probs, labels)
+    return probs.max(-1), (probs.argmax(-1) == labels).astype(np.float64)
+
+
+def _calibration_error(confidence, right, count):
+    gap = np.where(count > 0, np.abs(confidence - right), 0.0)
+    return float(gap @ count / count.sum())
+
+
+def _tie_mean(key, values):
+    """Replaces each value by the mean over the examples of the same key."""
+    _, group = np.unique(key, return_inverse=True)
+    return (np.bincount(group, values) / np.bincount(group))[group]
+
+
+def _check_bins(bins):
+    if isinstance(bins, bool) or not isinstance(bins, (int, np.integer)) or bins < 1:
+        raise ValueError(f"`bins` must be a positive integer, got {bins!r}.")
+
+
+def _finite(name, values):
+    values = np.asarray(values, np.float64)
+    if values.size == 0:
+        raise ValueError(f"`{name}` is empty, at least one value is needed.")
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"`{name}` must be finite, but {(~np.isfinite(values)).sum()} of "
+            f"{values.size} values are NaN or infinite."
+        )
+    return values
+
+
+def _probabilities(name, probs, rank):
+    probs = _finite(name, probs)
+    if probs.ndim < rank or probs.shape[-1] < 2:
+        expected = "[S, n, ..., K]" if rank == 3 else "[n, ..., K]"
+        raise ValueError(
+            f"`{name}` must be {expected} with at least 2 classes, got shape "
+            f"{probs.shape}. A probability p of one class of two is [1 - p, p]."
+        )
+    if probs.min() < 0:
+        raise ValueError(
+            f"`{name}` must not be negative, but the lowest is {probs.min():.6g}. "
+            "Apply softmax to logits."
+        )
+    off = np.abs(probs.sum(-1) - 1).max()
+    if off > _SUM_TOLERANCE:
+        raise ValueError(
+            f"`{name}` must sum to 1 over the last axis, but a sum misses it by "
+            f"{off:.3g}. Apply softmax to logits; classes come last."
+        )
+    return probs
+
+
+def _logits(logits):
+    logits = np.asarray(logits, np.float64)
+    if logits.ndim < 2 or logits.shape[-1] < 2 or logits.size == 0:
+        raise ValueError(
+            f"`logits` must be [n, ..., K] with at least 2 classes, got shape "
+            f"{logits.shape}."
+        )
+    if not np.isfinite(logits.max(-1)).all():
+        raise ValueError(
+            "`logits` must hold no NaN or +infinity, and in each example a finite "
+            "number (-infinity is probability 0)."
+        )
+    return logits
+
+
+def _labels(labels, shape):
+    labels = np.asarray(labels)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"`labels` must be integers, got {labels.dtype}. Take the argmax of "
+            "one-hot labels."
+        )
+    if labels.shape != shape[:-1]:
+        raise ValueError(
+            f"`labels` must have the shape of the predictions without classes, "
+            f"{shape[:-1]}, got {labels.shape}."
+        )
+    if labels.min() < 0 or labels.max() >= shape[-1]:
+        raise ValueError(
+            f"`labels` must lie in 0..{shape[-1] - 1}, got {labels.min()} to "
+            f"{labels.max()}."
+        )
+    return labels.ravel()
+
+
+def _classification(probs, labels):
+    probs = _probabilities("probs", probs, 2)
+    labels = _labels(labels, probs.shape)
+    return probs.reshape(-1, probs.shape[-1]), labels
+
+
+def _detection(score, positive):
+    score = _finite("score", score)
+    positive = np.asarray(positive)
+    if positive.dtype != bool or positive.shape != score.shape:
+        raise ValueError(
+            f"`positive` must be booleans of the shape of `score`, {score.shape}, got "
+            f"{positive.dtype} {positive.shape}."
+        )
+    if positive.all() or not positive.any():
+        raise ValueError(
+            f"`positive` needs both kinds, got {positive.sum()} of {positive.size} "
+            "positive."
+        )
+    return score.ravel(), positive.ravel()

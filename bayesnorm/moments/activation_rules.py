@@ -1,0 +1,176 @@
+"""Rules of activation functions and activation layers."""
+
+import functools
+
+import keras
+from keras import activations, layers, ops
+
+from bayesnorm.maths import activations as maths
+from bayesnorm.maths.softmax import log_softmax_moments, softmax_moments
+from bayesnorm.moments.registry import register
+
+_ACTIVATIONS = {}
+
+
+def register_activation(function):
+    """Decorator that registers the moments of an activation function.
+
+    ```python
+    @bayesnorm.moments.register_activation(my_square)
+    def square(mean, variance):
+        return mean**2 + variance, 2 * variance**2 + 4 * mean**2 * variance
+    ```
+
+    Args:
+        function: The function that layers are given as `activation=`; it works
+            element by element.
+
+    Returns:
+        The decorator, which returns the function unchanged.
+    """
+
+    def decorator(rule):
+        _ACTIVATIONS[function] = rule
+        return rule
+
+    return decorator
+
+
+def activate(function, moments):
+    """Moments of `function(x)`, `function` an activation of Keras or registered.
+
+    Raises:
+        ValueError: If the function is not known.
+    """
+    if function is None or function is activations.linear:
+        return moments
+    if function in (activations.softmax, activations.log_softmax):
+        return along_channels(_OF_SOFTMAX[function], moments, -1)
+    if function not in _ACTIVATIONS:
+        name = getattr(function, "__name__", repr(function))
+        raise ValueError(
+            f"No rule takes means and variances through the activation {name!r}. "
+            f"Register one with @bayesnorm.moments.register_activation({name}), a "
+            "function (mean, variance) -> (mean, variance)."
+        )
+    mean, variance = _ACTIVATIONS[function](moments.mean, moments.variance)
+    return moments.replace(mean=mean, variance=variance)
+
+
+def along_channels(function, moments, axis):
+    """Applies `(mean, variance) -> (mean, variance)` over the last axis at `axis`."""
+    rank = len(moments.shape)
+    moments = moments.over(axis)
+    place = 0 if moments.stationary else axis % rank
+    mean, variance = (
+        ops.moveaxis(x, place, -1) for x in (moments.mean, moments.variance)
+    )
+    mean, variance = (ops.moveaxis(x, -1, place) for x in function(mean, variance))
+    return moments.replace(mean=mean, variance=variance)
+
+
+_OF_SOFTMAX = {
+    activations.softmax: softmax_moments,
+    activations.log_softmax: log_softmax_moments,
+}
+
+_ACTIVATIONS.update(
+    {
+        activations.relu: maths.relu_moments,
+        activations.leaky_relu: maths.leaky_relu_moments,
+        activations.elu: maths.elu_moments,
+        activations.selu: maths.selu_moments,
+        activations.gelu: maths.gelu_moments,
+        activations.sigmoid: maths.sigmoid_moments,
+        activations.tanh: maths.tanh_moments,
+        activations.softplus: maths.softplus_moments,
+        activations.silu: maths.silu_moments,
+    }
+)
+# Smooth ones by Gauss-Hermite, the others cut at their kink at 0.
+for _function, _kink in {
+    activations.mish: None,
+    activations.softsign: 0.0,
+    activations.celu: 0.0,
+    activations.log_sigmoid: None,
+    activations.squareplus: None,
+    activations.tanh_shrink: None,
+    activations.relu6: 0.0,
+    activations.hard_sigmoid: 0.0,
+    activations.hard_tanh: 0.0,
+    activations.hard_silu: 0.0,
+}.items():
+    _ACTIVATIONS[_function] = functools.partial(
+        maths.elementwise_moments, _function, kink=_kink
+    )
+
+
+@register_activation(activations.exponential)
+def _exponential(mean, variance):
+    first = ops.exp(mean + 0.5 * variance)
+    return first, ops.square(first) * ops.expm1(variance)
+
+
+@register(layers.Activation)
+def _activation(layer, moments):
+    return activate(layer.activation, moments)
+
+
+@register(layers.ReLU)
+def _relu(layer, moments):
+    slope, limit, threshold = layer.negative_slope, layer.max_value, layer.threshold
+    if limit is None and not threshold:
+        mean, variance = maths.leaky_relu_moments(
+            moments.mean, moments.variance, float(slope)
+        )
+    else:
+        mean, variance = maths.elementwise_moments(
+            layer.call, moments.mean, moments.variance, kink=float(threshold)
+        )
+    return moments.replace(mean=mean, variance=variance)
+
+
+@register(layers.LeakyReLU)
+def _leaky_relu(layer, moments):
+    slope = float(layer.negative_slope)
+    mean, variance = maths.leaky_relu_moments(moments.mean, moments.variance, slope)
+    return moments.replace(mean=mean, variance=variance)
+
+
+@register(layers.PReLU)
+def _prelu(layer, moments):
+    slope = ops.convert_to_tensor(layer.alpha)
+    if moments.stationary:
+        if max((1, *slope.shape[:-1])) > 1:
+            raise ValueError(
+                f"Layer {layer.name!r} has a slope for each position, and moments at "
+                "data-set level are the same at all positions: share its slopes with "
+                "PReLU(shared_axes=...) over the positions."
+            )
+        moments, slope = moments.over(-1), ops.reshape(slope, (-1,))
+    mean, variance = maths.leaky_relu_moments(moments.mean, moments.variance, slope)
+    return moments.replace(mean=mean, variance=variance)
+
+
+@register(layers.ELU)
+def _elu(layer, moments):
+    alpha = float(layer.alpha)
+    mean, variance = maths.elu_moments(moments.mean, moments.variance, alpha)
+    return moments.replace(mean=mean, variance=variance)
+
+
+@register(layers.Softmax)
+def _softmax(layer, moments):
+    axis = layer.axis
+    if keras.tree.is_nested(axis):
+        if len(axis) != 1:
+            raise ValueError(
+                f"Softmax {layer.name!r} goes over several axes: {axis}. Expected one."
+            )
+        (axis,) = axis
+    if moments.stationary and axis % len(moments.shape) != moments.channel_axis:
+        raise ValueError(
+            f"Softmax {layer.name!r} goes over axis {axis}. At data-set level it must "
+            f"go over the channels, axis {moments.channel_axis}."
+        )
+    return along_channels(softmax_moments, moments, axis)

@@ -1,0 +1,187 @@
+"""Rules of dense and convolutional layers."""
+
+from keras import layers, ops
+
+from bayesnorm.maths import linear as maths
+from bayesnorm.moments.activation_rules import activate
+from bayesnorm.moments.registry import register
+
+
+def _value(variable, like):
+    return ops.cast(ops.convert_to_tensor(variable), like.dtype)
+
+
+def _bias(layer, like):
+    return None if layer.bias is None else _value(layer.bias, like)
+
+
+def _channel_axis(layer):
+    return -1 if layer.data_format == "channels_last" else 1
+
+
+def _with_bias(layer, mean):
+    bias = _bias(layer, mean)
+    if bias is None:
+        return mean
+    if layer.data_format == "channels_first":
+        bias = ops.reshape(bias, (-1,) + (1,) * layer.rank)
+    return mean + bias
+
+
+@register(layers.Dense)
+def _dense(layer, moments):
+    x = moments.over(-1)
+    kernel = _value(layer.kernel, x.mean)
+    mean, variance = maths.dense_moments(
+        x.mean, x.variance, kernel, _bias(layer, x.mean)
+    )
+    shared = None
+    if x.shared is not None:
+        shared = ops.matmul(x.shared, ops.square(kernel))
+    shape = (*x.shape[:-1], layer.units)
+    x = x.replace(mean=mean, variance=variance, shared=shared, shape=shape)
+    return activate(layer.activation, x)
+
+
+_WINDOW = ("kernel_size", "strides", "dilation_rate")
+
+
+def _taps(layer, shape, function, **kwargs):
+    sizes = shape[1:-1] if layer.data_format == "channels_last" else shape[2:]
+    return [
+        function(
+            size,
+            kernel,
+            stride=stride,
+            dilation=dilation,
+            padding=layer.padding,
+            **{name: value and value[i] for name, value in kwargs.items()},
+        )
+        for i, (size, kernel, stride, dilation) in enumerate(
+            zip(sizes, *(getattr(layer, n) for n in _WINDOW), strict=True)
+        )
+    ]
+
+
+def _conv_rule(moments_of, convolve, taps=maths.conv_taps, output_padding=False):
+    """The rule of a family of convolutions.
+
+    Args:
+        moments_of: function `(layer, mean, variance, taps)`, data-set level.
+        convolve: function `(layer, x, power)`: the map of `x` under the kernel
+            raised to `power`, without bias.
+        taps: function, the patterns of taps along one axis.
+        output_padding: whether `taps` takes the layer's output padding.
+    """
+
+    def rule(layer, moments):
+        x = moments.over(_channel_axis(layer))
+        shape = tuple(layer.compute_output_shape(x.shape))
+        if x.stationary:
+            extra = {"output_padding": layer.output_padding} if output_padding else {}
+            mean, variance = moments_of(
+                layer, x.mean, x.variance, _taps(layer, x.shape, taps, **extra)
+            )
+            x = x.replace(mean=mean, variance=variance, shape=shape)
+            return activate(layer.activation, x)
+        mean = _with_bias(layer, convolve(layer, x.mean, 1))
+        variance, shared = convolve(layer, x.variance, 2), None
+        if x.shared is not None:
+            shared = variance * _mean_fraction(x)
+        x = x.replace(mean=mean, variance=variance, shared=shared, shape=shape)
+        return activate(layer.activation, x)
+
+    return rule
+
+
+def _mean_fraction(x):
+    total = ops.sum(x.variance)
+    return ops.where(total > 0, ops.sum(x.shared) / ops.maximum(total, 1e-30), 0.0)
+
+
+def _options(layer):
+    return {
+        "strides": layer.strides,
+        "padding": layer.padding,
+        "dilation_rate": layer.dilation_rate,
+        "data_format": layer.data_format,
+    }
+
+
+def _conv(layer, x, power):
+    kernel = _value(layer.kernel, x) ** power
+    options = _options(layer)
+    if layer.padding == "causal":
+        x = ops.pad(x, layer._compute_causal_padding())
+        options["padding"] = "valid"
+    return ops.conv(x, kernel, **options)
+
+
+def _conv_moments(layer, mean, variance, taps):
+    return maths.conv_moments(
+        mean,
+        variance,
+        _value(layer.kernel, mean),
+        _bias(layer, mean),
+        taps,
+        layer.groups,
+    )
+
+
+def _depthwise(layer, x, power):
+    return ops.depthwise_conv(x, _value(layer.kernel, x) ** power, **_options(layer))
+
+
+def _depthwise_moments(layer, mean, variance, taps):
+    return maths.depthwise_conv_moments(
+        mean, variance, _value(layer.kernel, mean), _bias(layer, mean), taps
+    )
+
+
+def _separable(layer, x, power):
+    depthwise = _value(layer.depthwise_kernel, x)
+    pointwise = _value(layer.pointwise_kernel, x)
+    if layer.depth_multiplier > 1:
+        # Outputs of one input channel are correlated: only the composed kernel
+        # gives the variance.
+        kernel = maths.separable_kernel(depthwise, pointwise)
+        return ops.conv(x, kernel**power, **_options(layer))
+    return ops.separable_conv(x, depthwise**power, pointwise**power, **_options(layer))
+
+
+def _separable_moments(layer, mean, variance, taps):
+    return maths.separable_conv_moments(
+        mean,
+        variance,
+        _value(layer.depthwise_kernel, mean),
+        _value(layer.pointwise_kernel, mean),
+        _bias(layer, mean),
+        taps,
+    )
+
+
+def _transpose(layer, x, power):
+    return ops.conv_transpose(
+        x,
+        _value(layer.kernel, x) ** power,
+        output_padding=layer.output_padding,
+        **_options(layer),
+    )
+
+
+def _transpose_moments(layer, mean, variance, taps):
+    return maths.conv_transpose_moments(
+        mean, variance, _value(layer.kernel, mean), _bias(layer, mean), taps
+    )
+
+
+for _layer in (layers.Conv1D, layers.Conv2D, layers.Conv3D):
+    register(_layer)(_conv_rule(_conv_moments, _conv))
+for _layer in (layers.DepthwiseConv1D, layers.DepthwiseConv2D):
+    register(_layer)(_conv_rule(_depthwise_moments, _depthwise))
+for _layer in (layers.SeparableConv1D, layers.SeparableConv2D):
+    register(_layer)(_conv_rule(_separable_moments, _separable))
+for _layer in (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose):
+    register(_layer)(
+        _conv_rule(_transpose_moments, _transpose, maths.conv_transpose_taps, True)
+    )

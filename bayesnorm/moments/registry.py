@@ -1,0 +1,140 @@
+"""The rules that take moments through a layer, one for each layer type."""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+from keras.src.backend import AutocastScope
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How moments pass through the layers of a type.
+
+    Calling it as `rule(layer, moments, ...)` gives the moments of the output.
+
+    Attributes:
+        function: The rule itself.
+        needs_inputs: Whether the output's moments depend on the input's. A layer
+            that standardizes its output does not need them, and a walk up the
+            graph ends there.
+        accepts_unknown: Whether it takes inputs whose moments are not known.
+    """
+
+    function: Callable
+    needs_inputs: bool = True
+    accepts_unknown: bool = False
+
+    def __call__(self, layer, *args, **kwargs):
+        """Applies the rule; names the layer where moments are missing or wrong."""
+        if not self.accepts_unknown:
+            for moments in keras.tree.flatten((args, kwargs)):
+                if not getattr(moments, "known", True):
+                    raise ValueError(
+                        f"Layer {layer.name!r} ({type(layer).__name__}) is given "
+                        "values of unknown mean and variance: a Rescaling or "
+                        "un-standardized layer before it changed the model's input, "
+                        "whose moments nobody declared. Declare the moments of the "
+                        "Input, or put an adapted keras.layers.Normalization behind "
+                        "the rescaling."
+                    )
+        # Rules read the stored weights, also when a layer in half precision asks.
+        with AutocastScope(None):
+            return self.function(layer, *args, **kwargs)
+
+
+_RULES: dict[type, Rule] = {}
+
+
+def register(layer_type, *, needs_inputs=True, accepts_unknown=False):
+    """Decorator that registers the rule of a layer type and its subclasses.
+
+    The rule is called as `rule(layer, moments, ...)` with `Moments` in the place of
+    each tensor of the layer's call and returns the `Moments` of the output:
+
+    ```python
+    @bayesnorm.moments.register(Negate)
+    def negate(layer, moments):
+        return moments.replace(mean=-moments.mean)
+    ```
+
+    For a layer that works element by element, `register_elementwise` is shorter.
+
+    Args:
+        layer_type: Subclass of `keras.layers.Layer`, or type of a `keras.ops`
+            operation.
+        needs_inputs: Whether the output's moments depend on the input's; if not,
+            a walk up the graph ends at the layer, and its rule may be given
+            stationary `Moments` that hold nothing but their shape.
+        accepts_unknown: Whether the rule takes `Moments` that are not `known`, with
+            `mean` and `variance` None.
+
+    Returns:
+        The decorator, which returns the function unchanged.
+
+    Raises:
+        TypeError: If `layer_type` is not a class.
+    """
+    if not isinstance(layer_type, type):
+        raise TypeError(
+            "`register` takes a layer class: use @register(MyLayer). Received: "
+            f"{layer_type!r}"
+        )
+
+    def decorator(function):
+        unknown = accepts_unknown or not needs_inputs
+        _RULES[layer_type] = Rule(function, needs_inputs, unknown)
+        return function
+
+    return decorator
+
+
+def register_elementwise(layer_type):
+    """Decorator for the rule of a layer that works element by element.
+
+    ```python
+    @bayesnorm.moments.register_elementwise(Square)
+    def square(mean, variance):
+        return mean**2 + variance, 2 * variance**2 + 4 * mean**2 * variance
+    ```
+
+    Args:
+        layer_type: Subclass of `keras.layers.Layer`.
+
+    Returns:
+        The decorator, which returns the function `(mean, variance) -> (mean,
+        variance)` unchanged.
+    """
+
+    def decorator(function):
+        @register(layer_type)
+        def rule(layer, moments):
+            mean, variance = function(moments.mean, moments.variance)
+            return moments.replace(mean=mean, variance=variance)
+
+        return function
+
+    return decorator
+
+
+def rule_for(layer):
+    """Returns the rule of a layer, by its type or the nearest base type.
+
+    Args:
+        layer: A layer or `keras.ops` operation.
+
+    Returns:
+        `Rule`, to be called as `rule(layer, moments)`.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    for base in type(layer).__mro__:
+        if base in _RULES:
+            return _RULES[base]
+    name = type(layer).__name__
+    raise ValueError(
+        f"No rule takes means and variances through layer {layer.name!r} of type "
+        f"{name}. Register one with @bayesnorm.moments.register({name}), a function "
+        "(layer, moments) -> moments."
+    )

@@ -1,0 +1,238 @@
+"""Moments through the graph of a model."""
+
+import keras
+from keras import ops
+
+from bayesnorm.graph import is_graph
+from bayesnorm.moments.moments import Moments
+from bayesnorm.moments.registry import register, rule_for
+
+
+def propagate(model, mean, variance, correlation=1.0):
+    """Mean and variance of a model's outputs from those of its inputs.
+
+    Args:
+        model: A Functional or built Sequential model (models inside it are gone
+            into).
+        mean: Mean of the input; for several inputs the nest that the model takes.
+            A number or a vector over the channels asks for the *data-set level*: one
+            mean and variance for each channel at every layer. An array like a
+            batch of inputs, `[batch, ...]`, asks for the law of each output *given
+            the example*.
+        variance: Variance of the input, alike; a number is spread over `mean`'s
+            shape.
+        correlation: Data-set level: correlation between the neighbouring positions
+            that a pooling layer takes together.
+
+    Returns:
+        `Moments` of the output, or a nest of them; `.mean` and `.variance` are
+        tensors `[channels]`, or `[batch, ...]`.
+
+    Raises:
+        ValueError: If the model has no graph, a layer has no rule, or the shapes
+            do not fit the model's inputs.
+    """
+    functional = _functional(model)
+    inputs = keras.tree.flatten(functional._inputs_struct)
+    means = _flat_inputs(mean, inputs, "mean")
+    variances = keras.tree.flatten(variance)
+    if len(variances) == 1:
+        variances = variances * len(inputs)
+    declared = [
+        _declared(x, m, v, correlation)
+        for x, m, v in zip(inputs, means, variances, strict=True)
+    ]
+    return _run(functional, declared)
+
+
+def _flat_inputs(values, inputs, name):
+    flat = keras.tree.flatten(values) if len(inputs) > 1 else [values]
+    if len(flat) != len(inputs):
+        raise ValueError(
+            f"The model takes {len(inputs)} inputs: give `{name}` in that nest. "
+            f"Received {len(flat)} values."
+        )
+    return flat
+
+
+def _declared(x, mean, variance, correlation=1.0):
+    """Moments of the Input `x` (a KerasTensor) from the user's values."""
+    mean = ops.convert_to_tensor(mean)
+    dtype = _statistics_dtype(mean, variance)
+    mean, variance = ops.cast(mean, dtype), ops.cast(variance, dtype)
+    rank = len(x.shape)
+    stationary = len(mean.shape) <= 1 and rank > 1
+    sizes = (x.shape[-1],) if stationary else tuple(x.shape)
+    if len(mean.shape) and (
+        len(mean.shape) != len(sizes)
+        or any(n not in (None, m) for n, m in zip(sizes, mean.shape, strict=True))
+    ):
+        raise ValueError(
+            f"Input {x.name!r} has shape {tuple(x.shape)}. Expected a mean of shape "
+            f"() or {sizes[-1:]} (data-set level), or a batch of inputs. Received: "
+            f"shape {tuple(mean.shape)}."
+        )
+    shape = tuple(x.shape) if stationary else tuple(mean.shape)
+    return Moments(
+        mean,
+        ops.broadcast_to(variance, ops.shape(mean)),
+        shape,
+        stationary=stationary,
+        correlation=correlation,
+    )
+
+
+def _statistics_dtype(*values):
+    """float64 if that is what comes, else float32: never half precision."""
+    dtypes = [getattr(v, "dtype", None) for v in values]
+    names = [keras.backend.standardize_dtype(d) for d in dtypes if d is not None]
+    return "float64" if "float64" in names else "float32"
+
+
+def _functional(model):
+    if not is_graph(model):
+        raise ValueError(
+            f"Model {model.name!r} of type {type(model).__name__} has no graph to "
+            "walk. Expected a Functional model, or a Sequential one that starts with "
+            "an Input or has been called on data."
+        )
+    return model._functional if isinstance(model, keras.Sequential) else model
+
+
+def _run(functional, inputs):
+    """Runs the graph of a Functional model on a flat list of Moments."""
+
+    def substitute(operation):
+        return lambda *args, **kwargs: apply_rule(operation, args, kwargs)
+
+    return functional._run_through_graph(inputs, operation_fn=substitute)
+
+
+def apply_rule(operation, args, kwargs):
+    """Calls the rule of `operation` with the arguments of its call in the graph."""
+    # Moments are those of inference, and masks do not change them.
+    kwargs = {k: v for k, v in kwargs.items() if k not in ("training", "mask")}
+    return rule_for(operation)(operation, *args, **kwargs)
+
+
+@register(keras.Model)
+def _model(model, inputs):
+    return _run(_functional(model), keras.tree.flatten(inputs))
+
+
+def upstream_moments(keras_tensor, known=None, memo=None):
+    """Data-set level moments of a tensor of a graph, from the layers before it.
+
+    The walk goes up to the nearest layers that need no input moments (a
+    normalization of their own), or to the model's Inputs, which count as
+    standardized where nothing else is declared. Its cost does not depend on the
+    batch.
+
+    Args:
+        keras_tensor: The symbolic tensor.
+        known: Dict `{Input name: Moments}` of Inputs whose moments are declared, or
+            None.
+        memo: Dict that keeps what is computed, for several calls on one state of
+            the weights; or None.
+
+    Returns:
+        `Moments`, stationary.
+
+    Raises:
+        ValueError: If a layer has no rule, or the moments cannot be known.
+    """
+    memo = {} if memo is None else memo
+    for node in _upstream_nodes(keras_tensor):
+        if all(id(x) in memo for x in node.outputs):
+            continue
+        operation = node.operation
+        if node.is_input:
+            outputs = [_input_moments(x, operation, known or {}) for x in node.outputs]
+        elif not rule_for(operation).needs_inputs:
+            unknown = {
+                id(x): Moments(None, None, tuple(x.shape)) for x in node.input_tensors
+            }
+            outputs = apply_rule(operation, *node.arguments.fill_in(unknown))
+        else:
+            outputs = apply_rule(operation, *node.arguments.fill_in(memo))
+        outputs = keras.tree.flatten(outputs)
+        memo.update((id(x), y) for x, y in zip(node.outputs, outputs, strict=True))
+    moments = memo[id(keras_tensor)]
+    if not moments.known:
+        raise ValueError(
+            f"The mean and variance of {keras_tensor.name!r} are not known: a "
+            "Rescaling layer before it changed the model's input, whose moments "
+            "nobody declared. Put an adapted keras.layers.Normalization behind it."
+        )
+    return moments
+
+
+def pooled_upstream_moments(keras_tensors, known=None):
+    """Moments of what several tensors of a graph hold together.
+
+    Args:
+        keras_tensors: Sequence of symbolic tensors with the same channels.
+        known: As in `upstream_moments`.
+
+    Returns:
+        `Moments`: the mean of the means; the mean of the variances plus the
+        variance of the means.
+    """
+    memo = {}
+    parts = [upstream_moments(x, known, memo) for x in keras_tensors]
+    if len(parts) == 1:
+        return parts[0]
+    mean = sum(p.mean for p in parts) / len(parts)
+    variance = sum(p.variance + ops.square(p.mean - mean) for p in parts) / len(parts)
+    return parts[0].replace(mean=mean, variance=variance)
+
+
+def check_upstream(keras_tensor):
+    """Checks that `upstream_moments` has a rule for every layer it will meet.
+
+    Computes nothing.
+
+    Args:
+        keras_tensor: The symbolic tensor.
+
+    Raises:
+        ValueError: If a layer has no rule.
+    """
+    for node in _upstream_nodes(keras_tensor):
+        if not node.is_input:
+            _check_operation(node.operation)
+
+
+def _check_operation(operation):
+    rule_for(operation)
+    if isinstance(operation, keras.Model):
+        for node in _functional(operation)._nodes:
+            if not node.is_input:
+                _check_operation(node.operation)
+
+
+def _upstream_nodes(keras_tensor):
+    """Nodes that the moments of a tensor need, inputs first."""
+    order, done = [], set()
+    stack = [(_node(keras_tensor), False)]
+    while stack:
+        node, expanded = stack.pop()
+        if expanded:
+            order.append(node)
+        elif id(node) not in done:
+            done.add(id(node))
+            stack.append((node, True))
+            if not node.is_input and rule_for(node.operation).needs_inputs:
+                stack.extend((_node(x), False) for x in node.input_tensors)
+    return order
+
+
+def _node(keras_tensor):
+    history = keras_tensor._keras_history
+    return history.operation._inbound_nodes[history.node_index]
+
+
+def _input_moments(x, layer, known):
+    if layer.name in known:
+        return known[layer.name]
+    return Moments.standardized(x.shape, assumed=True)

@@ -1,0 +1,247 @@
+"""Sampled networks: a model run once for many draws of its noise.
+
+One sample is one network. The networks of a pass are stacked along the batch
+axis, samples first: `[samples * batch, ...]`. What comes before the first noisy
+layer does not depend on the sample: it is computed once, on `[batch, ...]`, and
+repeated only where it meets noise.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import keras
+from keras import ops
+from keras.src.backend import get_keras_mask, set_keras_mask
+
+from bayesnorm import backend
+from bayesnorm.graph import is_graph, run_graph, standardize
+from bayesnorm.layers.noise import noise_mode, stochastic_layers
+
+
+class Noise:
+    """The draws that the networks of a model consist of.
+
+    Args:
+        model: A built model.
+
+    Attributes:
+        size: Number of draws of a network.
+    """
+
+    def __init__(self, model):
+        self._starts, self.size = {}, 0
+        for layer in stochastic_layers(model):
+            for name, shape in layer.noise_shapes.items() if layer.built else ():
+                self._starts[id(layer), name] = self.size
+                self.size += math.prod(shape)
+
+    def draw(self, seed, member, numbers):
+        """Returns the draws of networks, functions of (seed, member, number) alone.
+
+        Args:
+            seed: Seed `[2]`.
+            member: Integer, the model's place in an ensemble.
+            numbers: Integers `[networks]`, the numbers of the samples.
+
+        Returns:
+            Standard normals `[networks, size]`.
+        """
+        seed = backend.fold_in(seed, member)
+
+        def network(number):
+            return backend.stateless_normal(
+                (self.size,), backend.fold_in(seed, number)
+            )
+
+        return ops.map(network, numbers)
+
+    def mode(self, draws):
+        """Returns the noise mode that hands out `draws`.
+
+        Args:
+            draws: Standard normals `[networks, size]`; the rows of a layer's input
+                belong to the networks in equal, consecutive parts.
+        """
+
+        def supply(layer, name, shape, batch_size):
+            networks, size = ops.shape(draws)[0], math.prod(shape)
+            start = self._starts[id(layer), name]
+            rows = ops.expand_dims(draws[:, start : start + size], 1)
+            rows = ops.broadcast_to(rows, (networks, batch_size // networks, size))
+            return ops.reshape(rows, (-1, *shape))
+
+        return noise_mode(supply)
+
+
+_NOISY = object()
+
+
+@dataclasses.dataclass
+class _Done:
+    """Outputs of an operation that no noise reaches."""
+
+    outputs: Any
+
+
+@dataclasses.dataclass
+class _Repeat:
+    """Mark of an operation to run for each sample."""
+
+
+@dataclasses.dataclass
+class Prefix:
+    """What `run_prefix` found and computed, operation by operation."""
+
+    steps: list
+
+
+@dataclasses.dataclass
+class _Value:
+    """A tensor of the graph, and whether it is stacked over the samples."""
+
+    tensor: Any
+    stacked: bool
+
+
+def run_prefix(model, inputs):
+    """Computes the part of a model that no noise reaches.
+
+    Args:
+        model: A built model.
+        inputs: Its inputs, `[batch, ...]`.
+
+    Returns:
+        The `Prefix`, to give to `run_networks` with the same inputs; None if the
+        model shows no graph.
+    """
+    return _prefix(model, inputs)[1] if is_graph(model) else None
+
+
+def _prefix(model, inputs):
+    steps = []
+
+    def call(operation, *args, **kwargs):
+        if any(x is _NOISY for x in keras.tree.flatten((args, kwargs))):
+            steps.append(_Repeat())
+        elif not _draws(operation):
+            steps.append(_Done(operation(*args, **kwargs)))
+            return steps[-1].outputs
+        elif is_graph(operation) and len(args) == 1 and not kwargs:
+            outputs, prefix = _prefix(operation, args[0])
+            steps.append(prefix)
+            return outputs
+        else:
+            steps.append(_Repeat())
+        return [_NOISY] * len(operation._inbound_nodes[0].output_tensors)
+
+    return run_graph(model, inputs, call), Prefix(steps)
+
+
+def _draws(operation):
+    return isinstance(operation, keras.Layer) and bool(stochastic_layers(operation))
+
+
+def run_networks(model, inputs, prefix, samples):
+    """Computes a model's output for several networks, inside `Noise.mode`.
+
+    Args:
+        model: A built model.
+        inputs: Its inputs, `[batch, ...]`.
+        prefix: What `run_prefix` returned.
+        samples: Number of networks, an integer or a scalar tensor.
+
+    Returns:
+        The output, `[samples * batch, ...]`.
+
+    Raises:
+        ValueError: If the model has several outputs.
+    """
+    if prefix is None:
+        inputs = keras.tree.map_structure(lambda x: _stack(x, samples), inputs)
+        return single_output(model, model(inputs, training=False))
+    outputs = single_output(model, _networks(model, inputs, prefix, samples))
+    return outputs.tensor if outputs.stacked else _stack(outputs.tensor, samples)
+
+
+def single_output(model, outputs):
+    """Returns the only output of a model."""
+    flat = keras.tree.flatten(outputs)
+    if len(flat) != 1:
+        raise ValueError(
+            f"Model {model.name!r} has {len(flat)} outputs; expected one. Make a "
+            "model of the output to predict: keras.Model(model.inputs, "
+            "model.outputs[i])."
+        )
+    return flat[0]
+
+
+def _networks(model, inputs, prefix, samples):
+    steps = iter(prefix.steps)
+
+    def call(operation, *args, **kwargs):
+        step = next(steps)
+        if isinstance(step, _Done):
+            return _values(step.outputs, stacked=False)
+        if isinstance(step, Prefix):
+            nested = keras.tree.map_structure(lambda value: value.tensor, args[0])
+            return _networks(operation, nested, step, samples)
+        args, kwargs = keras.tree.map_structure(stacked, (args, kwargs))
+        return _values(operation(*args, **kwargs), stacked=True)
+
+    def stacked(value):
+        if not isinstance(value, _Value):
+            return value  # An argument that is not a tensor of the graph.
+        return value.tensor if value.stacked else _stack(value.tensor, samples)
+
+    inputs = _values(standardize(model, inputs), stacked=False)
+    return run_graph(model, inputs, call, standardized=True)
+
+
+def _values(tensors, stacked):
+    return keras.tree.map_structure(lambda x: _Value(x, stacked), tensors)
+
+
+def _stack(tensor, samples):
+    """Repeats a batch `samples` times, as a whole: `[samples * batch, ...]`."""
+    if not len(tensor.shape):
+        return tensor
+    if isinstance(samples, int) and samples == 1:
+        return tensor
+    stacked = ops.tile(tensor, (samples,) + (1,) * (len(tensor.shape) - 1))
+    mask = get_keras_mask(tensor)
+    if mask is not None:
+        set_keras_mask(stacked, _stack(mask, samples))
+    return stacked
+
+
+def merge(state, values, spread, weights):
+    """Takes networks into running means over networks.
+
+    Args:
+        state: `(weight, mean, spread)` so far, zeros at the start.
+        values: `[networks, ...]`, probabilities or outputs.
+        spread: `[networks, ...]`, entropies of the networks; None to follow the
+            variance of `values`.
+        weights: `[networks]`, not all zero.
+
+    Returns:
+        The new state: `spread` is the mean entropy, or the variance.
+
+    Reference:
+        Chan et al., 1979, "Updating formulae and a pairwise algorithm for
+        computing sample variances".
+    """
+    weight, mean, so_far = state
+    total = ops.sum(weights)
+    weights = weights / total
+    center = ops.tensordot(weights, values, 1)
+    follows_variance = spread is None
+    if follows_variance:
+        spread = ops.square(values - center)
+    share = total / (weight + total)
+    delta = center - mean
+    so_far = so_far + share * (ops.tensordot(weights, spread, 1) - so_far)
+    if follows_variance:
+        so_far = so_far + share * (1.0 - share) * ops.square(delta)
+    return weight + total, mean + share * delta, so_far

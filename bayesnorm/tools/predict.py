@@ -1,0 +1,434 @@
+"""Predictions averaged over the networks of a posterior."""
+
+import dataclasses
+import operator
+import secrets
+import sys
+import time
+import warnings
+import weakref
+
+import keras
+import numpy as np
+from keras import ops
+
+from bayesnorm import backend
+from bayesnorm.layers.noise import noise_mode
+from bayesnorm.moments import propagate
+from bayesnorm.tools.batches import number_of_batches, pad, stream
+from bayesnorm.tools.networks import (
+    Noise,
+    merge,
+    run_networks,
+    run_prefix,
+    single_output,
+)
+from bayesnorm.tools.outputs import find_from_logits, finish, finish_moments
+from bayesnorm.tools.prediction import Prediction
+from bayesnorm.tools.sampling import SamplingModel
+
+_METHODS = ("sample", "mean", "moments")
+_TASKS = ("classification", "regression")
+_ROWS = 1024  # Of a pass, by default: large enough to keep the cores busy.
+_PATIENCE = 2.0  # Seconds before a progress bar shows.
+
+
+def predict(
+    model,
+    x,
+    samples=30,
+    method="sample",
+    batch_size=256,
+    seed=None,
+    keep_samples=False,
+    from_logits=None,
+    task="classification",
+    chunk_size=None,
+    verbose="auto",
+):
+    """Predicts with the networks of a posterior, and says how far they agree.
+
+    Classification averages the probabilities p of the networks (never logits or
+    log-probabilities) and splits the entropy of the average, H(mean p), into the
+    mean entropy of a network and their mutual information with the label,
+    `H(mean p) - mean H(p)`. A single output is a yes-or-no question and gives
+    two classes, "no" and "yes".
+
+    Methods:
+
+    - `"sample"`: Monte Carlo. A sample is one network: its noise is drawn once,
+      a function of the seed, the number of the sample and the place of the layer
+      in the model alone, and shared by all examples. So a seed gives the same
+      prediction whatever the batches. The part of the model before the first
+      noise is computed once for all samples.
+    - `"mean"`: one pass of the network of mean weights.
+    - `"moments"`: one pass that propagates means and variances through the
+      layers (`bayesnorm.moments`), then takes the mean of the softmax of
+      Gaussian logits. Its mutual information is approximate: the smaller of the
+      expansion to the second order, `sum(var p / mean p) / 2`, right where the
+      networks nearly agree, and that of the Dirichlet distribution of the same
+      mean and total variance, right where they do not.
+
+    Args:
+        model: A Keras model with one output, or a list of them, an ensemble: the
+            average is over members and their samples.
+        x: Inputs: an array, a nest of arrays for a model of several inputs, or
+            a stream of batches of any length: a `tf.data.Dataset`, a
+            `keras.utils.PyDataset` or an iterable; of an element that is a tuple,
+            as in `(inputs, labels)`, the first entry counts.
+        samples: Number of networks.
+        method: `"sample"`, `"mean"` or `"moments"`.
+        batch_size: Examples at a time, whatever the batches of `x`.
+        seed: Integer from 0; None for new draws at each call.
+        keep_samples: Whether to return what each network says, too.
+        from_logits: Whether a classifier's outputs are logits; None to read it
+            off the loss the model was compiled with, or else off its last
+            activation.
+        task: `"classification"`, or `"regression"` for mean and variance of the
+            outputs.
+        chunk_size: Rows (samples times examples) of one pass through the network,
+            which bounds the memory; at least the batch. Defaults to 1024.
+        verbose: Whether to show a progress bar; `"auto"`: on a terminal.
+
+    Returns:
+        A `Prediction`. The variance of a regression is that over the networks
+        (with `samples - 1` in the denominator), 0 for a single one; with
+        `"moments"` it is the propagated one. The samples of an ensemble come
+        member by member.
+
+    Raises:
+        ValueError: If an argument is not as above, the data are empty, not finite
+            or of another shape than the model's inputs, or the outputs are not
+            finite.
+        TypeError: If `x` is no data.
+
+    Reference:
+        Houlsby et al., 2011, "Bayesian Active Learning for Classification and
+        Preference Learning" (the mutual information).
+    """
+    _check_choice("method", method, _METHODS)
+    _check_choice("task", task, _TASKS)
+    samples = _positive("samples", samples)
+    batch_size = _positive("batch_size", batch_size)
+    chunk_size = _positive("chunk_size", chunk_size or max(_ROWS, batch_size))
+    seed = _check_seed(seed)
+    members = _members(model)
+    if keep_samples and method == "moments":
+        raise ValueError(
+            "method='moments' draws no samples to keep. Pass keep_samples=False, or "
+            "method='sample'."
+        )
+    if task == "regression":
+        kinds = [None] * len(members)
+    else:
+        kinds = [find_from_logits(member, from_logits) for member in members]
+    runs, parts, done = None, [], 0
+    progress = _Progress(number_of_batches(x, batch_size), verbose)
+    for batch in stream(x, batch_size, members[0]):
+        rows = len(keras.tree.flatten(batch)[0])
+        if runs is None:
+            # A short first batch is the only one: padding it to a power of 2
+            # bounds the number of compilations.
+            size = min(batch_size, 1 << (rows - 1).bit_length())
+            engines = [_engine(member, batch) for member in members]
+            if method == "sample":
+                _warn_deterministic(members, engines)
+            plan = _Plan(method, samples, max(1, chunk_size // size), keep_samples)
+            runs = [
+                engine.run(plan, kind, seed, i)
+                for i, (engine, kind) in enumerate(zip(engines, kinds, strict=True))
+            ]
+        results = [run(pad(batch, size), rows) for run in runs]
+        parts.append(_combine(results, task, method))
+        _check_outputs(parts[-1], done)
+        done += rows
+        progress.update(len(parts))
+    progress.finish()
+    return _join(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """How each batch is worked through."""
+
+    method: str
+    samples: int
+    samples_a_pass: int
+    keep_samples: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Result:
+    """One model's word on a batch.
+
+    `values` are mean probabilities or outputs; `spread` the mean entropy of a
+    network, or the outputs' variance over the networks; `networks` their number.
+    """
+
+    values: np.ndarray
+    spread: np.ndarray
+    samples: np.ndarray | None
+    networks: int
+
+
+class _Engine:
+    """What is compiled for a model, without a reference to it.
+
+    `kind` is the `from_logits` of a classifier's outputs, None for regression.
+    """
+
+    def __init__(self, model):
+        self._model = weakref.ref(model)
+        self._variables = list(model.variables)
+        self._compiled = {}
+        self.noise = Noise(model)
+
+    def serves(self, model):
+        """Whether the model has the variables that it was compiled with."""
+        return len(self._variables) == len(model.variables) and all(
+            a is b for a, b in zip(self._variables, model.variables, strict=True)
+        )
+
+    def run(self, plan, kind, seed, member):
+        """Returns the function `(batch, rows) -> _Result`."""
+        repeats = None
+        if plan.method == "sample" and self.noise.size:
+            passes = -(-plan.samples // plan.samples_a_pass)
+            each = -(-plan.samples // passes)
+            draws = self._get(_draws, passes * each)(
+                backend.seed_from_int(seed), member
+            )
+            step = self._get(_sample_step, kind, plan.samples, each, plan.keep_samples)
+            arguments, networks = (draws,), plan.samples
+        else:
+            moments = plan.method == "moments"
+            step = self._get(_moments_step if moments else _mean_step, kind)
+            arguments, networks = (), 1
+            if plan.keep_samples:
+                repeats = plan.samples if plan.method == "sample" else 1
+
+        def run(batch, rows):
+            values, spread, samples = (
+                None if y is None else ops.convert_to_numpy(y)
+                for y in step(batch, *arguments)
+            )
+            if repeats:
+                samples = np.broadcast_to(values, (repeats, *values.shape))
+            samples = None if samples is None else samples[:, :rows]
+            return _Result(values[:rows], spread[:rows], samples, networks)
+
+        return run
+
+    def _get(self, make, *arguments):
+        key = (make, *arguments)
+        if key not in self._compiled:
+            function = make(self._model, self.noise, *arguments)
+            self._compiled[key] = backend.compiled(function, self._variables)
+        return self._compiled[key]
+
+
+_engines = weakref.WeakKeyDictionary()
+
+
+def _engine(model, batch):
+    if not model.built:
+        model(keras.tree.map_structure(lambda x: x[:1], batch), training=False)
+    engine = _engines.get(model)
+    if engine is None or not engine.serves(model):
+        engine = _engines[model] = _Engine(model)
+    return engine
+
+
+def _mean_step(model, noise, kind):
+    del noise
+
+    def step(batch):
+        with noise_mode("mean"):
+            outputs = single_output(model(), model()(batch, training=False))
+        values, spread = finish(outputs, kind)
+        return values, ops.zeros_like(values) if spread is None else spread, None
+
+    return step
+
+
+def _moments_step(model, noise, kind):
+    del noise
+
+    def step(batch):
+        moments = single_output(model(), propagate(model(), batch, 0.0))
+        return *finish_moments(moments.mean, moments.variance, kind), None
+
+    return step
+
+
+def _draws(model, noise, networks):
+    del model
+    return lambda seed, member: noise.draw(seed, member, ops.arange(networks))
+
+
+def _sample_step(model, noise, kind, samples, each, keep_samples):
+    """`each` samples a pass; the last pass may have some too many, of weight 0."""
+
+    def step(batch, draws):
+        passes = draws.shape[0] // each
+        prefix = run_prefix(model(), batch)
+
+        def one_pass(draws):
+            with noise.mode(draws):
+                outputs = run_networks(model(), batch, prefix, each)
+            return [
+                None if y is None else ops.reshape(y, (each, -1, *y.shape[1:]))
+                for y in finish(outputs, kind)
+            ]
+
+        def accumulate(state, inputs):
+            draws, weights = inputs
+            values, spread = one_pass(draws)
+            state = merge(state, values, spread, weights)
+            return state, values if keep_samples else None
+
+        draws = ops.reshape(draws, (passes, each, -1))
+        weights = ops.cast(ops.arange(passes * each) < samples, "float32")
+        weights = ops.reshape(weights, (passes, each))
+        if passes == 1:
+            state, values = accumulate((0.0, 0.0, 0.0), (draws[0], weights[0]))
+        else:
+            shape = backend.output_shape(lambda: one_pass(draws[0])[0])[1:]
+            shapes = (), shape, shape if kind is None else shape[:-1]
+            state = tuple(ops.zeros(shape, "float32") for shape in shapes)
+            state, values = backend.scan(
+                accumulate, state, [draws, weights], collect=keep_samples
+            )
+        _, mean, spread = state
+        if keep_samples:
+            values = ops.reshape(values, (passes * each, *mean.shape))[:samples]
+        return mean, spread, values
+
+    return step
+
+
+def _combine(results, task, method):
+    """Puts the members of an ensemble together, each with the same weight."""
+    values = np.stack([r.values for r in results]).astype("float64")
+    spread = np.stack([r.spread for r in results]).mean(axis=0, dtype="float64")
+    mean = values.mean(axis=0)
+    samples = None
+    if results[0].samples is not None:
+        samples = np.concatenate([r.samples for r in results])
+    if task == "regression":
+        networks = sum(r.networks for r in results)
+        unbiased = networks / max(networks - 1, 1) if method != "moments" else 1.0
+        variance = (spread + values.var(axis=0)) * unbiased
+        return Prediction(
+            mean=_float32(mean), variance=_float32(variance), samples=samples
+        )
+    logs = np.log(mean, where=mean > 0, out=np.zeros_like(mean))
+    entropy = -np.sum(mean * logs, axis=-1)
+    return Prediction(
+        probs=_float32(mean),
+        entropy=_float32(entropy),
+        mutual_information=_float32(np.maximum(entropy - spread, 0.0)),
+        samples=samples,
+    )
+
+
+def _float32(x):
+    return x.astype("float32")
+
+
+def _join(parts):
+    def joined(name):
+        arrays = [getattr(part, name) for part in parts]
+        if arrays[0] is None:
+            return None
+        return np.concatenate(arrays, axis=1 if name == "samples" else 0)
+
+    return Prediction(
+        **{field.name: joined(field.name) for field in dataclasses.fields(Prediction)}
+    )
+
+
+def _check_outputs(part, done):
+    values = part.mean if part.probs is None else part.probs
+    if np.isfinite(values).all():
+        return
+    bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    raise ValueError(
+        f"The outputs for example {done + int(bad.argmax())} are not finite"
+        + (
+            ". Expected finite outputs: the model's weights may have diverged."
+            if part.probs is None
+            else ", or not probabilities where from_logits=False. Pass "
+            "from_logits=True if the model ends without a softmax or sigmoid; else "
+            "its weights may have diverged."
+        )
+    )
+
+
+def _warn_deterministic(members, engines):
+    if len(members) == 1 and not engines[0].noise.size:
+        warnings.warn(
+            f"Model {members[0].name!r} has no layer that draws noise: all its samples "
+            "are equal, and it is run once.",
+            stacklevel=3,
+        )
+
+
+def _members(model):
+    models = list(model) if isinstance(model, list | tuple) else [model]
+    for member in models:
+        if not isinstance(member, keras.Model):
+            raise TypeError(
+                "`model` must be a keras.Model or a list of them. Received: "
+                f"{type(member).__name__}"
+            )
+    if not models:
+        raise ValueError("`model` is an empty list: give one model or more.")
+    return [m.model if isinstance(m, SamplingModel) else m for m in models]
+
+
+def _check_choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {choices}. Received: {value!r}")
+
+
+def _positive(name, value):
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"`{name}` must be an integer from 1. Received: {value!r}")
+    return number
+
+
+def _check_seed(seed):
+    if seed is None:
+        return secrets.randbits(62)
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**63:
+        raise ValueError(
+            f"`seed` must be None or an integer from 0 to 2**63 - 1. Received: {seed!r}"
+        )
+    return number
+
+
+class _Progress:
+    """A progress bar, shown only once the work takes long."""
+
+    def __init__(self, total, verbose):
+        shown = sys.stdout.isatty() if verbose == "auto" else bool(verbose)
+        self._bar = keras.utils.Progbar(total, unit_name="batch") if shown else None
+        self._start, self._shown = time.monotonic(), 0
+
+    def update(self, batches):
+        if self._bar and time.monotonic() - self._start > _PATIENCE:
+            self._shown = batches
+            self._bar.update(batches, finalize=False)
+
+    def finish(self):
+        if self._shown:
+            self._bar.update(self._shown, finalize=True)

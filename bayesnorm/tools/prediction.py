@@ -1,0 +1,43 @@
+"""What `predict` returns."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+    """Predictions for n examples, NumPy arrays.
+
+    Attributes:
+        probs: `[n, ..., classes]`, probabilities averaged over the samples; None
+            for regression.
+        entropy: `[n, ...]`, entropy of `probs` in nats; None for regression.
+        mutual_information: `[n, ...]`, mutual information between the label and
+            the network in nats, at least 0: the part of `entropy` that comes from
+            the networks' disagreement; None for regression.
+        mean: `[n, ...]`, mean of the outputs; None for classification.
+        variance: `[n, ...]`, variance of the outputs; None for classification.
+        samples: `[samples, n, ...]`, probabilities or outputs of each network, or
+            None.
+    """
+
+    probs: np.ndarray | None = None
+    entropy: np.ndarray | None = None
+    mutual_information: np.ndarray | None = None
+    mean: np.ndarray | None = None
+    variance: np.ndarray | None = None
+    samples: np.ndarray | None = None
+
+    @property
+    def classes(self):
+        """The most probable class, `[n, ...]`, int64."""
+        if self.probs is None:
+            raise ValueError(
+                "A regression has no classes: use `mean`, or predict with "
+                "task='classification'."
+            )
+        return self.probs.argmax(-1)
+
+    def __len__(self):
+        return len(self.mean if self.probs is None else self.probs)

@@ -1,0 +1,77 @@
+"""A model that draws noise whenever it is called."""
+
+import keras
+
+from bayesnorm.layers.noise import noise_mode
+
+_MODES = ("sample", "mean", "auto")
+
+
+@keras.saving.register_keras_serializable("bayesnorm")
+class SamplingModel(keras.Model):
+    """See `sampling_model`."""
+
+    def __init__(self, model, mode="sample", **kwargs):
+        super().__init__(**kwargs)
+        if not isinstance(model, keras.Model):
+            raise TypeError(
+                f"`model` must be a keras.Model. Received: {type(model).__name__}"
+            )
+        if mode not in _MODES:
+            raise ValueError(f"`mode` must be one of {_MODES}. Received: {mode!r}")
+        self.model = model
+        self.mode = mode
+        self.built = model.built
+
+    def build(self, input_shape):
+        """Builds the model."""
+        if not self.model.built:
+            self.model.build(input_shape)
+        self.built = True
+
+    def call(self, inputs, training=None):
+        """Returns the model's outputs, computed in the noise mode."""
+        with noise_mode(self.mode):
+            return self.model(inputs, training=training)
+
+    def compute_output_shape(self, input_shape):
+        """Returns the model's."""
+        return self.model.compute_output_shape(input_shape)
+
+    def get_config(self):
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "model": keras.saving.serialize_keras_object(self.model),
+            "mode": self.mode,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Makes the model from its configuration."""
+        model = keras.saving.deserialize_keras_object(config["model"])
+        return cls(**{**config, "model": model})
+
+
+def sampling_model(model, mode="sample"):
+    """Makes a model whose every call runs in a noise mode.
+
+    It shares the layers and weights of `model`. In contrast to `noise_mode`
+    around a call, the mode holds in compiled functions: `compile`, `predict`,
+    `evaluate`, an exported model. With `"sample"` each example of each call has
+    its own draws, from the layers' own generators; nothing else changes
+    (`training` stays False in evaluation, so batch statistics stay untouched).
+
+    Args:
+        model: A Keras model.
+        mode: `"sample"`, noise at each call; `"mean"`, no noise, not even in
+            training; `"auto"`, noise in training.
+
+    Returns:
+        A `keras.Model` that saves, loads and clones.
+
+    Raises:
+        TypeError: If `model` is not a Keras model.
+        ValueError: If `mode` is something else.
+    """
+    return SamplingModel(model, mode)

@@ -1,0 +1,42 @@
+"""What all tests share: quiet backends, seeds, markers."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Two test processes on two cores: more threads than cores only wait.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+BACKEND = keras.backend.backend()
+
+
+def pytest_configure(config):
+    """Registers the markers that name a backend."""
+    config.addinivalue_line("markers", "tensorflow: needs the TensorFlow backend")
+
+
+def pytest_collection_modifyitems(items):
+    """Skips the tests of the other backend, and says so."""
+    for item in items:
+        for backend in ("tensorflow", "jax"):
+            if item.get_closest_marker(backend) and backend != BACKEND:
+                reason = f"needs KERAS_BACKEND={backend}"
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def seeds():
+    """Every test starts from the same seeds and the float32 policy."""
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def rng():
+    """NumPy's generator, the same in every test."""
+    return np.random.default_rng(0)

@@ -1,0 +1,112 @@
+"""Checkpoints and the folder of a run."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from trainers.checkpoints import Checkpoints, Workdir, write_atomically, write_history
+
+
+def history(epochs):
+    return [{"epoch": i + 1, "nll": 0.1 / (i + 1)} for i in range(epochs)]
+
+
+VALUES = [np.arange(6, dtype="float32").reshape(2, 3), np.array(7, "int64")]
+
+
+def test_a_checkpoint_returns_what_was_saved_and_two_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "new")
+    assert checkpoints.latest() is None
+    for epochs in (1, 2, 3):
+        checkpoints.save([v + epochs for v in VALUES], history(epochs))
+    names = sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert names == ["epoch-000002.npz", "epoch-000003.npz"]
+    saved = checkpoints.latest()
+    assert saved.history == history(3)
+    for value, expected in zip(saved.values, VALUES, strict=True):
+        np.testing.assert_array_equal(value, expected + 3)
+        assert value.dtype == (expected + 3).dtype
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
+    checkpoints = Checkpoints(tmp_path)
+    for epochs in (1, 2):
+        checkpoints.save(VALUES, history(epochs))
+    path = tmp_path / "epoch-000002.npz"
+    data = bytearray(path.read_bytes())
+    if damage == "flipped":
+        start = data.index(VALUES[0].tobytes())
+        data[start + 5] ^= 1
+    path.write_bytes({"cut": data[:-200], "empty": b""}.get(damage, data))
+    assert len(checkpoints.latest().history) == 1
+    (tmp_path / "epoch-000001.npz").write_bytes(b"")
+    with pytest.raises(ValueError, match="None of the checkpoints"):
+        checkpoints.latest()
+
+
+def test_pickled_content_is_not_loaded(tmp_path):
+    np.savez(tmp_path / "epoch-000001.npz", header=np.array([print], dtype=object))
+    with pytest.raises(ValueError, match=r"can be read.*pickle"):
+        Checkpoints(tmp_path).latest()
+
+
+def test_a_checkpoint_of_the_other_backend_is_refused(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("trainers.checkpoints.keras.backend.backend", lambda: "other")
+        checkpoints.save(VALUES, history(1))
+    with pytest.raises(ValueError, match="KERAS_BACKEND=other"):
+        checkpoints.latest()
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+
+    def fail(*args):
+        raise OSError
+
+    monkeypatch.setattr("trainers.checkpoints.os.replace", fail)
+    with pytest.raises(OSError):  # noqa: PT011
+        write_atomically(path, "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "old"
+
+
+def test_history_is_a_csv_with_all_digits(tmp_path):
+    write_history(tmp_path / "history.csv", history(3))
+    with open(tmp_path / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["nll"]) for row in rows] == [r["nll"] for r in history(3)]
+
+
+def test_a_workdir_opens_for_the_same_flags_only(tmp_path):
+    flags = {"epochs": "3", "norm": "batch", "seed": "0"}
+    workdir = Workdir(tmp_path / "a" / "b", flags)
+    text = (workdir / "flags.txt").read_text()
+    assert text.splitlines() == ["--epochs=3", "--norm=batch", "--seed=0"]
+    Workdir(tmp_path / "a" / "b", dict(reversed(flags.items())))
+    other = {"epochs": "4", "norm": "batch", "held_out": "1,2"}
+    with pytest.raises(ValueError, match="other flags") as error:
+        Workdir(tmp_path / "a" / "b", other)
+    message = str(error.value)
+    assert "--epochs: 3 there, 4 now" in message
+    assert "--held_out: (not set) there, 1,2 now" in message
+    assert "--seed: 0 there, (not set) now" in message
+    assert "norm" not in message
+    assert (workdir / "flags.txt").read_text() == text
+
+
+def test_a_workdir_that_holds_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    for path in (tmp_path, tmp_path / "thesis.tex"):
+        with pytest.raises(ValueError, match="other than a run"):
+            Workdir(path, {"epochs": "3"})
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_checkpoints_at_no_interval_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="every=0"):
+        Checkpoints(tmp_path, 0)

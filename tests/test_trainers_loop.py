@@ -1,0 +1,328 @@
+"""The fit loop: steps against closed forms, resuming, schedules, divergence."""
+
+import bayesnorm.layers as layers
+import keras
+import numpy as np
+import pytest
+from bayesnorm import datasets
+from scipy import special
+
+from trainers.checkpoints import Checkpoints
+from trainers.loop import (
+    Config,
+    DivergenceError,
+    Loop,
+    fit,
+    make_optimizer,
+    training_order,
+)
+
+N, CLASSES = 50, 3
+
+
+@pytest.fixture
+def splits(rng):
+    def part(n):
+        images = rng.normal(size=(n, 4, 4, 1)).astype("float32")
+        return images, rng.integers(0, CLASSES, n)
+
+    return datasets.from_arrays(part(N), part(23), part(8), class_names=list("abc"))
+
+
+def linear_model():
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 1)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(CLASSES, kernel_initializer="zeros"),
+        ]
+    )
+    return model
+
+
+def bayesian_model(seed=0):
+    """Noise, a projected kernel and batch statistics: all kinds of state."""
+    return keras.Sequential(
+        [
+            keras.Input((4, 4, 1)),
+            layers.WeightNormalization(
+                keras.layers.Conv2D(
+                    5, 3, kernel_initializer=keras.initializers.HeNormal(seed)
+                ),
+                projection=True,
+                name="norm",
+            ),
+            layers.StochasticScaleNorm(seed=seed, name="scale"),
+            keras.layers.LeakyReLU(0.01),
+            keras.layers.BatchNormalization(),
+            keras.layers.Flatten(),
+            keras.layers.Dense(
+                CLASSES, kernel_initializer=keras.initializers.HeNormal(seed + 1)
+            ),
+        ]
+    )
+
+
+def bayesian_loop(splits, **config):
+    config = {"epochs": 3, "batch_size": 8, "learning_rate": 0.05, **config}
+    return Loop(
+        bayesian_model(),
+        make_optimizer("sgd"),
+        splits,
+        Config(**config),
+        augment=datasets.RandomShift(1, seed=5),
+    )
+
+
+def assert_equal_states(a, b):
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_order_is_a_permutation_that_depends_on_seed_and_epoch():
+    order = training_order(103, 10, seed=3, epoch=4)
+    assert order.shape == (10, 10)
+    assert len(np.unique(order)) == 100
+    assert order.min() >= 0
+    assert order.max() < 103
+    np.testing.assert_array_equal(order, training_order(103, 10, 3, 4))
+    for seed, epoch in ((3, 5), (4, 4), (4, 3)):
+        assert (order != training_order(103, 10, seed, epoch)).mean() > 0.9
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 4, 100])
+def test_epochs_are_nesterov_steps_on_the_mean_nll(splits, steps_per_call):
+    # Softmax regression: gradient x (p - onehot) / batch; Keras's Nesterov step is
+    # v <- m v - lr g, w <- w + m v - lr g.
+    config = Config(
+        epochs=2, batch_size=8, learning_rate=0.3, decay=0.1, decay_epochs=3,
+        steps_per_call=steps_per_call,
+    )  # fmt: skip
+    loop = Loop(linear_model(), make_optimizer("sgd"), splits, config)
+    rows = [loop.train_epoch(epoch) for epoch in range(2)]
+
+    x = splits.train.images.reshape(N, -1).astype("float64")
+    x = np.concatenate([x, np.ones((N, 1))], axis=1)
+    w, v = np.zeros((17, CLASSES)), np.zeros((17, CLASSES))
+    for epoch in range(2):
+        rate = 0.3 * 0.1 ** (epoch / 3)
+        nll, right = [], []
+        for indices in training_order(N, 8, 0, epoch):
+            y = splits.train.labels[indices]
+            logits = x[indices] @ w
+            nll.append(-special.log_softmax(logits, -1)[np.arange(8), y].mean())
+            right.append((logits.argmax(-1) == y).mean())
+            p = special.softmax(logits, -1) - np.eye(CLASSES)[y]
+            gradient = x[indices].T @ p / 8
+            v = 0.9 * v - rate * gradient
+            w = w + 0.9 * v - rate * gradient
+        assert rows[epoch]["nll"] == pytest.approx(np.mean(nll), rel=1e-5)
+        assert rows[epoch]["loss"] == rows[epoch]["nll"]
+        assert rows[epoch]["accuracy"] == pytest.approx(np.mean(right))
+        assert rows[epoch]["learning_rate"] == pytest.approx(rate)
+    kernel, bias = (np.array(value) for value in loop.model.get_weights())
+    np.testing.assert_allclose(kernel, w[:-1], atol=2e-6)
+    np.testing.assert_allclose(bias, w[-1], atol=2e-6)
+
+
+def test_calls_of_one_step_and_of_many_give_the_same_state(splits):
+    states = []
+    for steps_per_call in (1, 100):
+        loop = bayesian_loop(splits, steps_per_call=steps_per_call)
+        loop.train_epoch(0)
+        states.append(loop.state())
+    for x, y in zip(*states, strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-6)
+
+
+def test_evaluation_takes_each_example_once(splits):
+    model = linear_model()
+    model.layers[-1].kernel.assign(np.linspace(-1, 1, 48).reshape(16, 3))
+    config = Config(epochs=1, eval_batch_size=7)
+    loop = Loop(model, make_optimizer("sgd"), splits, config)
+    images, labels = splits.validation.images, splits.validation.labels
+    logits = images.reshape(23, 16) @ np.linspace(-1, 1, 48).reshape(16, 3)
+    expected = -special.log_softmax(logits, -1)[np.arange(23), labels].mean()
+    found = loop.evaluate("validation")
+    assert found["nll"] == pytest.approx(expected, rel=1e-5)
+    assert found["accuracy"] == pytest.approx((logits.argmax(-1) == labels).mean())
+
+
+def test_validation_is_augmented_when_asked(splits):
+    loop = bayesian_loop(splits)
+    plain = [loop.evaluate("validation")["nll"] for _ in range(2)]
+    augmented = [loop.evaluate("validation", augmented=True)["nll"] for _ in range(2)]
+    assert plain[0] == plain[1]
+    assert len({*plain, *augmented}) == 3
+
+
+def test_images_are_scaled_in_the_step(splits):
+    stored = datasets.from_arrays(
+        *(
+            (np.arange(n * 16).reshape(n, 4, 4, 1).astype("uint8"), labels)
+            for n, labels in ((N, splits.train.labels), (23, splits.validation.labels))
+        ),
+        (np.zeros((8, 4, 4, 1), "uint8"), splits.test.labels),
+        class_names=list("abc"),
+        scale=1 / 16,
+    )
+    scaled = datasets.from_arrays(
+        *(
+            (stored.inputs(part.images), part.labels)
+            for part in (stored.train, stored.validation, stored.test)
+        ),
+        class_names=list("abc"),
+    )
+    rows = []
+    for data in (stored, scaled):
+        loop = Loop(linear_model(), make_optimizer("sgd"), data, Config(1, 8))
+        rows.append(loop.train_epoch(0)["nll"])
+    assert rows[0] == pytest.approx(rows[1], rel=1e-6)
+
+
+def test_weight_of_the_kl_acts_without_compiling_again(splits):
+    # One step of plain SGD: rho moves by -lr (dNLL + weight dKL), where
+    # dKL/drho = stddev^2 / prior_scale^2 - 1 for rho < 0.
+    # All in one compiled loop, from the same state: only the weight differs.
+    weights, moves = [], []
+    config = {"epochs": 1, "batch_size": N}
+    loop = Loop(bayesian_model(), keras.optimizers.SGD(1.0), splits, Config(**config))
+    start = loop.state()
+    layer = loop.model.get_layer("scale")
+    before = np.array(layer.rho)
+    for warmup in (3, 0):
+        loop.set_state(start)
+        loop.config = Config(**config, kl_warmup_epochs=warmup)
+        weights.append(loop.train_epoch(0, learning_rate=1.0)["kl_weight"])
+        moves.append(np.array(layer.rho) - before)
+    np.testing.assert_allclose(weights, [1 / N / 4, 1 / N])
+    expected = -(weights[1] - weights[0]) * (0.1**2 / 10**2 - 1)
+    np.testing.assert_allclose(moves[1] - moves[0], expected, atol=2e-6)
+
+
+def test_weight_of_the_kl_rises_over_the_warmup(splits):
+    loop = bayesian_loop(splits, kl_warmup_epochs=2)
+    weights = [row["kl_weight"] for row in fit(loop)]
+    np.testing.assert_allclose(weights, np.array([1, 2, 3]) / 3 / N)
+    assert float(loop.model.get_layer("scale").kl_weight_variable) == np.float32(1 / N)
+
+
+def test_loss_is_nll_plus_weighted_kl(splits):
+    loop = bayesian_loop(splits, learning_rate=1e-9)
+    row = loop.train_epoch(0)
+    assert row["kl_weight"] == 1 / N
+    assert row["loss"] == pytest.approx(row["nll"] + row["kl"] / N, rel=1e-5)
+    # 5 channels of Normal(1, 0.1^2) to Normal(1, 10^2).
+    assert row["kl"] == pytest.approx(5 * (np.log(100) + 0.5e-4 - 0.5), rel=1e-5)
+
+
+def test_learning_rate_falls_as_in_the_paper():
+    config = Config(epochs=1200, learning_rate=0.3, decay=0.1, decay_epochs=600)
+    assert config.learning_rate_of_epoch(0) == 0.3
+    assert config.learning_rate_of_epoch(600) == pytest.approx(0.03)
+    short = Config(epochs=40, learning_rate=0.3)
+    for epoch in (0, 10, 39):
+        assert short.learning_rate_of_epoch(epoch) == pytest.approx(
+            config.learning_rate_of_epoch(30 * epoch)
+        )
+
+
+def test_projection_holds_after_training(splits):
+    loop = bayesian_loop(splits, learning_rate=0.5)
+    before = np.array(loop.model.get_layer("norm").layer.kernel)
+    fit(loop)
+    kernel = np.array(loop.model.get_layer("norm").layer.kernel, "float64")
+    assert np.abs(kernel - before).max() > 0.01
+    np.testing.assert_allclose(np.square(kernel).sum((0, 1, 2)), 1, atol=1e-6)
+
+
+def test_adam_trains(splits):
+    loop = Loop(linear_model(), make_optimizer("adam"), splits, Config(20, 10))
+    history = fit(loop)
+    assert history[-1]["nll"] < 0.8 * history[0]["nll"]
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def test_resumed_run_equals_an_uninterrupted_one(splits, tmp_path):
+    straight = bayesian_loop(splits, epochs=4)
+    expected = fit(straight)
+
+    def kill(history):
+        if len(history) == 3:
+            raise Killed
+
+    # Killed in epoch 4, it has epochs 3 and 4 to do again.
+    checkpoints = Checkpoints(tmp_path / "run", every=2)
+    with pytest.raises(Killed):
+        fit(bayesian_loop(splits, epochs=4), checkpoints, on_epoch_end=kill)
+    assert len(checkpoints.latest().history) == 2
+    # Another seed and other weights: all must come from the checkpoint.
+    resumed = Loop(
+        bayesian_model(seed=9),
+        make_optimizer("sgd"),
+        splits,
+        straight.config,
+        augment=datasets.RandomShift(1, seed=77),
+    )
+    history = fit(resumed, checkpoints)
+    assert_equal_states(resumed.state(), straight.state())
+    for row, other in zip(history, expected, strict=True):
+        assert {**row, "seconds": 0} == {**other, "seconds": 0}
+    # Once over, it trains no further.
+    assert fit(resumed, checkpoints) == history
+
+
+def test_divergence_keeps_the_last_good_state(splits, tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    loop = bayesian_loop(splits)
+    good = {}
+
+    def spoil(history):
+        if len(history) == 2:
+            good["state"] = loop.state()
+            loop.config = Config(epochs=3, batch_size=8, learning_rate=1e30)
+
+    with pytest.raises(DivergenceError, match=r"epoch 3.*epoch 2 is kept.*learning"):
+        fit(loop, checkpoints, on_epoch_end=spoil)
+    assert_equal_states(loop.state(), good["state"])
+    assert_equal_states(checkpoints.latest().values, good["state"])
+    assert len(checkpoints.latest().history) == 2
+
+
+def test_divergence_in_the_first_epoch_restores_the_initial_weights(splits):
+    loop = bayesian_loop(splits, learning_rate=1e30)
+    start = loop.state()
+    with pytest.raises(DivergenceError, match="initial weights is kept"):
+        fit(loop)
+    assert_equal_states(loop.state(), start)
+
+
+def test_wrong_arguments_are_refused(splits):
+    with pytest.raises(ValueError, match="at most 50.*batch_size=51"):
+        bayesian_loop(splits, batch_size=51)
+    for name, value in (
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("learning_rate", float("nan")),
+        ("decay", 0.0),
+        ("decay_epochs", 0),
+        ("kl_warmup_epochs", -1),
+        ("seed", -1),
+        ("steps_per_call", 0),
+    ):
+        with pytest.raises(ValueError, match=f"`{name}`.*{name}="):
+            Config(**{"epochs": 2, name: value})
+    with pytest.raises(ValueError, match="'sgd' or 'adam'.*'sdg'"):
+        make_optimizer("sdg")
+    loop = bayesian_loop(splits)
+    with pytest.raises(ValueError, match="another model"):
+        loop.set_state(loop.state()[:-1])
+
+
+def test_nan_in_the_data_is_refused_before_training(splits):
+    splits.train.images[7, 0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match=r"images\[7\]"):
+        bayesian_loop(splits)

@@ -1,0 +1,1 @@
+"""Training binaries, `python -m trainers.NAME`, and the one loop they share."""

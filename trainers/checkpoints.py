@@ -1,0 +1,179 @@
+"""Checkpoints from which a killed run goes on, and the folder of a run."""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import re
+import zipfile
+
+import keras
+import numpy as np
+
+
+def write_atomically(path, data):
+    """Writes a file that is never seen half written.
+
+    Args:
+        path: Path of the file.
+        data: Its content, bytes or text.
+    """
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_history(path, history):
+    """Writes the history of `trainers.loop.fit` as a CSV file."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_atomically(path, text.getvalue())
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A checkpoint: the values of all variables, and the history up to it."""
+
+    values: list
+    history: list
+
+
+class Checkpoints:
+    """Keeps the two latest states of a run as NumPy archives, without pickle.
+
+    A checkpoint holds every variable of the run (weights, statistics, the
+    optimizer's, the states of all seed generators) and the history, and is either
+    complete or not there. The older one stays for the case that the newer cannot be
+    read.
+
+    Args:
+        directory: Where they lie; made if missing.
+        every: Number of epochs from one to the next.
+    """
+
+    def __init__(self, directory, every=1):
+        if every < 1:
+            raise ValueError(f"`every` must be 1 or more. Received: every={every!r}")
+        self.directory = pathlib.Path(directory)
+        self.every = every
+
+    def is_due(self, epoch):
+        """Whether a checkpoint is to be written after `epoch`, counted from 1."""
+        return epoch % self.every == 0
+
+    def _paths(self):
+        """The checkpoints' paths, the latest first."""
+        found = {
+            int(match[1]): path
+            for path in self.directory.glob("epoch-*.npz")
+            if (match := re.fullmatch(r"epoch-(\d+)\.npz", path.name))
+        }
+        return [found[epoch] for epoch in sorted(found, reverse=True)]
+
+    def save(self, values, history):
+        """Writes a checkpoint and removes all but two."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        header = {"backend": keras.backend.backend(), "history": history}
+        buffer = io.BytesIO()
+        arrays = {f"variable_{i:05d}": value for i, value in enumerate(values)}
+        np.savez(buffer, header=np.array(json.dumps(header)), **arrays)
+        path = self.directory / f"epoch-{len(history):06d}.npz"
+        write_atomically(path, buffer.getvalue())
+        for old in self._paths()[2:]:
+            old.unlink()
+
+    def latest(self):
+        """Returns the latest `Saved` that can be read, or None.
+
+        Raises:
+            ValueError: If it was written with another backend, or if there are
+                checkpoints and none of them can be read.
+        """
+        errors = []
+        for path in self._paths():
+            try:
+                with np.load(path, allow_pickle=False) as archive:
+                    header = json.loads(str(archive["header"]))
+                    names = sorted(set(archive.files) - {"header"})
+                    values = [archive[name] for name in names]
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
+                errors.append(f"{path.name}: {type(e).__name__}: {e}")
+                continue
+            if header["backend"] != keras.backend.backend():
+                raise ValueError(
+                    f"{path} was written with the backend {header['backend']!r}, and "
+                    f"random states of {keras.backend.backend()!r} are others: set "
+                    f"KERAS_BACKEND={header['backend']}, or take another directory."
+                )
+            return Saved(values, header["history"])
+        if errors:
+            raise ValueError(
+                f"None of the checkpoints in {self.directory} can be read "
+                f"({'; '.join(errors)}). Remove them to start from the beginning."
+            )
+        return None
+
+
+class Workdir:
+    """The folder of a run: made, or opened again if it is of the same flags.
+
+    Args:
+        path: Path of the folder.
+        flags: Dict of the flags' values as text: what figures depend on. They are
+            kept in `flags.txt`, to be read with `--config`.
+
+    Raises:
+        ValueError: If the folder is of a run with other flags, or not of a run.
+    """
+
+    def __init__(self, path, flags):
+        self.path = pathlib.Path(path)
+        file = self.path / "flags.txt"
+        if file.is_file():
+            self._check(_parse(file.read_text()), flags)
+        elif self.path.exists() and (
+            not self.path.is_dir() or any(self.path.iterdir())
+        ):
+            raise ValueError(
+                f"The working directory {str(self.path)!r} exists and holds something "
+                "other than a run (there is no flags.txt): give an empty or new one "
+                "with --workdir."
+            )
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lines = (f"--{name}={value}\n" for name, value in sorted(flags.items()))
+            write_atomically(file, "".join(lines))
+
+    def _check(self, old, new):
+        differing = [
+            f"--{name}: {old.get(name, '(not set)')} there, "
+            f"{new.get(name, '(not set)')} now"
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name) != new.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                f"The working directory {str(self.path)!r} is of a run with other "
+                "flags:\n  " + "\n  ".join(differing) + "\nGive another --workdir, or "
+                f"the same flags (--config={self.path / 'flags.txt'}) to go on there."
+            )
+
+    def __truediv__(self, name):
+        """Returns the path of a file in the folder."""
+        return self.path / name
+
+
+def _parse(text):
+    lines = (line.removeprefix("--") for line in text.splitlines() if line)
+    return dict(line.split("=", 1) for line in lines)

@@ -1,0 +1,194 @@
+"""The flags of all binaries, and how a binary starts."""
+
+import math
+import pathlib
+import sys
+
+from absl import app, flags, logging
+
+from bayesnorm import datasets
+from trainers.loop import DivergenceError
+
+FLAGS = flags.FLAGS
+
+# Flags that no figure depends on: a run goes on with other values of them.
+_INDIFFERENT = {
+    "workdir",
+    "data_dir",
+    "dataset_title",
+    "config",
+    "steps_per_call",
+    "checkpoint_every",
+    "tensorboard",
+}
+
+flags.DEFINE_string(
+    "workdir", None, "Folder of the run. Defaults to runs/NAME-DATASET."
+)
+flags.DEFINE_string(
+    "config",
+    None,
+    "File of flags, one --name=value a line, such as the flags.txt of another run; "
+    "the command line goes before it.",
+)
+flags.DEFINE_enum("dataset", "digits", datasets.NAMES, "Data set.")
+flags.DEFINE_string("data_dir", None, "TensorFlow Datasets directory.")
+flags.DEFINE_string("dataset_title", None, "Name of the data in the report.")
+flags.DEFINE_list(
+    "held_out", None, "Classes held out of training, the out-of-distribution data."
+)
+flags.DEFINE_integer("split_seed", 0, "Seed of the division of the data.")
+flags.DEFINE_integer(
+    "seed", 0, "Seed of the initial weights, of the order and of all noise."
+)
+
+flags.DEFINE_integer("epochs", None, "Number of epochs.")
+flags.DEFINE_integer("batch_size", None, "Examples of a step.")
+flags.DEFINE_enum("optimizer", "sgd", ["sgd", "adam"], "SGD is Nesterov's, 0.9.")
+flags.DEFINE_string(
+    "learning_rate",
+    None,
+    "Learning rate of the first epoch, or 'auto': the one that gives the lowest "
+    "training loss after --search_epochs.",
+)
+flags.DEFINE_integer("search_epochs", 5, "Epochs of a step of the search.")
+flags.DEFINE_integer("search_evaluations", 12, "Steps of the search.")
+flags.DEFINE_float("decay", 0.01, "Factor of the learning rate over --decay_epochs.")
+flags.DEFINE_integer("decay_epochs", None, "Defaults to --epochs.")
+flags.DEFINE_integer(
+    "kl_warmup_epochs", 0, "Epochs over which the weight of the KL rises to 1 / N."
+)
+flags.DEFINE_bool("augment", True, "Random shifts, and flips where they make sense.")
+flags.DEFINE_bool(
+    "augment_validation", True, "Augment the validation part as well (as the paper)."
+)
+
+flags.DEFINE_enum(
+    "norm", "analytic", ["none", "batch", "weight", "analytic"], "Normalization."
+)
+flags.DEFINE_enum("scale", "stochastic", ["plain", "stochastic"], "Scale behind it.")
+flags.DEFINE_bool("projection", True, "Kernels of norm 1 after every step.")
+flags.DEFINE_float("width", None, "Factor of the network's widths.")
+flags.DEFINE_enum(
+    "padding",
+    "valid",
+    ["valid", "same"],
+    "'valid' as in the paper; 'same', the default of small images.",
+)
+flags.DEFINE_float("initial_stddev", 0.1, "Posterior deviation at the start.")
+
+flags.DEFINE_integer("samples", 30, "Samples of the averaged prediction.")
+flags.DEFINE_integer("steps_per_call", 100, "Steps of one compiled call.")
+flags.DEFINE_integer("checkpoint_every", 1, "Epochs between checkpoints.")
+flags.DEFINE_bool("tensorboard", True, "Write scalars for TensorBoard.")
+
+
+def _is_rate(value):
+    try:
+        return value in (None, "auto") or 0 < float(value) < math.inf
+    except ValueError:
+        return False
+
+
+flags.register_validator(
+    "learning_rate", _is_rate, "must be 'auto' or a finite number above 0"
+)
+for _name, _least in (
+    ("epochs", 1),
+    ("batch_size", 1),
+    ("search_epochs", 1),
+    ("search_evaluations", 2),
+    ("decay_epochs", 1),
+    ("kl_warmup_epochs", 0),
+    ("samples", 1),
+    ("steps_per_call", 1),
+    ("checkpoint_every", 1),
+    ("seed", 0),
+    ("split_seed", 0),
+):
+    flags.register_validator(
+        _name,
+        lambda value, least=_least: value is None or value >= least,
+        f"must be {_least} or more",
+    )
+for _name in ("decay", "width", "initial_stddev"):
+    flags.register_validator(
+        _name,
+        lambda value: value is None or 0 < value < math.inf,
+        "must be a finite number above 0",
+    )
+
+
+def set_defaults(values):
+    """Sets the values of flags that were not given.
+
+    Args:
+        values: Dict from a flag's name to its value.
+    """
+    for name, value in values.items():
+        FLAGS.set_default(name, value)
+
+
+def defining_flags():
+    """Returns the flags that figures depend on, as text, by name.
+
+    They are those of the package's binaries that have a value.
+    """
+    modules = FLAGS.flags_by_module_dict().items()
+    return {
+        flag.name: _text(flag.value)
+        for module, defined in modules
+        if module.startswith("trainers.") or module == sys.argv[0]
+        for flag in defined
+        if flag.name not in _INDIFFERENT and flag.value is not None
+    }
+
+
+def _text(value):
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(value) if isinstance(value, list) else str(value)
+
+
+def _parse(argv):
+    """Parses the command line, and the file of flags behind it."""
+    for flag in FLAGS.get_flags_for_module(__name__):
+        # `--help` shows the flags of the module that runs.
+        FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    config = None
+    for i, argument in enumerate(argv):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "config":
+            config = value if equals else (argv[i + 1 : i + 2] or [""])[0]
+    if config is not None:
+        if not pathlib.Path(config).is_file():
+            raise flags.IllegalFlagValueError(
+                f"flag --config={config}: there is no such file"
+            )
+        argv = [argv[0], f"--flagfile={config}", *argv[1:]]
+    return FLAGS(argv)
+
+
+def run(main):
+    """Runs a binary: parses the flags, calls `main()`, and says what went wrong.
+
+    What a user can mend (a flag, a folder, data, a run that diverged) is said in plain
+    words and ends with exit code 1; `--verbosity=1` shows where it was raised.
+
+    Args:
+        main: Function without arguments; what it returns is dropped.
+    """
+
+    def guarded(argv):
+        if len(argv) > 1:
+            raise app.UsageError(f"Flags begin with --. Received: {argv[1:]}")
+        try:
+            main()
+        except (ValueError, ImportError, DivergenceError) as error:
+            logging.debug("%s", error, exc_info=True)
+            sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            print("\nstopped: the same command goes on from the last checkpoint")
+            sys.exit(130)
+
+    app.run(guarded, flags_parser=_parse)

@@ -1,0 +1,95 @@
+"""The automatic choice of the learning rate."""
+
+import json
+import math
+
+from scipy import optimize
+
+from trainers.checkpoints import write_atomically
+
+# A finite loss that is worse than any real one: the search goes on past it.
+_DIVERGED = 1e3
+
+
+def search(
+    loop, epochs=5, low=1e-3, high=1.0, evaluations=12, cache=None, progress=None
+):
+    """Finds the learning rate that gives the lowest training loss soon.
+
+    Minimizes the mean loss of the last of `epochs` epochs over log10 of the learning
+    rate by SciPy's bounded search (golden section and parabolas), each time from the
+    same initial state, to which the loop is set back at the end.
+
+    Args:
+        loop: A `trainers.loop.Loop` in its initial state.
+        epochs: Epochs of one evaluation.
+        low: Lowest learning rate.
+        high: Highest learning rate.
+        evaluations: Number of evaluations.
+        cache: Path of a JSON file that keeps the evaluations: a search that was
+            stopped, or is over, does not repeat them.
+        progress: A `trainers.progress.Progress`, or None.
+
+    Returns:
+        The learning rate with the lowest loss among those tried.
+
+    Raises:
+        ValueError: If training diverged at all learning rates, or the range is empty.
+
+    Reference:
+        Shekhovtsov & Flach, 2018, "Stochastic Normalizations as Bayesian
+        Learning", appendix B.
+    """
+    if not 0 < low < high < float("inf"):
+        raise ValueError(
+            "The range of the learning rate must be 0 < low < high. Received: "
+            f"low={low!r}, high={high!r}"
+        )
+    if evaluations < 2 or epochs < 1:
+        raise ValueError(
+            "`evaluations` must be 2 or more and `epochs` 1 or more. Received: "
+            f"evaluations={evaluations!r}, epochs={epochs!r}"
+        )
+    tried = {}
+    if cache is not None and cache.exists():
+        tried = dict(json.loads(cache.read_text()))
+    initial = loop.state()
+
+    def loss_at(log_rate):
+        rate = 10.0 ** float(log_rate)
+        if rate not in tried:
+            tried[rate] = _loss_after(loop, initial, rate, epochs)
+            if cache is not None:
+                write_atomically(cache, json.dumps(list(tried.items())))
+            if progress is not None:
+                said = "diverged" if tried[rate] is None else f"{tried[rate]:.4f}"
+                progress.note(f"learning rate {rate:.5f}: loss {said}")
+        return _DIVERGED if tried[rate] is None else tried[rate]
+
+    optimize.minimize_scalar(
+        loss_at,
+        bounds=(math.log10(low), math.log10(high)),
+        method="bounded",
+        options={"maxiter": evaluations, "xatol": 0.02},
+    )
+    loop.set_state(initial)
+    finite = {rate: loss for rate, loss in tried.items() if loss is not None}
+    if not finite:
+        raise ValueError(
+            f"Training diverged at every learning rate from {low} to {high} within "
+            f"{epochs} epochs: search lower ones."
+        )
+    best = min(finite, key=finite.get)
+    if progress is not None:
+        progress.note(f"learning rate {best:.5f} chosen of {len(tried)} tried")
+    return best
+
+
+def _loss_after(loop, initial, rate, epochs):
+    """Mean training loss of the last epoch, None if it is not finite."""
+    loop.set_state(initial)
+    for epoch in range(epochs):
+        loss = loop.train_epoch(epoch, learning_rate=rate)["loss"]
+        if not math.isfinite(loss):
+            return None
+    return min(loss, _DIVERGED)

@@ -1,0 +1,62 @@
+"""What a run says: a bar on a terminal, plain lines otherwise."""
+
+import sys
+
+_BAR = 24
+
+
+class Progress:
+    """Writes the progress of `trainers.loop.fit`.
+
+    Args:
+        stream: A text stream; None for the standard output.
+    """
+
+    def __init__(self, stream=None):
+        self._stream = sys.stdout if stream is None else stream
+        self._terminal = self._stream.isatty()
+        self._seconds = []
+
+    def _write(self, text, end="\n"):
+        clear = "\r\x1b[K" if self._terminal else ""
+        self._stream.write(clear + text + end)
+        self._stream.flush()
+
+    def note(self, text):
+        """Writes a line."""
+        self._write(text)
+
+    def steps(self, epoch, epochs):
+        """Returns the function `(step, steps)` of an epoch's bar, None without one."""
+        if not self._terminal:
+            return None
+
+        def update(step, steps):
+            filled = _BAR * step // steps
+            bar = "#" * filled + "." * (_BAR - filled)
+            self._write(f"epoch {epoch}/{epochs} [{bar}] {step}/{steps}", end="")
+
+        return update
+
+    def epoch(self, row, epochs):
+        """Writes the line of an epoch: an entry of the history."""
+        self._seconds.append(row["seconds"])
+        # The first epoch compiles: it says little of the others.
+        recent = self._seconds[1:][-10:] or self._seconds
+        left = sum(recent) / len(recent) * (epochs - row["epoch"])
+        self._write(
+            f"epoch {row['epoch']:{len(str(epochs))}d}/{epochs}  "
+            f"nll {row['nll']:.4f}  kl {row['kl']:.1f}  "
+            f"accuracy {100 * row['accuracy']:5.1f} %  "
+            f"val nll {row['val_nll']:.4f}  {100 * row['val_accuracy']:5.1f} %  "
+            f"{row['seconds']:.1f} s  ETA {duration(left)}"
+        )
+
+
+def duration(seconds):
+    """Returns a duration as `m:ss` or `h:mm:ss`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02d}:{seconds:02d}"
+    return f"{minutes}:{seconds:02d}"
