@@ -211,10 +211,13 @@ def test_tfds_is_imported_only_on_use():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_tfds_missing(monkeypatch, data_dir):
+def test_tfds_missing(monkeypatch, tmp_path):
+    version = tmp_path / "cifar10" / "3.0.2"
+    version.mkdir(parents=True)
+    (version / "dataset_info.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(ImportError, match=r"needs the packages tensorflow .*from_arr"):
-        datasets.load("cifar10", data_dir=data_dir)
+        datasets.load("cifar10", data_dir=tmp_path)
 
 
 def fake_pixel(index):
@@ -244,7 +247,8 @@ def data_dir(tmp_path_factory):
                     "label": tfds.features.ClassLabel(num_classes=10),
                 }
             )
-            return self.dataset_info_from_configs(
+            return tfds.core.DatasetInfo(
+                builder=self,
                 features=features,
                 supervised_keys=("image", "label"),
                 disable_shuffling=True,

@@ -48,7 +48,9 @@ def test_draws_have_the_posteriors_moments_and_are_shared_by_positions(rng):
     with bayesnorm.noise_mode("sample"):
         y = ops.convert_to_numpy(layer(x))
     scale = y / (x + ops.convert_to_numpy(layer.bias))
-    np.testing.assert_allclose(scale, scale[:, :1, :1] * np.ones((1, 2, 3, 1)), rtol=1e-3)
+    np.testing.assert_allclose(
+        scale, scale[:, :1, :1] * np.ones((1, 2, 3, 1)), rtol=1e-3
+    )
     scale = scale[:, 0, 0].astype("float64")
     mean, stddev = np.array([0.5, 1.0, -1.5, 2.0]), np.array([0.05, 0.2, 0.5, 0.9])
     z_mean = (scale.mean(0) - mean) / (stddev / np.sqrt(n))
@@ -97,9 +99,7 @@ def test_fit_finds_the_exact_posterior(rng, prior, found_by):
     if found_by == "setter":
         bayesnorm.set_kl_weight(model, 1 / n)
     callbacks = [bayesnorm.KLWeight(n)] if found_by == "callback" else []
-    history = model.fit(
-        x, y, batch_size=20, epochs=60, verbose=0, callbacks=callbacks
-    )
+    history = model.fit(x, y, batch_size=20, epochs=60, verbose=0, callbacks=callbacks)
     assert np.isclose(float(layer.kl_weight_variable.value), 1 / n, rtol=1e-6)
     np.testing.assert_allclose(float(layer.scale.value[0]), mean, atol=0.02)
     # About 2 % of Monte Carlo noise is left at the end of the schedule.
@@ -166,9 +166,7 @@ def test_argument_errors(arguments, message):
 
 
 @pytest.mark.parametrize("axis", [0, 3, -3])
-@pytest.mark.parametrize(
-    "layer", [bayesnorm.ScaleNorm, bayesnorm.StochasticScaleNorm]
-)
+@pytest.mark.parametrize("layer", [bayesnorm.ScaleNorm, bayesnorm.StochasticScaleNorm])
 def test_wrong_axis(layer, axis):
     with pytest.raises(ValueError, match=r"must name a channel axis.*1 to 2"):
         layer(axis=axis)(keras.Input((5, 4)))

@@ -69,7 +69,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         raise OSError
 
     monkeypatch.setattr("trainers.checkpoints.os.replace", fail)
-    with pytest.raises(OSError):  # noqa: PT011
+    with pytest.raises(OSError):
         write_atomically(path, "new")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert path.read_text() == "old"

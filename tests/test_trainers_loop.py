@@ -1,12 +1,12 @@
 """The fit loop: steps against closed forms, resuming, schedules, divergence."""
 
-import bayesnorm.layers as layers
 import keras
 import numpy as np
 import pytest
-from bayesnorm import datasets
 from scipy import special
 
+import bayesnorm.layers as layers
+from bayesnorm import datasets
 from trainers.checkpoints import Checkpoints
 from trainers.loop import (
     Config,
@@ -301,7 +301,7 @@ def test_divergence_in_the_first_epoch_restores_the_initial_weights(splits):
 
 
 def test_wrong_arguments_are_refused(splits):
-    with pytest.raises(ValueError, match="at most 50.*batch_size=51"):
+    with pytest.raises(ValueError, match=r"at most 50.*batch_size=51"):
         bayesian_loop(splits, batch_size=51)
     for name, value in (
         ("epochs", 0),
@@ -315,7 +315,7 @@ def test_wrong_arguments_are_refused(splits):
     ):
         with pytest.raises(ValueError, match=f"`{name}`.*{name}="):
             Config(**{"epochs": 2, name: value})
-    with pytest.raises(ValueError, match="'sgd' or 'adam'.*'sdg'"):
+    with pytest.raises(ValueError, match=r"'sgd' or 'adam'.*'sdg'"):
         make_optimizer("sdg")
     loop = bayesian_loop(splits)
     with pytest.raises(ValueError, match="another model"):

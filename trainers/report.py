@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import sys
 
 import keras
@@ -239,7 +240,10 @@ def _export(workdir, model, samples, note):
     if keras.backend.backend() != "tensorflow":
         said = "No SavedModel: it is exported with the TensorFlow backend only."
     else:
-        bayesnorm.export(model, workdir / "saved_model" / "1", samples=samples)
+        path = workdir / "saved_model" / "1"
+        # Of a run of these flags that was stopped, or has been reported before.
+        shutil.rmtree(path, ignore_errors=True)
+        bayesnorm.export(model, path, samples=samples, from_logits=True)
         said = "`saved_model/1/` is for a model server, `model.keras` for Keras."
     note(said)
     return said

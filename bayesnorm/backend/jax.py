@@ -120,9 +120,7 @@ def compiled_loop(body, variables):
         return jax.lax.fori_loop(start, stop, step, (values, carry))
 
     def run(start, stop, carry, *tensors):
-        values, carry = loop(
-            [v.value for v in variables], start, stop, carry, tensors
-        )
+        values, carry = loop([v.value for v in variables], start, stop, carry, tensors)
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
         return carry

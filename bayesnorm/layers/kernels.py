@@ -14,6 +14,9 @@ _TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose) + (
     keras.layers.Conv3DTranspose,
 )
 
+# Filters along the last axis but one.
+_TRANSPOSED_SHAPE = (-1, 1)
+
 LINEAR_LAYERS = _LAST + _DEPTHWISE + _SEPARABLE + _TRANSPOSED
 
 
@@ -37,7 +40,7 @@ def output_kernel(layer):
     if isinstance(layer, _DEPTHWISE):
         return layer.kernel, tuple(layer.kernel.shape[-2:])
     if isinstance(layer, _TRANSPOSED):
-        return layer.kernel, (-1, 1)
+        return layer.kernel, _TRANSPOSED_SHAPE
     return layer.kernel, (-1,)
 
 
@@ -57,41 +60,48 @@ def filter_norms(layer):
 
 
 def filter_axes(kernel, shape):
-    """Returns the axes of `kernel` that lie within one filter."""
+    """Returns the axes of `kernel` that lie within one filter.
+
+    Args:
+        kernel: The kernel.
+        shape: The shape of a vector over the filters, as of `output_kernel`.
+    """
     first = len(kernel.shape) - len(shape)
-    inner = [first + i for i, size in enumerate(shape) if size == 1]
-    return tuple(range(first)) + tuple(inner)
-
-
-def _constrained(layer):
-    """Yields `(variable, attribute of its constraint, axes of one filter)`."""
-    if isinstance(layer, _SEPARABLE):
-        depthwise = layer.depthwise_kernel
-        yield (
-            depthwise,
-            "depthwise_constraint",
-            filter_axes(depthwise, tuple(depthwise.shape[-2:])),
-        )
-    variable, shape = output_kernel(layer)
-    attribute = {_SEPARABLE: "pointwise_constraint", _DEPTHWISE: "depthwise_constraint"}
-    for types, name in attribute.items():
-        if isinstance(layer, types):
-            yield variable, name, filter_axes(variable, shape)
-            return
-    yield variable, "kernel_constraint", filter_axes(variable, shape)
+    inner = (first + 1,) if shape == _TRANSPOSED_SHAPE else ()
+    return tuple(range(first)) + inner
 
 
 def project_kernels(layer):
     """Projects the kernels of `layer` on `||w|| = 1` per filter, from now on.
 
     The optimizer applies the constraint after each of its steps; this call
-    applies it at once, since Keras does not when a layer is built.
+    applies it at once, since Keras does not when a layer is built. Of a separable
+    layer both kernels are projected; the norms of the depthwise one go over to
+    the pointwise one first.
 
     Args:
         layer: A built linear layer.
+
+    Returns:
+        What the outputs were divided by, `[filters]`.
     """
-    for variable, attribute, axes in _constrained(layer):
-        constraint = keras.constraints.UnitNorm(axis=list(axes))
-        variable.constraint = constraint
-        setattr(layer, attribute, constraint)
-        variable.assign(constraint(variable))
+    if isinstance(layer, _SEPARABLE):
+        shape = tuple(layer.depthwise_kernel.shape[-2:])
+        norms = _project(layer, layer.depthwise_kernel, "depthwise_constraint", shape)
+        pointwise = layer.pointwise_kernel
+        pointwise.assign(pointwise * ops.reshape(norms, (-1, 1)))
+        return _project(layer, pointwise, "pointwise_constraint", (-1,))
+    kernel, shape = output_kernel(layer)
+    depthwise = isinstance(layer, _DEPTHWISE)
+    attribute = "depthwise_constraint" if depthwise else "kernel_constraint"
+    return _project(layer, kernel, attribute, shape)
+
+
+def _project(layer, kernel, attribute, shape):
+    axes = filter_axes(kernel, shape)
+    norms = ops.sqrt(ops.sum(ops.square(ops.convert_to_tensor(kernel)), axes))
+    constraint = keras.constraints.UnitNorm(axis=list(axes))
+    kernel.constraint = constraint
+    setattr(layer, attribute, constraint)
+    kernel.assign(constraint(kernel))
+    return ops.reshape(norms, (-1,))

@@ -5,6 +5,7 @@ from keras import ops
 
 from bayesnorm.layers.kernels import LINEAR_LAYERS, output_kernel, project_kernels
 
+
 class NormalizedLinear(keras.layers.Wrapper):
     """Base: `x_hat = (w.x - mean) / stddev`, with mean and stddev per filter.
 

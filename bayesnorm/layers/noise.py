@@ -26,7 +26,6 @@ def noise_mode(mode):
     not see it: use `bayesnorm.predict`, or `bayesnorm.sampling_model`.
 
     Example:
-
     ```python
     with bayesnorm.noise_mode("sample"):
         logits = model(images, training=False)  # batch statistics untouched

@@ -30,47 +30,46 @@ def standardize(mean, variance):
     return mean / stddev, stddev
 
 
-def _rectified(mean, variance):
-    """Moments of `max(X, 0)` and the probability that X is positive.
-
-    With the tail side `t = |z|`: `E max(X, 0) = max(m, 0) + s e(t)`,
-    `Var = v ([z > 0] erf(t / sqrt 2) + Phi(-t) - t e(t) - e(t)^2)`,
-    `e(t) = phi(t) - t Phi(-t)`; nothing cancels but inside `e`, where the error
-    is that of one rounding of `phi`.
-    """
-    z, stddev = standardize(mean, variance)
-    t = ops.abs(z)
-    tail = cdf(-t)
-    excess = ops.maximum(pdf(t) - t * tail, 0.0)
-    rest = ops.maximum(tail - t * excess - ops.square(excess), 0.0)
-    positive = z > 0
-    above = ops.where(positive, 1.0 - tail, tail)
-    kept = ops.where(positive, 1.0 - 2.0 * tail, 0.0)
-    return ops.relu(mean) + stddev * excess, variance * (kept + rest), above
-
-
 def relu_moments(mean, variance):
     """Moments of `max(X, 0)`."""
-    return _rectified(mean, variance)[:2]
+    return leaky_relu_moments(mean, variance, 0.0)
 
 
-def leaky_relu_moments(mean, variance, slope=0.2):
+def leaky_relu_moments(mean, variance, slope=0.2, with_gain=False):
     """Moments of the leaky ReLU, `X` above 0 and `slope X` below.
+
+    With `z = m / s`, the tail side `t = |z|`, `Q = Phi(-t)` and
+    `e = phi(z) - t Q`, the ReLU has the mean `max(m, 0) + s e` and the variance
+    `v ([z > 0] (1 - 2 Q) + Q - t e - e^2)`; nothing cancels but inside e.
 
     Args:
         mean: tensor.
         variance: tensor like `mean`.
         slope: number or tensor that broadcasts against `mean`.
+        with_gain: whether to return the mean slope at X as well.
 
     Returns:
-        `(mean, variance)`.
+        `(mean, variance)`, or `(mean, variance, gain)` with
+        `gain = Cov(f(X), X) / v`.
     """
-    first, second, above = _rectified(mean, variance)
+    z, stddev = standardize(mean, variance)
+    # One branch at 0, also for the derivatives: abs, sign and relu would each
+    # give 0 there, and a mean of exactly 0 is what a normalization gives.
+    positive = z >= 0
+    t = ops.where(positive, z, -z)
+    tail = cdf(-t)
+    excess = ops.maximum(pdf(z) - t * tail, 0.0)
+    spread = ops.maximum(tail - excess * (t + excess), 0.0)
+    spread = spread + ops.where(positive, 1.0 - 2.0 * tail, 0.0)
+    above = ops.where(positive, 1.0 - tail, tail)
+    first = ops.where(positive, mean, 0.0) + stddev * excess
     rest = 1.0 - slope
-    return (
-        slope * mean + rest * first,
-        slope**2 * variance + rest**2 * second + 2.0 * slope * rest * variance * above,
-    )
+    if isinstance(slope, float) and slope == 0.0:
+        moments = first, variance * spread
+    else:
+        spread = slope**2 + rest**2 * spread + (2.0 * slope * rest) * above
+        moments = slope * mean + rest * first, variance * spread
+    return (*moments, slope + rest * above) if with_gain else moments
 
 
 def elementwise_moments(fn, mean, variance, points=32, kink=None):

@@ -83,7 +83,7 @@ def max_of_two_moments(mean1, variance1, mean2, variance2, covariance=0.0):
         Clark, 1961, "The greatest of a finite set of random variables".
     """
     first = mean1 >= mean2
-    gap = ops.abs(mean1 - mean2)
+    gap = ops.where(first, mean1 - mean2, mean2 - mean1)
     v_high = ops.where(first, variance1, variance2)
     theta2 = ops.maximum(variance1 + variance2 - 2.0 * covariance, 0.0)
     theta = ops.sqrt(ops.maximum(ops.maximum(theta2, ops.square(gap / 40.0)), 1e-30))
@@ -93,7 +93,7 @@ def max_of_two_moments(mean1, variance1, mean2, variance2, covariance=0.0):
     rest = ops.maximum(tail - z * excess - ops.square(excess), 0.0)
     variance = v_high + theta2 * rest + 2.0 * (covariance - v_high) * tail
     return (
-        ops.maximum(mean1, mean2) + theta * excess,
+        ops.where(first, mean1, mean2) + theta * excess,
         ops.maximum(variance, 0.0),
         ops.where(first, 1.0 - tail, tail),
     )

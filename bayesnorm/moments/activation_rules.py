@@ -44,6 +44,8 @@ def activate(function, moments):
     """
     if function is None or function is activations.linear:
         return moments
+    if function in _SLOPES:
+        return rectify(moments, _SLOPES[function])
     if function in (activations.softmax, activations.log_softmax):
         return along_channels(_OF_SOFTMAX[function], moments, -1)
     if function not in _ACTIVATIONS:
@@ -69,6 +71,25 @@ def along_channels(function, moments, axis):
     return moments.replace(mean=mean, variance=variance)
 
 
+_SLOPES = {activations.relu: 0.0, activations.leaky_relu: 0.2}
+
+
+def rectify(moments, slope):
+    """Moments of the leaky ReLU of a slope.
+
+    Per example, only the linear part of the shared noise stays shared: what the
+    kink adds is different at each position.
+    """
+    if moments.shared is None:
+        mean, variance = maths.leaky_relu_moments(moments.mean, moments.variance, slope)
+        return moments.replace(mean=mean, variance=variance)
+    mean, variance, gain = maths.leaky_relu_moments(
+        moments.mean, moments.variance, slope, with_gain=True
+    )
+    shared = moments.shared * ops.square(gain)
+    return moments.replace(mean=mean, variance=variance, shared=shared)
+
+
 _OF_SOFTMAX = {
     activations.softmax: softmax_moments,
     activations.log_softmax: log_softmax_moments,
@@ -76,8 +97,6 @@ _OF_SOFTMAX = {
 
 _ACTIVATIONS.update(
     {
-        activations.relu: maths.relu_moments,
-        activations.leaky_relu: maths.leaky_relu_moments,
         activations.elu: maths.elu_moments,
         activations.selu: maths.selu_moments,
         activations.gelu: maths.gelu_moments,
@@ -120,21 +139,16 @@ def _activation(layer, moments):
 def _relu(layer, moments):
     slope, limit, threshold = layer.negative_slope, layer.max_value, layer.threshold
     if limit is None and not threshold:
-        mean, variance = maths.leaky_relu_moments(
-            moments.mean, moments.variance, float(slope)
-        )
-    else:
-        mean, variance = maths.elementwise_moments(
-            layer.call, moments.mean, moments.variance, kink=float(threshold)
-        )
+        return rectify(moments, float(slope))
+    mean, variance = maths.elementwise_moments(
+        layer.call, moments.mean, moments.variance, kink=float(threshold)
+    )
     return moments.replace(mean=mean, variance=variance)
 
 
 @register(layers.LeakyReLU)
 def _leaky_relu(layer, moments):
-    slope = float(layer.negative_slope)
-    mean, variance = maths.leaky_relu_moments(moments.mean, moments.variance, slope)
-    return moments.replace(mean=mean, variance=variance)
+    return rectify(moments, float(layer.negative_slope))
 
 
 @register(layers.PReLU)
@@ -148,8 +162,7 @@ def _prelu(layer, moments):
                 "PReLU(shared_axes=...) over the positions."
             )
         moments, slope = moments.over(-1), ops.reshape(slope, (-1,))
-    mean, variance = maths.leaky_relu_moments(moments.mean, moments.variance, slope)
-    return moments.replace(mean=mean, variance=variance)
+    return rectify(moments, slope)
 
 
 @register(layers.ELU)

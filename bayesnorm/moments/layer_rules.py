@@ -160,11 +160,10 @@ def _alpha_dropout(layer, moments):
 
 def _map(moments, function, shape):
     """Applies a map that only moves elements to full tensors."""
-    shared = moments.shared
     return moments.replace(
         mean=function(moments.mean),
         variance=function(moments.variance),
-        shared=None if shared is None else function(shared),
+        shared=None if moments.shared is None else function(moments.shared_map),
         shape=tuple(shape),
         assumed=moments.assumed,
     )
@@ -367,7 +366,10 @@ def concatenate_moments(parts, axis):
     shared = None
     if any(p.shared is not None for p in parts):
         shared = join(
-            [ops.zeros_like(p.mean) if p.shared is None else p.shared for p in parts]
+            [
+                ops.zeros_like(p.mean) if p.shared is None else p.shared_map
+                for p in parts
+            ]
         )
     return parts[0].replace(
         mean=join([p.mean for p in parts]),
@@ -452,7 +454,7 @@ def _max_pool(layer, moments):
     mean, variance, shared = maths.max_pool_maps(
         x.mean,
         x.variance,
-        x.shared,
+        None if x.shared is None else x.shared_map,
         window,
         layer.strides if pooled else window,
         layer.padding if pooled else "valid",

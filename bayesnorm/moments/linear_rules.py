@@ -1,8 +1,11 @@
 """Rules of dense and convolutional layers."""
 
+import math
+
 from keras import layers, ops
 
 from bayesnorm.maths import linear as maths
+from bayesnorm.maths.activations import safe_sqrt
 from bayesnorm.moments.activation_rules import activate
 from bayesnorm.moments.registry import register
 
@@ -37,7 +40,8 @@ def _dense(layer, moments):
     )
     shared = None
     if x.shared is not None:
-        shared = ops.matmul(x.shared, ops.square(kernel))
+        positions = tuple(range(1, len(x.shape) - 1))
+        shared = ops.matmul(_common(x, positions), ops.square(kernel))
     shape = (*x.shape[:-1], layer.units)
     x = x.replace(mean=mean, variance=variance, shared=shared, shape=shape)
     return activate(layer.activation, x)
@@ -69,7 +73,8 @@ def _conv_rule(moments_of, convolve, taps=maths.conv_taps, output_padding=False)
     Args:
         moments_of: function `(layer, mean, variance, taps)`, data-set level.
         convolve: function `(layer, x, power)`: the map of `x` under the kernel
-            raised to `power`, without bias.
+            raised to `power`, without bias; for `power=None` that of a constant
+            map, size 1, under the square of the sum over the taps.
         taps: function, the patterns of taps along one axis.
         output_padding: whether `taps` takes the layer's output padding.
     """
@@ -87,19 +92,42 @@ def _conv_rule(moments_of, convolve, taps=maths.conv_taps, output_padding=False)
         mean = _with_bias(layer, convolve(layer, x.mean, 1))
         variance, shared = convolve(layer, x.variance, 2), None
         if x.shared is not None:
-            shared = variance * _mean_fraction(x)
+            shared = convolve(layer, _common(x, _positions(layer)), None)
         x = x.replace(mean=mean, variance=variance, shared=shared, shape=shape)
         return activate(layer.activation, x)
 
     return rule
 
 
-def _mean_fraction(x):
-    total = ops.sum(x.variance)
-    return ops.where(total > 0, ops.sum(x.shared) / ops.maximum(total, 1e-30), 0.0)
+def _positions(layer):
+    first = 1 if layer.data_format == "channels_last" else 2
+    return tuple(range(first, first + layer.rank))
 
 
-def _options(layer):
+def _common(x, positions):
+    """Variance of the constant part of the shared noise, `[batch, 1..., channels]`.
+
+    What varies over the positions of a map under one draw is different at each
+    position once a kernel has mixed the channels; only the average goes on as
+    shared. Found to predict the standard deviation best (Monte Carlo, small
+    convolutional nets), and nearly free.
+    """
+    stddev = safe_sqrt(x.shared)
+    return ops.square(ops.mean(stddev, positions, keepdims=True))
+
+
+def _kernel(variable, x, power):
+    """The kernel to a power; for None the square of its sum over the taps."""
+    kernel = _value(variable, x)
+    if power is None:
+        taps = tuple(range(len(kernel.shape) - 2))
+        return ops.square(ops.sum(kernel, taps, keepdims=True))
+    return ops.square(kernel) if power == 2 else kernel
+
+
+def _options(layer, power=1):
+    if power is None:
+        return {"data_format": layer.data_format}
     return {
         "strides": layer.strides,
         "padding": layer.padding,
@@ -109,9 +137,8 @@ def _options(layer):
 
 
 def _conv(layer, x, power):
-    kernel = _value(layer.kernel, x) ** power
-    options = _options(layer)
-    if layer.padding == "causal":
+    kernel, options = _kernel(layer.kernel, x, power), _options(layer, power)
+    if layer.padding == "causal" and power is not None:
         x = ops.pad(x, layer._compute_causal_padding())
         options["padding"] = "valid"
     return ops.conv(x, kernel, **options)
@@ -129,7 +156,8 @@ def _conv_moments(layer, mean, variance, taps):
 
 
 def _depthwise(layer, x, power):
-    return ops.depthwise_conv(x, _value(layer.kernel, x) ** power, **_options(layer))
+    kernel = _kernel(layer.kernel, x, power)
+    return ops.depthwise_conv(x, kernel, **_options(layer, power))
 
 
 def _depthwise_moments(layer, mean, variance, taps):
@@ -139,14 +167,16 @@ def _depthwise_moments(layer, mean, variance, taps):
 
 
 def _separable(layer, x, power):
-    depthwise = _value(layer.depthwise_kernel, x)
-    pointwise = _value(layer.pointwise_kernel, x)
     if layer.depth_multiplier > 1:
         # Outputs of one input channel are correlated: only the composed kernel
         # gives the variance.
-        kernel = maths.separable_kernel(depthwise, pointwise)
-        return ops.conv(x, kernel**power, **_options(layer))
-    return ops.separable_conv(x, depthwise**power, pointwise**power, **_options(layer))
+        kernel = maths.separable_kernel(
+            _value(layer.depthwise_kernel, x), _value(layer.pointwise_kernel, x)
+        )
+        return ops.conv(x, _kernel(kernel, x, power), **_options(layer, power))
+    depthwise = _kernel(layer.depthwise_kernel, x, power)
+    pointwise = _kernel(layer.pointwise_kernel, x, power)
+    return ops.separable_conv(x, depthwise, pointwise, **_options(layer, power))
 
 
 def _separable_moments(layer, mean, variance, taps):
@@ -161,12 +191,13 @@ def _separable_moments(layer, mean, variance, taps):
 
 
 def _transpose(layer, x, power):
-    return ops.conv_transpose(
-        x,
-        _value(layer.kernel, x) ** power,
-        output_padding=layer.output_padding,
-        **_options(layer),
-    )
+    kernel, options = _kernel(layer.kernel, x, power), _options(layer, power)
+    if power is None:
+        # An output position sees one in prod(strides) of the taps.
+        kernel = kernel / math.prod(layer.strides) ** 2
+    else:
+        options["output_padding"] = layer.output_padding
+    return ops.conv_transpose(x, kernel, **options)
 
 
 def _transpose_moments(layer, mean, variance, taps):

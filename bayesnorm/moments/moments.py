@@ -25,8 +25,8 @@ class Moments:
         stationary: Whether the level is that of the data set.
         axis: Integer, the channel axis of stationary moments.
         shared: Per example, the part of `variance` whose noise all positions of a
-            channel have in common (a scale drawn once per channel); a tensor like
-            `variance`, or None for zero.
+            channel have in common (a scale drawn once per channel); a tensor that
+            broadcasts against `variance`, or None for zero.
         correlation: Data-set level, correlation between neighbouring positions of
             a channel, for pooling layers.
         assumed: Whether nobody declared these moments: those of a graph's Input,
@@ -77,11 +77,16 @@ class Moments:
         return dataclasses.replace(self, **changes)
 
     @property
+    def shared_map(self):
+        """`shared` in the shape of `variance`, and not above it."""
+        return ops.minimum(self.shared, self.variance)
+
+    @property
     def shared_fraction(self):
         """Shared part over the variance, 0 where the variance is 0."""
         positive = self.variance > 0
         denominator = ops.where(positive, self.variance, 1.0)
-        return ops.where(positive, self.shared / denominator, 0.0)
+        return ops.where(positive, self.shared_map / denominator, 0.0)
 
     def over(self, axis):
         """Returns stationary moments as vectors along a channel axis.
@@ -177,9 +182,9 @@ class Moments:
         if self.shared is None:
             variance, shared = average(self.variance) * inverse_count, None
         else:
-            independent = ops.maximum(self.variance - self.shared, 0.0)
-            shared = ops.square(average(safe_sqrt(self.shared)))
-            variance = shared + average(independent) * inverse_count
+            common = self.shared_map
+            shared = ops.square(average(safe_sqrt(common)))
+            variance = shared + average(self.variance - common) * inverse_count
         return self.replace(
             mean=average(self.mean), variance=variance, shared=shared, shape=shape
         )

@@ -5,10 +5,10 @@ import math
 from keras import activations, ops
 from keras.src.ops import core, nn, numpy
 
-from bayesnorm.maths.activations import elu_moments, leaky_relu_moments
+from bayesnorm.maths.activations import elu_moments
 from bayesnorm.maths.pooling import average_pool_moments
 from bayesnorm.maths.softmax import log_softmax_moments, softmax_moments
-from bayesnorm.moments.activation_rules import activate, along_channels
+from bayesnorm.moments.activation_rules import activate, along_channels, rectify
 from bayesnorm.moments.layer_rules import (
     combine,
     concatenate_moments,
@@ -125,9 +125,7 @@ def _gelu(operation, moments):
 
 @register(nn.LeakyRelu)
 def _leaky_relu(operation, moments):
-    slope = operation.negative_slope
-    mean, variance = leaky_relu_moments(moments.mean, moments.variance, slope)
-    return moments.replace(mean=mean, variance=variance)
+    return rectify(moments, float(operation.negative_slope))
 
 
 @register(nn.Elu)

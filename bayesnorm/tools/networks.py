@@ -36,25 +36,21 @@ class Noise:
                 self._starts[id(layer), name] = self.size
                 self.size += math.prod(shape)
 
-    def draw(self, seed, member, numbers):
-        """Returns the draws of networks, functions of (seed, member, number) alone.
+    def draw(self, seed, numbers):
+        """Returns the draws of networks, functions of the seed and number alone.
 
         Args:
             seed: Seed `[2]`.
-            member: Integer, the model's place in an ensemble.
             numbers: Integers `[networks]`, the numbers of the samples.
 
         Returns:
             Standard normals `[networks, size]`.
         """
-        seed = backend.fold_in(seed, member)
+        return ops.map(lambda number: self.network(seed, number), numbers)
 
-        def network(number):
-            return backend.stateless_normal(
-                (self.size,), backend.fold_in(seed, number)
-            )
-
-        return ops.map(network, numbers)
+    def network(self, seed, number):
+        """Returns the draws `[size]` of one network."""
+        return backend.stateless_normal((self.size,), backend.fold_in(seed, number))
 
     def mode(self, draws):
         """Returns the noise mode that hands out `draws`.

@@ -1,8 +1,6 @@
 """Predictions averaged over the networks of a posterior."""
 
 import dataclasses
-import operator
-import secrets
 import sys
 import time
 import warnings
@@ -15,6 +13,7 @@ from keras import ops
 from bayesnorm import backend
 from bayesnorm.layers.noise import noise_mode
 from bayesnorm.moments import propagate
+from bayesnorm.tools.arguments import check_choice, positive_integer, seed_integer
 from bayesnorm.tools.batches import number_of_batches, pad, stream
 from bayesnorm.tools.networks import (
     Noise,
@@ -106,12 +105,12 @@ def predict(
         Houlsby et al., 2011, "Bayesian Active Learning for Classification and
         Preference Learning" (the mutual information).
     """
-    _check_choice("method", method, _METHODS)
-    _check_choice("task", task, _TASKS)
-    samples = _positive("samples", samples)
-    batch_size = _positive("batch_size", batch_size)
-    chunk_size = _positive("chunk_size", chunk_size or max(_ROWS, batch_size))
-    seed = _check_seed(seed)
+    check_choice("method", method, _METHODS)
+    check_choice("task", task, _TASKS)
+    samples = positive_integer("samples", samples)
+    batch_size = positive_integer("batch_size", batch_size)
+    chunk_size = positive_integer("chunk_size", chunk_size or max(_ROWS, batch_size))
+    seed = seed_integer(seed)
     members = _members(model)
     if keep_samples and method == "moments":
         raise ValueError(
@@ -263,7 +262,11 @@ def _moments_step(model, noise, kind):
 
 def _draws(model, noise, networks):
     del model
-    return lambda seed, member: noise.draw(seed, member, ops.arange(networks))
+
+    def draws(seed, member):
+        return noise.draw(backend.fold_in(seed, member), ops.arange(networks))
+
+    return draws
 
 
 def _sample_step(model, noise, kind, samples, each, keep_samples):
@@ -385,35 +388,6 @@ def _members(model):
     if not models:
         raise ValueError("`model` is an empty list: give one model or more.")
     return [m.model if isinstance(m, SamplingModel) else m for m in models]
-
-
-def _check_choice(name, value, choices):
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {choices}. Received: {value!r}")
-
-
-def _positive(name, value):
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise ValueError(f"`{name}` must be an integer from 1. Received: {value!r}")
-    return number
-
-
-def _check_seed(seed):
-    if seed is None:
-        return secrets.randbits(62)
-    try:
-        number = operator.index(seed)
-    except TypeError:
-        number = -1
-    if not 0 <= number < 2**63:
-        raise ValueError(
-            f"`seed` must be None or an integer from 0 to 2**63 - 1. Received: {seed!r}"
-        )
-    return number
 
 
 class _Progress:

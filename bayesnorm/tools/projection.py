@@ -3,11 +3,7 @@
 import keras
 from keras import ops
 
-from bayesnorm.layers.kernels import (
-    filter_norms,
-    is_linear,
-    project_kernels,
-)
+from bayesnorm.layers.kernels import is_linear, project_kernels
 
 
 def project(model):
@@ -64,11 +60,10 @@ def _consumers(layers):
 
 
 def _project_before(layer, norm):
-    norms = filter_norms(layer)
+    norms = project_kernels(layer)
     if layer.use_bias:
         layer.bias.assign(layer.bias / norms)
     norm.moving_mean.assign(norm.moving_mean / norms)
     # (variance + epsilon) is what is divided; below zero there is no such variance.
     variance = (norm.moving_variance + norm.epsilon) / ops.square(norms) - norm.epsilon
     norm.moving_variance.assign(ops.maximum(variance, 0.0))
-    project_kernels(layer)

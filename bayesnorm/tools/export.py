@@ -1,0 +1,176 @@
+"""A SavedModel that a model server runs without Python."""
+
+import os
+import pathlib
+import shutil
+import tempfile
+
+import keras
+from keras.src.export.export_utils import get_input_signature
+
+from bayesnorm.graph import functional, is_graph
+from bayesnorm.tools.outputs import find_from_logits
+from bayesnorm.tools.arguments import check_choice, positive_integer
+from bayesnorm.tools.sampling import SamplingModel
+
+_README = """# {name}
+
+A TensorFlow SavedModel that answers with Monte Carlo uncertainty: {samples} networks
+for each example. It needs no Python to run. From this folder:
+
+```shell
+tensorflow_model_server --rest_api_port=8501 --model_name={name} \\
+  --model_base_path="$(dirname "$PWD")"
+```
+
+TensorFlow Serving takes the folders of `model_base_path` whose names are integers
+for the versions of the model; this one is `{folder}`.
+
+```shell
+curl http://localhost:8501/v1/models/{name}:predict \\
+  -d '{{"signature_name": "serving_default", "inputs": ...}}'
+```
+
+## Signatures
+
+Inputs of all:
+
+{inputs}
+
+| Signature | Outputs | |
+| --- | --- | --- |
+| `serving_default` | {outputs} | fresh noise for every example and call |
+| `seeded` | {outputs} | takes `seed` too, int64 `[batch]`: an example's answer repeats with its seed, whatever else is in the batch |
+| `samples` | `samples` `[batch, {samples}, ...]` | the answer of each network, with fresh noise |
+| `mean` | {mean} | the one network of mean weights |
+
+Every input and output has the batch as its first axis. {units}
+"""  # noqa: E501
+
+
+def export(
+    model,
+    path,
+    samples=30,
+    from_logits=None,
+    task="classification",
+    chunk_size=1024,
+):
+    """Writes a SavedModel that answers with Monte Carlo uncertainty.
+
+    Each example of a request is predicted by `samples` networks of its own. The
+    part of the model before the first noise runs once. Signatures, all with the
+    batch as the first axis of every input and output:
+
+    - `serving_default`: inputs to `probs` `[batch, ..., classes]`, `entropy` and
+      `mutual_information` `[batch, ...]` (see `bayesnorm.predict`), with fresh
+      noise on every call, also after a restart and under concurrent requests;
+    - `seeded`: the same with `seed`, int64 `[batch]`. The noise of an example is a
+      function of its seed alone: the answer repeats, whatever else is in the
+      batch, up to the rounding of kernels that depend on the batch size (about
+      1e-6); it is that of `predict(model, x, samples, seed=seed)`;
+    - `samples`: `samples` `[batch, samples, ..., classes]`, fresh noise;
+    - `mean`: `probs` and `entropy` of the network of mean weights.
+
+    With `task="regression"` the outputs are `mean` and `variance`.
+
+    A single input is called `inputs`, several by the names of the model's Inputs.
+    A README.md in the folder tells how to serve it.
+
+    Args:
+        model: A built model with one output.
+        path: The folder to make, for a server an integer (the version) inside the
+            folder of the model: `workdir/saved_model/1`. It appears complete, or
+            not at all.
+        samples: Number of networks.
+        from_logits: As for `bayesnorm.predict`.
+        task: As for `bayesnorm.predict`.
+        chunk_size: Rows (networks times examples) of one pass through the
+            network, which bounds the memory of a request.
+
+    Raises:
+        ValueError: If an argument is not as above, there is something at `path`,
+            or the backend is not TensorFlow.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            "A SavedModel is exported with the TensorFlow backend; this is "
+            f"{keras.backend.backend()!r}. Save the model with "
+            "model.save('model.keras'), start Python with KERAS_BACKEND=tensorflow, "
+            "load it there and export."
+        )
+    check_choice("task", task, ("classification", "regression"))
+    samples = positive_integer("samples", samples)
+    chunk_size = positive_integer("chunk_size", chunk_size)
+    model = model.model if isinstance(model, SamplingModel) else model
+    if not model.built:
+        raise ValueError(
+            f"Model {model.name!r} is not built: call it on a batch of data first."
+        )
+    kind = None if task == "regression" else find_from_logits(model, from_logits)
+    path = pathlib.Path(os.path.abspath(path))
+    if path.exists() and (path.is_file() or any(path.iterdir())):
+        raise ValueError(
+            f"There is something at {path}, which is not overwritten. Export to a new "
+            "folder (the next version of the model), or remove that one first."
+        )
+    from bayesnorm.backend import saved_model
+
+    signature = _signature(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A server that watches the folder must not see half a model.
+    draft = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        saved_model.write(model, draft, signature, samples, kind, chunk_size)
+        readme = _readme(model, path, samples, signature, kind)
+        pathlib.Path(draft, "README.md").write_text(readme)
+        os.chmod(draft, 0o777 & ~_umask())
+        os.replace(draft, path)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def _signature(model):
+    """The model's inputs, a nest of InputSpecs with the names that they are served by."""
+    (nest,) = get_input_signature(model)
+    flat = keras.tree.flatten(nest)
+    if len(flat) == 1:
+        names = ["inputs"]
+    elif is_graph(model):
+        names = [x.name for x in functional(model).inputs]
+    else:
+        names = [f"inputs_{i}" for i in range(len(flat))]
+    named = [
+        keras.InputSpec(shape=(None, *x.shape[1:]), dtype=x.dtype, name=name)
+        for x, name in zip(flat, names, strict=True)
+    ]
+    return keras.tree.pack_sequence_as(nest, named)
+
+
+def _readme(model, path, samples, signature, kind):
+    if kind is None:
+        outputs, mean, units = "`mean`, `variance`", "`mean`", ""
+    else:
+        outputs = "`probs`, `entropy`, `mutual_information`"
+        mean = "`probs`, `entropy`"
+        units = "Entropy and mutual information are in nats."
+    inputs = "\n".join(
+        f"- `{x.name}`: {x.dtype} `[{', '.join(['batch', *map(str, x.shape[1:])])}]`"
+        for x in keras.tree.flatten(signature)
+    )
+    return _README.format(
+        name=model.name,
+        samples=samples,
+        folder=path.name,
+        inputs=inputs,
+        outputs=outputs,
+        mean=mean,
+        units=units,
+    )
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,69 @@
+"""The papers' networks."""
+
+import keras
+import numpy as np
+import pytest
+
+import bayesnorm
+from bayesnorm import models
+
+
+@pytest.mark.parametrize("norm", [None, "batch"])
+def test_all_cnn_is_the_papers_network(norm):
+    model = models.all_cnn(norm=norm, scale="plain", projection=False)
+    convolutions = [
+        layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)
+    ]
+    sizes = [layer.output.shape[1:] for layer in convolutions]
+    assert [s[0] for s in sizes] == [30, 28, 13, 11, 9, 4, 2, 2, 2]
+    assert [s[2] for s in sizes] == [96] * 3 + [192] * 5 + [10]
+    kernels = sum(int(np.prod(layer.kernel.shape)) for layer in convolutions)
+    assert kernels == (
+        9 * (3 * 96 + 2 * 96 * 96 + 96 * 192 + 3 * 192 * 192) + 192 * 192 + 1920
+    )
+    limit = np.abs(np.asarray(convolutions[1].kernel)).max()
+    assert 0.9 < limit / (9 * 96) ** -0.5 <= 1
+    relus = [x for x in model.layers if isinstance(x, keras.layers.LeakyReLU)]
+    assert len(relus) == 8
+    assert model.output_shape == (None, 10)
+
+
+@pytest.mark.parametrize("norm", [None, "batch", "weight", "analytic"])
+@pytest.mark.parametrize("scale", ["plain", "stochastic"])
+@pytest.mark.parametrize("projection", [False, True])
+def test_every_variant_builds_and_runs(norm, scale, projection, rng):
+    model = models.all_cnn(
+        (8, 8, 1), 3, norm, scale, projection, width=0.1, padding="same"
+    )
+    x = rng.normal(size=(2, 8, 8, 1)).astype("float32")
+    y = np.asarray(model(x, training=True))
+    assert y.shape == (2, 3)
+    assert np.isfinite(y).all()
+    posterior = float(bayesnorm.kl_divergence(model))
+    assert (posterior > 0) == (scale == "stochastic")
+
+
+def test_the_seed_fixes_the_weights_and_the_noise(rng):
+    x = rng.normal(size=(2, 32, 32, 3)).astype("float32")
+    y = [
+        np.asarray(models.all_cnn(width=0.05, seed=seed)(x, training=True))
+        for seed in (1, 1, 2)
+    ]
+    np.testing.assert_array_equal(y[0], y[1])
+    assert not np.allclose(y[0], y[2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"norm": "layer"}, "'batch', 'weight', 'analytic'"),
+        ({"scale": "noisy"}, "'plain', 'stochastic'"),
+        ({"padding": "full"}, "'valid', 'same'"),
+        ({"width": 0}, "above 0"),
+        ({"input_shape": (20, 20, 3)}, "27 pixels"),
+        ({"scale": "plain", "initial_stddev": 0.2}, "initial_stddev"),
+    ],
+)
+def test_errors(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        models.all_cnn(**arguments)

@@ -1,0 +1,102 @@
+"""Flags: defaults, validators, the file of flags."""
+
+import sys
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from trainers.flags import FLAGS, _parse, defining_flags, run, set_defaults
+
+PROGRAM = "trainers/test.py"
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    with flagsaver.flagsaver():
+        FLAGS([PROGRAM])
+        yield
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--epochs=0",
+        "--epochs=x",
+        "--batch_size=0",
+        "--learning_rate=fast",
+        "--learning_rate=0",
+        "--learning_rate=nan",
+        "--learning_rate=inf",
+        "--optimizer=sdg",
+        "--norm=layer",
+        "--scale=noisy",
+        "--padding=full",
+        "--dataset=imagenet",
+        "--width=-1",
+        "--decay=0",
+        "--decay_epochs=0",
+        "--kl_warmup_epochs=-1",
+        "--samples=0",
+        "--seed=-1",
+        "--initial_stddev=0",
+        "--checkpoint_every=0",
+        "--nothing=1",
+    ],
+)
+def test_wrong_values_are_refused_by_name(argument):
+    with pytest.raises(flags.Error, match=argument[2:].split("=")[0]):
+        _parse([PROGRAM, argument])
+
+
+def test_defaults_do_not_touch_what_was_given():
+    _parse([PROGRAM, "--epochs=7"])
+    set_defaults({"epochs": 3, "batch_size": 5, "learning_rate": "auto"})
+    assert (FLAGS.epochs, FLAGS.batch_size, FLAGS.learning_rate) == (7, 5, "auto")
+
+
+def test_flags_file_gives_the_same_flags_and_the_command_line_wins(tmp_path):
+    arguments = ["--epochs=7", "--held_out=1,cat", "--noprojection", "--width=0.25"]
+    _parse([PROGRAM, *arguments, f"--workdir={tmp_path}"])
+    defining = defining_flags()
+    assert defining["held_out"] == "1,cat"
+    assert defining["projection"] == "false"
+    assert "workdir" not in defining
+    assert "data_dir" not in defining
+    file = tmp_path / "flags.txt"
+    file.write_text("".join(f"--{k}={v}\n" for k, v in defining.items()))
+    for config in ([f"--config={file}"], ["--config", str(file)]):
+        FLAGS.unparse_flags()
+        with flagsaver.flagsaver():
+            _parse([PROGRAM, *config])
+            assert defining_flags() == defining
+            _parse([PROGRAM, "--epochs=9", *config])
+            assert FLAGS.epochs == 9
+            assert FLAGS.width == 0.25
+
+
+def test_missing_flags_file_is_named(tmp_path):
+    with pytest.raises(flags.Error, match=r"none\.txt: there is no such file"):
+        _parse([PROGRAM, f"--config={tmp_path}/none.txt"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(ValueError("mend this"), "error: mend this")]
+)
+def test_what_a_user_can_mend_ends_without_a_traceback(monkeypatch, error, code):
+    def main():
+        raise error
+
+    monkeypatch.setattr(sys, "argv", [PROGRAM])
+    with pytest.raises(SystemExit) as stop:
+        run(main)
+    assert stop.value.code == code
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def main():
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sys, "argv", [PROGRAM])
+    with pytest.raises(ZeroDivisionError):
+        run(main)
