@@ -192,6 +192,12 @@ def test_fpr_reaches_the_rate_exactly():
     assert metrics.fpr_at_tpr(score, positive, 1.0) == 0.5
 
 
+def test_fpr_between_groups_of_ties():
+    score = [3, 3, 2, 2, 1, 1]
+    positive = np.array([1, 0, 1, 0, 1, 0], bool)
+    assert metrics.fpr_at_tpr(score, positive, 0.5) == pytest.approx(2 / 3)
+
+
 def test_ood_summary():
     found = metrics.ood_summary([0.1, 0.2, 0.3], [[0.4, 0.5]])
     assert found == pytest.approx(

@@ -84,18 +84,20 @@ def test_history_is_a_csv_with_all_digits(tmp_path):
 
 def test_a_workdir_opens_for_the_same_flags_only(tmp_path):
     flags = {"epochs": "3", "norm": "batch", "seed": "0"}
-    workdir = Workdir(tmp_path / "a" / "b", flags)
+    workdir = Workdir(tmp_path / "a" / "b", "all_cnn", flags)
     text = (workdir / "flags.txt").read_text()
-    assert text.splitlines() == ["--epochs=3", "--norm=batch", "--seed=0"]
-    Workdir(tmp_path / "a" / "b", dict(reversed(flags.items())))
+    assert text.splitlines()[1:] == ["--epochs=3", "--norm=batch", "--seed=0"]
+    Workdir(tmp_path / "a" / "b", "all_cnn", dict(reversed(flags.items())))
     other = {"epochs": "4", "norm": "batch", "held_out": "1,2"}
     with pytest.raises(ValueError, match="other flags") as error:
-        Workdir(tmp_path / "a" / "b", other)
+        Workdir(tmp_path / "a" / "b", "all_cnn", other)
     message = str(error.value)
     assert "--epochs: 3 there, 4 now" in message
     assert "--held_out: (not set) there, 1,2 now" in message
     assert "--seed: 0 there, (not set) now" in message
     assert "norm" not in message
+    with pytest.raises(ValueError, match="binary: all_cnn there, sbp now"):
+        Workdir(workdir.path, "sbp", flags)
     assert (workdir / "flags.txt").read_text() == text
 
 
@@ -103,7 +105,7 @@ def test_a_workdir_that_holds_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     for path in (tmp_path, tmp_path / "thesis.tex"):
         with pytest.raises(ValueError, match="other than a run"):
-            Workdir(path, {"epochs": "3"})
+            Workdir(path, "all_cnn", {"epochs": "3"})
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 

@@ -13,7 +13,8 @@ Reference:
 
 import keras
 
-from bayesnorm import data_dependent_init, models
+from bayesnorm import models
+from bayesnorm.tools.initialization import data_dependent_init
 from trainers import flags, report, session
 from trainers.flags import FLAGS
 

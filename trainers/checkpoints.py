@@ -130,6 +130,7 @@ class Workdir:
 
     Args:
         path: Path of the folder.
+        binary: Name of the binary that runs there.
         flags: Dict of the flags' values as text: what figures depend on. They are
             kept in `flags.txt`, to be read with `--config`.
 
@@ -137,11 +138,14 @@ class Workdir:
         ValueError: If the folder is of a run with other flags, or not of a run.
     """
 
-    def __init__(self, path, flags):
+    def __init__(self, path, binary, flags):
         self.path = pathlib.Path(path)
         file = self.path / "flags.txt"
+        entries = {f"--{name}": value for name, value in sorted(flags.items())}
+        entries = {"# binary": binary, **entries}
         if file.is_file():
-            self._check(_parse(file.read_text()), flags)
+            lines = file.read_text().splitlines()
+            self._check(dict(line.split("=", 1) for line in lines), entries)
         elif self.path.exists() and (
             not self.path.is_dir() or any(self.path.iterdir())
         ):
@@ -152,12 +156,12 @@ class Workdir:
             )
         else:
             self.path.mkdir(parents=True, exist_ok=True)
-            lines = (f"--{name}={value}\n" for name, value in sorted(flags.items()))
+            lines = (f"{name}={value}\n" for name, value in entries.items())
             write_atomically(file, "".join(lines))
 
     def _check(self, old, new):
         differing = [
-            f"--{name}: {old.get(name, '(not set)')} there, "
+            f"{name}: {old.get(name, '(not set)')} there, "
             f"{new.get(name, '(not set)')} now"
             for name in sorted(old.keys() | new.keys())
             if old.get(name) != new.get(name)
@@ -172,8 +176,3 @@ class Workdir:
     def __truediv__(self, name):
         """Returns the path of a file in the folder."""
         return self.path / name
-
-
-def _parse(text):
-    lines = (line.removeprefix("--") for line in text.splitlines() if line)
-    return dict(line.split("=", 1) for line in lines)

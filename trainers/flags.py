@@ -191,4 +191,6 @@ def run(main):
             print("\nstopped: the same command goes on from the last checkpoint")
             sys.exit(130)
 
+    # TensorFlow logs much at absl's own default, of no use to who trains.
+    FLAGS.set_default("verbosity", logging.WARNING)
     app.run(guarded, flags_parser=_parse)

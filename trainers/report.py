@@ -9,9 +9,10 @@ import sys
 import keras
 import numpy as np
 
-import bayesnorm
-from bayesnorm import backend, metrics, plots
+from bayesnorm import __version__, backend, metrics, plots
 from bayesnorm.layers import StochasticScaleNorm
+from bayesnorm.tools.export import export
+from bayesnorm.tools.predict import predict
 from trainers.checkpoints import write_atomically
 
 _TITLES = {
@@ -80,7 +81,7 @@ def _predict(model, splits, samples, seed):
     }
     return {
         part: {
-            name: bayesnorm.predict(model, images, from_logits=True, **arguments)
+            name: predict(model, images, from_logits=True, **arguments)
             for name, arguments in methods.items()
         }
         for part, images in parts.items()
@@ -149,7 +150,7 @@ def _hardware():
 
 def _versions():
     versions = {
-        "bayesnorm": bayesnorm.__version__,
+        "bayesnorm": __version__,
         "python": platform.python_version(),
         "keras": keras.__version__,
         "numpy": np.__version__,
@@ -243,7 +244,7 @@ def _export(workdir, model, samples, note):
         path = workdir / "saved_model" / "1"
         # Of a run of these flags that was stopped, or has been reported before.
         shutil.rmtree(path, ignore_errors=True)
-        bayesnorm.export(model, path, samples=samples, from_logits=True)
+        export(model, path, samples=samples, from_logits=True)
         said = "`saved_model/1/` is for a model server, `model.keras` for Keras."
     note(said)
     return said

@@ -22,10 +22,8 @@ def load_data():
 
 def open_workdir(name):
     """Opens the folder of the run of the binary `name`."""
-    return Workdir(
-        FLAGS.workdir or f"runs/{name}-{FLAGS.dataset}",
-        {**defining_flags(), "binary": name},
-    )
+    path = FLAGS.workdir or f"runs/{name}-{FLAGS.dataset}"
+    return Workdir(path, name, defining_flags())
 
 
 def make_augmentation(splits):

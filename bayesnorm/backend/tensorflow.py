@@ -154,11 +154,14 @@ def scalar_writer(directory):
         directory: Where the event files go.
     """
     writer = tf.summary.create_file_writer(str(directory))
+    # `tf.summary.scalar` needs TensorBoard installed; its format does not.
+    metadata = tf.compat.v1.SummaryMetadata()
+    metadata.plugin_data.plugin_name = "scalars"
 
     def write(step, scalars):
-        with writer.as_default(step):
+        with writer.as_default():
             for name, value in scalars.items():
-                tf.summary.scalar(name, value)
+                tf.summary.write(name, tf.constant(value, "float32"), step, metadata)
         writer.flush()
 
     return write

@@ -116,6 +116,8 @@ def _read(name, source, data_dir, download):
         if download:
             builder.download_and_prepare()
         return {part: _read_part(builder, part, source) for part in ("train", "test")}
+    except ImportError:
+        raise
     # TFDS raises anything from AssertionError to TensorFlow's own errors here.
     except Exception as error:
         raise ValueError(

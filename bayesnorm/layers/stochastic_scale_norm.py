@@ -188,8 +188,7 @@ class StochasticScaleNorm(StochasticLayer, ScaleNorm):
         if noise is None:
             return super().call(inputs)
         draws = ops.convert_to_tensor(self.scale) + self.stddev * noise
-        bias = self._broadcast(self.bias, inputs)
-        return (inputs + bias) * self._broadcast(draws, inputs, batch)
+        return self._scaled(inputs, draws, batch)
 
     def get_config(self):
         """Returns the constructor's arguments."""

@@ -5,6 +5,8 @@ one shape with `variance >= 0`, and returns the mean and variance of `f(X)`, ele
 by element. At variance 0 the result is `(f(mean), 0)` and gradients are finite.
 """
 
+import math
+
 from keras import ops
 
 from bayesnorm.maths.gaussian import cdf, hermite_nodes, legendre_nodes, pdf
@@ -70,6 +72,37 @@ def leaky_relu_moments(mean, variance, slope=0.2, with_gain=False):
         spread = slope**2 + rest**2 * spread + (2.0 * slope * rest) * above
         moments = slope * mean + rest * first, variance * spread
     return (*moments, slope + rest * above) if with_gain else moments
+
+
+def leaky_relu_map_moments(mean, variance, slope=0.2):
+    """`leaky_relu_moments(..., with_gain=True)` in half the passes over memory.
+
+    For the full maps of examples. With `E = erf(z / sqrt 2)` and
+    `W = (1 - slope) (m E / 2 + s phi(z))`: mean `(1 + slope) m / 2 + W`, variance
+    `v (1 + slope^2 + (1 - slope^2) E) / 2 + (1 - slope)^2 m^2 / 4 - W^2`. The error
+    is that of one rounding of 1, relative to s; in the far tail of the ReLU
+    (slope 0) nothing of a relative accuracy is left.
+
+    Args:
+        mean: tensor.
+        variance: tensor like `mean`.
+        slope: number or tensor that broadcasts against `mean`.
+
+    Returns:
+        `(mean, variance, gain)`.
+    """
+    half = 0.5 * (1.0 - slope)
+    scaled = half * mean
+    # 1 / s with s bounded from 0 so that its derivative is finite.
+    rate = ops.rsqrt(variance + 1e-20)
+    x = mean * (math.sqrt(0.5) * rate)
+    error = ops.erf(x)
+    density = ops.exp(x * -x) * (2.0 * half / math.sqrt(2.0 * math.pi))
+    excess = scaled * error + variance * rate * density
+    gain = 0.5 * (1.0 + slope) + half * error
+    spread = variance * (0.5 * (1.0 + slope**2) + 0.5 * (1.0 - slope**2) * error)
+    spread = spread + (scaled - excess) * (scaled + excess)
+    return 0.5 * (1.0 + slope) * mean + excess, ops.maximum(spread, 0.0), gain
 
 
 def elementwise_moments(fn, mean, variance, points=32, kink=None):

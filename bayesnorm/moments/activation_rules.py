@@ -80,13 +80,15 @@ def rectify(moments, slope):
     Per example, only the linear part of the shared noise stays shared: what the
     kink adds is different at each position.
     """
-    if moments.shared is None:
+    if moments.stationary:
         mean, variance = maths.leaky_relu_moments(moments.mean, moments.variance, slope)
         return moments.replace(mean=mean, variance=variance)
-    mean, variance, gain = maths.leaky_relu_moments(
-        moments.mean, moments.variance, slope, with_gain=True
+    mean, variance, gain = maths.leaky_relu_map_moments(
+        moments.mean, moments.variance, slope
     )
-    shared = moments.shared * ops.square(gain)
+    shared = moments.shared
+    if shared is not None:
+        shared = shared * ops.square(gain)
     return moments.replace(mean=mean, variance=variance, shared=shared)
 
 
