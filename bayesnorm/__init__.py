@@ -1,6 +1,6 @@
 """Bayesian normalization layers for Keras 3: training, uncertainty, export."""
 
-from bayesnorm import layers, models, moments
+from bayesnorm import datasets, layers, metrics, models, moments, plots
 from bayesnorm._version import __version__
 from bayesnorm.layers import (
     AnalyticNormalization,
@@ -12,22 +12,35 @@ from bayesnorm.layers import (
     noise_mode,
     set_kl_weight,
 )
+from bayesnorm.tools.export import export
+from bayesnorm.tools.initialization import data_dependent_init
+from bayesnorm.tools.predict import predict
+from bayesnorm.tools.prediction import Prediction
 from bayesnorm.tools.projection import project
+from bayesnorm.tools.sampling import sampling_model
 from bayesnorm.tools.statistics import channel_statistics
 
 __all__ = [
     "AnalyticNormalization",
     "KLWeight",
+    "Prediction",
     "ScaleNorm",
     "StochasticScaleNorm",
     "WeightNormalization",
     "__version__",
     "channel_statistics",
+    "data_dependent_init",
+    "datasets",
+    "export",
     "kl_divergence",
     "layers",
+    "metrics",
     "models",
     "moments",
     "noise_mode",
+    "plots",
+    "predict",
     "project",
+    "sampling_model",
     "set_kl_weight",
 ]

@@ -152,7 +152,9 @@ def main(argv):
             "",
             f"Width {_WIDTH.value:g}, {_EPOCHS.value} epochs, seeds "
             f"{', '.join(_SEEDS.value)} (mean ± standard deviation over them), "
-            f"{any_run['hardware']}. NLL in nats per example. Command:",
+            f"{any_run['hardware']['cores']} cores, "
+            f"{', '.join(any_run['hardware']['devices'])}. NLL in nats per example. "
+            "Command:",
             "",
             "```",
             "python -m benchmarks.comparison " + " ".join(_arguments()),

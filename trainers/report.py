@@ -21,6 +21,15 @@ _TITLES = {
     "cifar10": "CIFAR-10",
 }
 
+_HEADINGS = {
+    "training": "Training",
+    "reliability": "Reliability",
+    "error_coverage": "Rejecting uncertain examples",
+    "entropy_cdf": "Entropy in and out of the domain",
+    "scale_uncertainty": "Learned noise",
+    "examples": "Examples",
+}
+
 
 def write(workdir, model, splits, history, samples=30, seed=0, title=None, note=print):
     """Writes the report of a trained classifier.
@@ -42,7 +51,8 @@ def write(workdir, model, splits, history, samples=30, seed=0, title=None, note=
         note: Function that is given a line of text for each part that is done.
 
     Returns:
-        The content of `metrics.json`: a dict of numbers and texts.
+        The content of `metrics.json`. NLL, entropy and KL in nats, seconds in seconds,
+        accuracies, errors and areas in per cent.
     """
     title = title or _TITLES.get(splits.name, splits.name)
     predictions = _predict(model, splits, samples, seed)
@@ -116,12 +126,13 @@ def _figures(model, splits, history, predictions, samples):
         inside = predictions["test"][method].entropy
         summary = metrics.ood_summary(inside, prediction.entropy)
         figures |= {f"ood/{name}_{method}": v for name, v in summary.items()}
-    for name in ("nll", "accuracy", "kl", "learning_rate", "kl_weight"):
+    for name in ("nll", "kl", "learning_rate", "kl_weight"):
         figures[f"train/{name}"] = last[name]
     best = min(history, key=lambda row: row["val_nll"])
     figures |= {
+        "train/accuracy": 100 * last["accuracy"],
         "validation/nll": last["val_nll"],
-        "validation/accuracy": last["val_accuracy"],
+        "validation/accuracy": 100 * last["val_accuracy"],
         "validation/best_nll": best["val_nll"],
         "validation/best_epoch": best["epoch"],
         "epochs": last["epoch"],
@@ -279,7 +290,7 @@ def _page(title, figures, sections, samples, serving):
             )
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     shown = "\n\n".join(
-        f"## {name.replace('_', ' ').capitalize()}\n\n{text}\n\n![{name}]({name}.png)"
+        f"## {_HEADINGS[name]}\n\n{text}\n\n![{_HEADINGS[name]}]({name}.png)"
         for name, (_, text) in sections.items()
     )
     hardware = figures["hardware"]

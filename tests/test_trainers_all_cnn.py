@@ -1,0 +1,147 @@
+"""The All-CNN binary: what a run leaves, resuming, refused folders."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+
+from trainers import all_cnn, report, session
+from trainers.flags import FLAGS
+
+SMALL = {
+    "epochs": 3,
+    "width": 0.05,
+    "samples": 4,
+    "batch_size": 64,
+    "learning_rate": "0.01",
+}
+
+
+@pytest.fixture(autouse=True)
+def flags():
+    with flagsaver.flagsaver():
+        FLAGS(["all_cnn"])
+        yield
+
+
+@pytest.fixture
+def no_export(monkeypatch):
+    monkeypatch.setattr(report, "_export", lambda *args: "")
+
+
+def run_main(workdir, **values):
+    with flagsaver.flagsaver(workdir=str(workdir), **{**SMALL, **values}):
+        return all_cnn.main()
+
+
+def without_times(figures):
+    return {k: v for k, v in figures.items() if not k.startswith("seconds/")}
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def test_killed_run_resumes_to_the_same_figures(tmp_path, monkeypatch, no_export):
+    augmented = {"augment": True, "kl_warmup_epochs": 1}
+    straight = run_main(tmp_path / "straight", **augmented)
+    with monkeypatch.context() as patch:
+        write = session.write_history
+
+        def kill(path, history):
+            write(path, history)
+            if len(history) == 2:
+                raise Killed
+
+        patch.setattr(session, "write_history", kill)
+        with pytest.raises(Killed):
+            run_main(tmp_path / "killed", **augmented)
+    assert not (tmp_path / "killed" / "metrics.json").exists()
+    resumed = run_main(tmp_path / "killed", **augmented)
+    assert without_times(resumed) == without_times(straight)
+    stored = json.loads((tmp_path / "killed" / "metrics.json").read_text())
+    assert stored == resumed
+    rows = []
+    for name in ("straight", "killed"):
+        with open(tmp_path / name / "history.csv", newline="") as file:
+            rows.append([{**r, "seconds": 0} for r in csv.DictReader(file)])
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 3
+
+
+def test_a_run_leaves_a_report_and_models(tmp_path):
+    figures = run_main(tmp_path / "run", epochs=1)
+    path = tmp_path / "run"
+    page = (path / "report.md").read_text()
+    plots = {p.name for p in path.glob("*.png")}
+    assert len(plots) == 6
+    assert all(f"({name})" in page for name in plots)
+    assert "scikit-learn digits" in page
+    for key in ("test/nll_one_pass", "test/nll_mean_4", "test/error_mean_4"):
+        assert 0 < figures[key] < 100
+    assert 0 <= figures["ood/auroc_mean_4"] <= 100
+    assert figures["test/examples_one_pass"] == 288
+    assert figures["ood/examples_out_one_pass"] == 354
+
+    splits = session.load_data()
+    model = keras.models.load_model(path / "model.keras")
+    logits = model.predict(splits.inputs(splits.test.images), verbose=0)
+    error = 100 * np.mean(logits.argmax(-1) != splits.test.labels)
+    assert error == pytest.approx(figures["test/error_one_pass"])
+    if keras.backend.backend() == "tensorflow":
+        assert (path / "saved_model" / "1" / "saved_model.pb").exists()
+        assert list((path / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("values", "keys"),
+    [
+        ({"norm": "none", "scale": "plain", "projection": False}, {"one_pass"}),
+        ({"norm": "weight"}, {"one_pass", "mean_4", "moments"}),
+    ],
+)
+def test_other_networks(tmp_path, no_export, values, keys):
+    figures = run_main(tmp_path, epochs=1, learning_rate="0.001", **values)
+    found = {key.removeprefix("test/nll_") for key in figures if "test/nll" in key}
+    assert found == keys
+
+
+def test_a_workdir_of_other_flags_is_refused(tmp_path, no_export):
+    run_main(tmp_path, epochs=1)
+    with pytest.raises(ValueError, match="--epochs: 1 there, 2 now"):
+        run_main(tmp_path, epochs=2)
+
+
+def test_the_learning_rate_is_searched_for_once(tmp_path, no_export):
+    search = {"learning_rate": "auto", "search_epochs": 1, "search_evaluations": 3}
+    figures = run_main(tmp_path, epochs=1, **search)
+    tried = dict(json.loads((tmp_path / "learning_rate.json").read_text()))
+    assert len(tried) == 3
+    best = min(tried, key=tried.get)
+    assert figures["train/learning_rate"] == best
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs=0"], "flag --epochs=0: must be 1 or more"),
+        (["--workdir={path}"], "holds something other than a run"),
+    ],
+)
+def test_what_is_wrong_is_said_without_a_traceback(tmp_path, arguments, message):
+    (tmp_path / "thesis.tex").write_text("x")
+    arguments = [argument.format(path=tmp_path) for argument in arguments]
+    done = subprocess.run(
+        [sys.executable, "-m", "trainers.all_cnn", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
