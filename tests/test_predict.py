@@ -86,9 +86,7 @@ def test_regression_has_the_exact_mean_and_variance(rng):
     x = rng.normal(size=(40, 3)).astype("float32")
     mean, variance = linear_law(model, x)
     samples = 4000
-    got = predict(
-        model, x, samples=samples, seed=3, task="regression", chunk_size=900
-    )
+    got = predict(model, x, samples=samples, seed=3, task="regression", chunk_size=900)
     # Bonferroni over 80 correlated statistics each, false alarm under 1e-4.
     bound = stats.norm.isf(1e-4 / 160 / 2)
     z = (got.mean - mean) / np.sqrt(variance / samples)
@@ -122,16 +120,15 @@ def test_variance_far_from_zero():
 
 
 def test_moments_agree_with_many_samples(x):
-    model = branched()
-    truth = predict(model, x, samples=2000, seed=0, from_logits=True)
+    """Independent Gaussian logits: what is left is the softmax's approximation."""
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, scale_norm()(keras.layers.Dense(5)(inputs)))
+    truth = predict(model, x, samples=4000, seed=0, from_logits=True)
     got = predict(model, x, method="moments", from_logits=True)
-    plain = predict(model, x, method="mean", from_logits=True)
-    np.testing.assert_allclose(got.probs, truth.probs, atol=0.03)
-    error = np.abs(got.mutual_information - truth.mutual_information).mean()
-    assert error < 0.5 * truth.mutual_information.mean()
-    assert np.abs(got.probs - truth.probs).mean() < (
-        np.abs(plain.probs - truth.probs).mean()
-    )
+    np.testing.assert_allclose(got.probs, truth.probs, atol=0.01)
+    np.testing.assert_allclose(got.entropy, truth.entropy, atol=0.02)
+    error = np.abs(got.mutual_information - truth.mutual_information)
+    assert error.mean() < 0.15 * truth.mutual_information.mean()
 
 
 @pytest.mark.parametrize("concentration", [0.3, 3.0, 100.0])
@@ -147,7 +144,7 @@ def test_mutual_information_of_moments_for_two_classes(concentration):
         ops.convert_to_tensor(mean), ops.convert_to_tensor(variance), False
     )
     information = entropy(mean) - expected
-    np.testing.assert_allclose(entropy(mean) - got, information, rtol=0.05)
+    np.testing.assert_allclose(entropy(mean) - got, information, rtol=1e-3)
 
 
 # Entropies and mutual information.
@@ -181,17 +178,13 @@ def test_extreme_logits_stay_finite():
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "chunk_size"), [(21, 1), (4, 1), (4, 9), (8, 1000), (64, 70)]
+    ("batch_size", "chunk_size"), [(21, 1), (4, 9), (8, 1000), (64, 70)]
 )
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_batches_and_chunks_change_nothing(model, x, batch_size, chunk_size, task):
-    arguments = dict(
-        samples=7, seed=2, from_logits=True, keep_samples=True, task=task
-    )
+    arguments = dict(samples=7, seed=2, from_logits=True, keep_samples=True, task=task)
     expected = predict(model, x, **arguments)
-    got = predict(
-        model, x, batch_size=batch_size, chunk_size=chunk_size, **arguments
-    )
+    got = predict(model, x, batch_size=batch_size, chunk_size=chunk_size, **arguments)
     np.testing.assert_allclose(got.samples, expected.samples, atol=1e-5)
     for name in ("probs", "entropy", "mutual_information", "mean", "variance"):
         a, b = getattr(got, name), getattr(expected, name)

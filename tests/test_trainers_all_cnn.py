@@ -15,6 +15,8 @@ from trainers.flags import FLAGS
 
 SMALL = {
     "epochs": 3,
+    "augment": True,
+    "kl_warmup_epochs": 1,
     "width": 0.05,
     "samples": 4,
     "batch_size": 64,
@@ -34,9 +36,22 @@ def no_export(monkeypatch):
     monkeypatch.setattr(report, "_export", lambda *args: "")
 
 
+def set_flags(workdir, **values):
+    return flagsaver.flagsaver(workdir=str(workdir), **{**SMALL, **values})
+
+
 def run_main(workdir, **values):
-    with flagsaver.flagsaver(workdir=str(workdir), **{**SMALL, **values}):
+    with set_flags(workdir, **values):
         return all_cnn.main()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder and the figures of a run."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    with flagsaver.flagsaver():
+        FLAGS(["all_cnn"])
+        return path, run_main(path)
 
 
 def without_times(figures):
@@ -47,9 +62,9 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-def test_killed_run_resumes_to_the_same_figures(tmp_path, monkeypatch, no_export):
-    augmented = {"augment": True, "kl_warmup_epochs": 1}
-    straight = run_main(tmp_path / "straight", **augmented)
+def test_killed_run_resumes_to_the_same_figures(
+    finished, tmp_path, monkeypatch, no_export
+):
     with monkeypatch.context() as patch:
         write = session.write_history
 
@@ -60,23 +75,22 @@ def test_killed_run_resumes_to_the_same_figures(tmp_path, monkeypatch, no_export
 
         patch.setattr(session, "write_history", kill)
         with pytest.raises(Killed):
-            run_main(tmp_path / "killed", **augmented)
-    assert not (tmp_path / "killed" / "metrics.json").exists()
-    resumed = run_main(tmp_path / "killed", **augmented)
-    assert without_times(resumed) == without_times(straight)
-    stored = json.loads((tmp_path / "killed" / "metrics.json").read_text())
-    assert stored == resumed
+            run_main(tmp_path)
+    assert not (tmp_path / "metrics.json").exists()
+    resumed = run_main(tmp_path)
+    path, figures = finished
+    assert without_times(resumed) == without_times(figures)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == resumed
     rows = []
-    for name in ("straight", "killed"):
-        with open(tmp_path / name / "history.csv", newline="") as file:
+    for folder in (path, tmp_path):
+        with open(folder / "history.csv", newline="") as file:
             rows.append([{**r, "seconds": 0} for r in csv.DictReader(file)])
     assert rows[0] == rows[1]
     assert len(rows[0]) == 3
 
 
-def test_a_run_leaves_a_report_and_models(tmp_path):
-    figures = run_main(tmp_path / "run", epochs=1)
-    path = tmp_path / "run"
+def test_a_run_leaves_a_report_and_models(finished):
+    path, figures = finished
     page = (path / "report.md").read_text()
     plots = {p.name for p in path.glob("*.png")}
     assert len(plots) == 6
@@ -98,6 +112,14 @@ def test_a_run_leaves_a_report_and_models(tmp_path):
         assert list((path / "tensorboard").iterdir())
 
 
+def test_a_workdir_of_other_flags_is_refused(finished):
+    with (
+        set_flags(finished[0], epochs=2),
+        pytest.raises(ValueError, match="--epochs: 3 there, 2 now"),
+    ):
+        all_cnn.main()
+
+
 @pytest.mark.parametrize(
     ("values", "keys"),
     [
@@ -109,12 +131,6 @@ def test_other_networks(tmp_path, no_export, values, keys):
     figures = run_main(tmp_path, epochs=1, learning_rate="0.001", **values)
     found = {key.removeprefix("test/nll_") for key in figures if "test/nll" in key}
     assert found == keys
-
-
-def test_a_workdir_of_other_flags_is_refused(tmp_path, no_export):
-    run_main(tmp_path, epochs=1)
-    with pytest.raises(ValueError, match="--epochs: 1 there, 2 now"):
-        run_main(tmp_path, epochs=2)
 
 
 def test_the_learning_rate_is_searched_for_once(tmp_path, no_export):

@@ -169,6 +169,13 @@ def _parse(argv):
     return FLAGS(argv)
 
 
+def _parse_or_exit(argv):
+    try:
+        return _parse(argv)
+    except flags.Error as error:
+        sys.exit(f"error: {error}\nPass --help for the flags and what they mean.")
+
+
 def run(main):
     """Runs a binary: parses the flags, calls `main()`, and says what went wrong.
 
@@ -193,4 +200,4 @@ def run(main):
 
     # TensorFlow logs much at absl's own default, of no use to who trains.
     FLAGS.set_default("verbosity", logging.WARNING)
-    app.run(guarded, flags_parser=_parse)
+    app.run(guarded, flags_parser=_parse_or_exit)

@@ -86,10 +86,13 @@ def rectify(moments, slope):
     mean, variance, gain = maths.leaky_relu_map_moments(
         moments.mean, moments.variance, slope
     )
-    shared = moments.shared
-    if shared is not None:
-        shared = shared * ops.square(gain)
-    return moments.replace(mean=mean, variance=variance, shared=shared)
+    shared, factor = moments.shared, moments.factor
+    return moments.replace(
+        mean=mean,
+        variance=variance,
+        shared=None if shared is None else shared * ops.square(gain),
+        factor=None if factor is None else factor * gain,
+    )
 
 
 _OF_SOFTMAX = {
@@ -155,7 +158,7 @@ def _leaky_relu(layer, moments):
 
 @register(layers.PReLU)
 def _prelu(layer, moments):
-    slope = ops.convert_to_tensor(layer.alpha)
+    slope = ops.cast(ops.convert_to_tensor(layer.alpha), moments.mean.dtype)
     if moments.stationary:
         if max((1, *slope.shape[:-1])) > 1:
             raise ValueError(

@@ -160,10 +160,14 @@ def _alpha_dropout(layer, moments):
 
 def _map(moments, function, shape):
     """Applies a map that only moves elements to full tensors."""
+    shared, factor = moments.shared, moments.factor
+    if shared is not None:
+        shared = function(ops.broadcast_to(shared, ops.shape(moments.variance)))
     return moments.replace(
         mean=function(moments.mean),
         variance=function(moments.variance),
-        shared=None if moments.shared is None else function(moments.shared_map),
+        shared=shared,
+        factor=None if factor is None else function(factor),
         shape=tuple(shape),
         assumed=moments.assumed,
     )
@@ -322,11 +326,14 @@ def combine(parts, signs):
     shape = tuple(functools.reduce(ops.add, tensors).shape)
     mean = sum(s * p.mean for s, p in zip(signs, parts, strict=True))
     variance = sum(s * s * p.variance for s, p in zip(signs, parts, strict=True))
-    known = [(s, p.shared) for s, p in zip(signs, parts, strict=True)]
+    # Two draws: neither pattern of a factor is that of the sum.
+    known = [(s, p.common_variance) for s, p in zip(signs, parts, strict=True)]
     known = [s * s * v for s, v in known if v is not None]
     shared = sum(known) if known else None
     first = next((p for p in parts if len(p.mean.shape)), parts[0])
-    return first.replace(mean=mean, variance=variance, shared=shared, shape=shape)
+    return first.replace(
+        mean=mean, variance=variance, shared=shared, factor=None, shape=shape
+    )
 
 
 @register(layers.Add)
@@ -363,18 +370,22 @@ def concatenate_moments(parts, axis):
     def join(values):
         return ops.concatenate(values, axis=place)
 
-    shared = None
-    if any(p.shared is not None for p in parts):
-        shared = join(
-            [
-                ops.zeros_like(p.mean) if p.shared is None else p.shared_map
-                for p in parts
-            ]
-        )
+    def join_noise(noises):
+        if all(v is None for v in noises):
+            return None
+        noises = [
+            ops.zeros_like(p.mean)
+            if v is None
+            else ops.broadcast_to(v, ops.shape(p.mean))
+            for p, v in zip(parts, noises, strict=True)
+        ]
+        return join(noises)
+
     return parts[0].replace(
         mean=join([p.mean for p in parts]),
         variance=join([p.variance for p in parts]),
-        shared=shared,
+        shared=join_noise([p.shared for p in parts]),
+        factor=join_noise([p.factor for p in parts]),
         shape=shape,
     )
 
@@ -454,7 +465,7 @@ def _max_pool(layer, moments):
     mean, variance, shared = maths.max_pool_maps(
         x.mean,
         x.variance,
-        None if x.shared is None else x.shared_map,
+        x.common_variance,
         window,
         layer.strides if pooled else window,
         layer.padding if pooled else "valid",
@@ -465,7 +476,9 @@ def _max_pool(layer, moments):
             v if v is None else ops.reshape(v, (-1, *shape[1:]))
             for v in (mean, variance, shared)
         )
-    return x.replace(mean=mean, variance=variance, shared=shared, shape=shape)
+    return x.replace(
+        mean=mean, variance=variance, shared=shared, factor=None, shape=shape
+    )
 
 
 for _rule, _layers in (

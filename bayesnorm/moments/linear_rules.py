@@ -37,12 +37,11 @@ def _dense(layer, moments):
     mean, variance = maths.dense_moments(
         x.mean, x.variance, kernel, _bias(layer, x.mean)
     )
-    shared = None
-    if x.shared is not None:
-        positions = tuple(range(1, len(x.shape) - 1))
-        shared = ops.matmul(_common(x, positions), ops.square(kernel))
+    shared = _common(x, tuple(range(1, len(x.shape) - 1)))
+    if shared is not None:
+        shared = ops.matmul(shared, ops.square(kernel))
     shape = (*x.shape[:-1], layer.units)
-    x = x.replace(mean=mean, variance=variance, shared=shared, shape=shape)
+    x = x.replace(mean=mean, variance=variance, shared=shared, factor=None, shape=shape)
     return activate(layer.activation, x)
 
 
@@ -89,10 +88,13 @@ def _conv_rule(moments_of, convolve, taps=maths.conv_taps, output_padding=False)
             x = x.replace(mean=mean, variance=variance, shape=shape)
             return activate(layer.activation, x)
         mean = _with_bias(layer, convolve(layer, x.mean, 1))
-        variance, shared = convolve(layer, x.variance, 2), None
-        if x.shared is not None:
-            shared = convolve(layer, _common(x, _positions(layer)), None)
-        x = x.replace(mean=mean, variance=variance, shared=shared, shape=shape)
+        variance = convolve(layer, x.variance, 2)
+        shared = _common(x, _positions(layer))
+        if shared is not None:
+            shared = convolve(layer, shared, None)
+        x = x.replace(
+            mean=mean, variance=variance, shared=shared, factor=None, shape=shape
+        )
         return activate(layer.activation, x)
 
     return rule
@@ -111,8 +113,7 @@ def _common(x, positions):
     shared. Found to predict the standard deviation best (Monte Carlo, small
     convolutional nets), and nearly free.
     """
-    stddev = ops.sqrt(x.shared + 1e-20)  # a finite derivative at 0, in one pass
-    return ops.square(ops.mean(stddev, positions, keepdims=True))
+    return x.mean_common_variance(lambda y: ops.mean(y, positions, keepdims=True))
 
 
 def _kernel(variable, x, power):

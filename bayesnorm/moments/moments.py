@@ -3,10 +3,16 @@
 import dataclasses
 from typing import Any
 
+import keras
 from keras import ops
 
 from bayesnorm.maths.activations import safe_sqrt
 from bayesnorm.maths.scale import scaled_moments
+
+
+def statistics_dtype():
+    """The dtype of declared moments: Keras's float type, never half precision."""
+    return "float64" if keras.config.floatx() == "float64" else "float32"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,9 +30,12 @@ class Moments:
         shape: Tuple, shape of the activation, the batch first; None where unknown.
         stationary: Whether the level is that of the data set.
         axis: Integer, the channel axis of stationary moments.
-        shared: Per example, the part of `variance` whose noise all positions of a
-            channel have in common (a scale drawn once per channel); a tensor that
-            broadcasts against `variance`, or None for zero.
+        shared: Per example, the part of `variance` that is the same noise at all
+            positions of a channel and has come through at least one linear layer
+            or shift; broadcasts against `variance`; None for zero.
+        factor: Per example, the signed standard deviation that the draw of the
+            last stochastic scale gives each position, `(mean + bias) stddev(S)`; a
+            tensor like `variance` (which contains its square), or None.
         correlation: Data-set level, correlation between neighbouring positions of
             a channel, for pooling layers.
         assumed: Whether nobody declared these moments: those of a graph's Input,
@@ -39,6 +48,7 @@ class Moments:
     stationary: bool = True
     axis: int = -1
     shared: Any = None
+    factor: Any = None
     correlation: float = 1.0
     assumed: bool = False
 
@@ -50,7 +60,8 @@ class Moments:
             shape: Tuple, shape of the activation, the batch first.
             **kwargs: Other attributes.
         """
-        return cls(ops.zeros(()), ops.ones(()), tuple(shape), **kwargs)
+        dtype = statistics_dtype()
+        return cls(ops.zeros((), dtype), ops.ones((), dtype), tuple(shape), **kwargs)
 
     @property
     def known(self):
@@ -66,27 +77,60 @@ class Moments:
         """Returns a copy with some attributes changed.
 
         With `mean=` or `variance=` alone, as an element-wise rule gives them, the
-        shared part keeps its share of the variance, and the moments no longer
-        count as assumed.
+        noise that positions share keeps its share of the variance, and the
+        moments no longer count as assumed.
         """
         if "mean" in changes or "variance" in changes:
             changes.setdefault("assumed", False)
-            if "shared" not in changes and self.shared is not None:
-                variance = changes.get("variance", self.variance)
-                changes["shared"] = variance * self.shared_fraction
+            if not {"shared", "factor"} & set(changes) and self.has_common_noise:
+                ratio = self._ratio(changes.get("variance", self.variance))
+                if self.shared is not None:
+                    changes["shared"] = self.shared * ratio
+                if self.factor is not None:
+                    changes["factor"] = self.factor * safe_sqrt(ratio)
         return dataclasses.replace(self, **changes)
 
-    @property
-    def shared_map(self):
-        """`shared` in the shape of `variance`, and not above it."""
-        return ops.minimum(self.shared, self.variance)
-
-    @property
-    def shared_fraction(self):
-        """Shared part over the variance, 0 where the variance is 0."""
+    def _ratio(self, variance):
+        """New variance over the old one, 0 where that is 0."""
         positive = self.variance > 0
         denominator = ops.where(positive, self.variance, 1.0)
-        return ops.where(positive, self.shared_map / denominator, 0.0)
+        return ops.where(positive, variance / denominator, 0.0)
+
+    @property
+    def has_common_noise(self):
+        """Whether positions share some noise."""
+        return self.shared is not None or self.factor is not None
+
+    @property
+    def common_variance(self):
+        """Variance of the noise that positions share, in the shape of `variance`.
+
+        None where there is no such noise.
+        """
+        if not self.has_common_noise:
+            return None
+        common = 0.0 if self.shared is None else self.shared
+        if self.factor is not None:
+            common = common + ops.square(self.factor)
+        return ops.minimum(common, self.variance)
+
+    def mean_common_variance(self, average):
+        """Variance of the average over positions of the noise that they share.
+
+        Args:
+            average: Function that averages a tensor over positions.
+
+        Returns:
+            Tensor, or None where there is no such noise.
+        """
+        common = None
+        if self.shared is not None:
+            # The small number: a finite derivative at 0, in one pass.
+            common = ops.square(average(ops.sqrt(self.shared + 1e-20)))
+        if self.factor is not None:
+            square = ops.square(average(self.factor))
+            common = square if common is None else common + square
+        return common
 
     def over(self, axis):
         """Returns stationary moments as vectors along a channel axis.
@@ -140,51 +184,71 @@ class Moments:
             mean=self.mean * scale + shift,
             variance=self.variance * squared,
             shared=None if self.shared is None else self.shared * squared,
+            factor=None if self.factor is None else self.factor * scale,
         )
 
-    def scaled(self, scale, scale_variance=None, bias=0.0, axis=-1):
-        """Moments of `(x + bias) S` with `S ~ (scale, scale_variance)`.
+    def scaled(self, scale, scale_variance=None, bias=0.0, bias_variance=None, axis=-1):
+        """Moments of `(x + B) S` with B and S drawn once per example and channel.
 
-        S is drawn once per example and channel, so what it adds to a variance is
-        shared by all positions.
+        `S ~ (scale, scale_variance)` and `B ~ (bias, bias_variance)` are independent;
+        what they add to the variance is shared by all positions.
 
         Args:
             scale: Tensor `[channels]`, mean of S.
             scale_variance: Tensor `[channels]`, variance of S; None for zero.
-            bias: Tensor `[channels]` or number.
+            bias: Tensor `[channels]` or number, mean of B.
+            bias_variance: Tensor `[channels]`, variance of B; None for zero.
             axis: Integer, the channel axis of the layer.
         """
         x = self.over(axis)
         scale = x.along(scale, axis)
         if not isinstance(bias, int | float):
             bias = x.along(bias, axis)
+        if bias_variance is not None:
+            extra = x.along(bias_variance, axis)
+            shared = None
+            if not x.stationary:
+                shared = extra if x.shared is None else x.shared + extra
+            variance = x.variance + extra
+            x = x.replace(variance=variance, shared=shared, factor=x.factor)
         if scale_variance is None:
             return x.affine(scale, bias * scale)
         noise = x.along(scale_variance, axis)
         mean, variance = scaled_moments(x.mean, x.variance, scale, noise, bias)
         if x.stationary:
             return x.replace(mean=mean, variance=variance)
-        shared = ops.square(x.mean + bias) * noise
-        if x.shared is not None:
-            shared = shared + x.shared * (ops.square(scale) + noise)
-        return x.replace(mean=mean, variance=variance, shared=shared)
+        # Noise of an earlier scale loses its own pattern over the positions.
+        shared = x.common_variance
+        if shared is not None:
+            shared = shared * (ops.square(scale) + noise)
+        factor = (x.mean + bias) * ops.sqrt(noise)
+        return x.replace(mean=mean, variance=variance, shared=shared, factor=factor)
 
     def averaged(self, average, inverse_count, shape):
         """Moments per example of averages over positions.
 
-        The shared part adds up in full, the rest as independent variables.
+        The noise that positions share adds up in full, the rest as independent
+        variables.
 
         Args:
             average: Function that averages a full tensor.
             inverse_count: Number or tensor, one over the positions averaged.
             shape: Tuple, shape of the result.
         """
-        if self.shared is None:
-            variance, shared = average(self.variance) * inverse_count, None
-        else:
-            common = self.shared_map
-            shared = ops.square(average(safe_sqrt(common)))
-            variance = shared + average(self.variance - common) * inverse_count
+        mean, common = average(self.mean), self.common_variance
+        if common is None:
+            variance = average(self.variance) * inverse_count
+            return self.replace(mean=mean, variance=variance, shape=shape)
+        shared = factor = None
+        variance = average(self.variance - common) * inverse_count
+        if self.shared is not None:
+            stddev = ops.sqrt(self.shared + 1e-20)
+            stddev = ops.broadcast_to(stddev, ops.shape(self.variance))
+            shared = ops.square(average(stddev))
+            variance = variance + shared
+        if self.factor is not None:
+            factor = average(self.factor)
+            variance = variance + ops.square(factor)
         return self.replace(
-            mean=average(self.mean), variance=variance, shared=shared, shape=shape
+            mean=mean, variance=variance, shared=shared, factor=factor, shape=shape
         )

@@ -4,11 +4,11 @@ import keras
 from keras import ops
 
 from bayesnorm.graph import is_graph
-from bayesnorm.moments.moments import Moments
+from bayesnorm.moments.moments import Moments, statistics_dtype
 from bayesnorm.moments.registry import register, rule_for
 
 
-def propagate(model, mean, variance, correlation=1.0):
+def propagate(model, mean, variance, correlation=1.0, axis=-1):
     """Mean and variance of a model's outputs from those of its inputs.
 
     Args:
@@ -23,6 +23,7 @@ def propagate(model, mean, variance, correlation=1.0):
             shape.
         correlation: Data-set level: correlation between the neighbouring positions
             that a pooling layer takes together.
+        axis: Data-set level: the channel axis of the inputs.
 
     Returns:
         `Moments` of the output, or a nest of them; `.mean` and `.variance` are
@@ -33,36 +34,42 @@ def propagate(model, mean, variance, correlation=1.0):
             do not fit the model's inputs.
     """
     functional = _functional(model)
-    inputs = keras.tree.flatten(functional._inputs_struct)
-    means = _flat_inputs(mean, inputs, "mean")
-    variances = keras.tree.flatten(variance)
-    if len(variances) == 1:
-        variances = variances * len(inputs)
+    inputs = functional.inputs
+    means = _per_input(functional, mean, "mean")
+    scalar = isinstance(variance, int | float)
+    variances = [variance] * len(inputs)
+    if not scalar:
+        variances = _per_input(functional, variance, "variance")
     declared = [
-        _declared(x, m, v, correlation)
+        _declared(x, m, v, correlation, axis)
         for x, m, v in zip(inputs, means, variances, strict=True)
     ]
     return _run(functional, declared)
 
 
-def _flat_inputs(values, inputs, name):
-    flat = keras.tree.flatten(values) if len(inputs) > 1 else [values]
-    if len(flat) != len(inputs):
+def _per_input(functional, values, name):
+    """A flat list of what stands in the places of the model's inputs."""
+    if len(functional.inputs) == 1:
+        return [values]
+    flat = []
+    try:
+        keras.tree.map_structure_up_to(functional._inputs_struct, flat.append, values)
+    except (TypeError, ValueError) as error:
         raise ValueError(
-            f"The model takes {len(inputs)} inputs: give `{name}` in that nest. "
-            f"Received {len(flat)} values."
-        )
+            f"The model takes {len(functional.inputs)} inputs: give `{name}` in the "
+            f"nest that the model takes. Received: {values!r}"
+        ) from error
     return flat
 
 
-def _declared(x, mean, variance, correlation=1.0):
+def _declared(x, mean, variance, correlation, axis):
     """Moments of the Input `x` (a KerasTensor) from the user's values."""
-    mean = ops.convert_to_tensor(mean)
-    dtype = _statistics_dtype(mean, variance)
-    mean, variance = ops.cast(mean, dtype), ops.cast(variance, dtype)
+    mean, variance = (
+        ops.cast(ops.convert_to_tensor(v), statistics_dtype()) for v in (mean, variance)
+    )
     rank = len(x.shape)
     stationary = len(mean.shape) <= 1 and rank > 1
-    sizes = (x.shape[-1],) if stationary else tuple(x.shape)
+    sizes = (x.shape[axis],) if stationary else tuple(x.shape)
     if len(mean.shape) and (
         len(mean.shape) != len(sizes)
         or any(n not in (None, m) for n, m in zip(sizes, mean.shape, strict=True))
@@ -78,15 +85,9 @@ def _declared(x, mean, variance, correlation=1.0):
         ops.broadcast_to(variance, ops.shape(mean)),
         shape,
         stationary=stationary,
+        axis=axis,
         correlation=correlation,
     )
-
-
-def _statistics_dtype(*values):
-    """float64 if that is what comes, else float32: never half precision."""
-    dtypes = [getattr(v, "dtype", None) for v in values]
-    names = [keras.backend.standardize_dtype(d) for d in dtypes if d is not None]
-    return "float64" if "float64" in names else "float32"
 
 
 def _functional(model):
@@ -206,7 +207,8 @@ def check_upstream(keras_tensor):
 def _check_operation(operation):
     rule_for(operation)
     if isinstance(operation, keras.Model):
-        for node in _functional(operation)._nodes:
+        by_depth = _functional(operation)._nodes_by_depth
+        for node in (node for nodes in by_depth.values() for node in nodes):
             if not node.is_input:
                 _check_operation(node.operation)
 
@@ -233,6 +235,7 @@ def _node(keras_tensor):
 
 
 def _input_moments(x, layer, known):
-    if layer.name in known:
-        return known[layer.name]
+    for name in (layer.name, x.name):
+        if name in known:
+            return known[name]
     return Moments.standardized(x.shape, assumed=True)

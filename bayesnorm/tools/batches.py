@@ -185,7 +185,7 @@ def check_inputs(batch, model):
 
 
 def _hint(expected, received):
-    if _fits(expected[1:], received):
+    if len(received) == len(expected) - 1:
         return (
             " The batch axis is missing: x[None] is a batch of one, and "
             "dataset.batch(256) batches a data set."

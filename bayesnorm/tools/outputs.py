@@ -224,6 +224,8 @@ def _mutual_information(probs, variance, entropy):
         probs * _digamma(alpha + 1.0), -1
     )
     dirichlet = ops.maximum(entropy - mean_entropy, 0.0)
+    if probs.shape[-1] == 2:
+        return dirichlet
     return ops.minimum(second_order, dirichlet)
 
 

@@ -66,7 +66,8 @@ def predict(
       Gaussian logits. Its mutual information is approximate: the smaller of the
       expansion to the second order, `sum(var p / mean p) / 2`, right where the
       networks nearly agree, and that of the Dirichlet distribution of the same
-      mean and total variance, right where they do not.
+      mean and total variance, right where they do not (for two classes the latter
+      alone).
 
     Args:
         model: A Keras model with one output, or a list of them, an ensemble: the
