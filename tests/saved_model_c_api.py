@@ -21,31 +21,43 @@ class _Output(ctypes.Structure):
     _fields_ = [("operation", ctypes.c_void_p), ("index", ctypes.c_int)]
 
 
+_POINTER, _TEXT, _INT = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
+_SIZE = ctypes.c_size_t
+_FUNCTIONS = [  # Name, result, arguments.
+    ("TF_NewStatus", _POINTER, []),
+    ("TF_GetCode", _INT, [_POINTER]),
+    ("TF_Message", _TEXT, [_POINTER]),
+    ("TF_DeleteStatus", None, [_POINTER]),
+    ("TF_NewGraph", _POINTER, []),
+    ("TF_NewSessionOptions", _POINTER, []),
+    ("TF_GraphOperationByName", _POINTER, [_POINTER, _TEXT]),
+    ("TF_AllocateTensor", _POINTER, [_INT, _POINTER, _INT, _SIZE]),
+    ("TF_TensorData", _POINTER, [_POINTER]),
+    ("TF_TensorType", _INT, [_POINTER]),
+    ("TF_NumDims", _INT, [_POINTER]),
+    ("TF_Dim", ctypes.c_int64, [_POINTER, _INT]),
+    ("TF_DeleteTensor", None, [_POINTER]),
+    (
+        "TF_LoadSessionFromSavedModel",
+        _POINTER,
+        [_POINTER, _POINTER, _TEXT, _POINTER, _INT, _POINTER, _POINTER, _POINTER],
+    ),
+    (
+        "TF_SessionRun",
+        None,
+        [_POINTER, _POINTER, *[_POINTER, _POINTER, _INT] * 2]
+        + [_POINTER, _INT, _POINTER, _POINTER],
+    ),
+]
+
+
 def _library(folder):
     # RTLD_LOCAL: the library brings symbols that clash with those of Python's own
     # modules.
     folder = pathlib.Path(folder)
     ctypes.CDLL(str(folder / "libtensorflow_framework.so.2"), mode=ctypes.RTLD_LOCAL)
     tf = ctypes.CDLL(str(folder / "libtensorflow_cc.so.2"), mode=ctypes.RTLD_LOCAL)
-    pointer, text = ctypes.c_void_p, ctypes.c_char_p
-    for name, result, arguments in (
-        ("TF_NewStatus", pointer, []),
-        ("TF_GetCode", ctypes.c_int, [pointer]),
-        ("TF_Message", text, [pointer]),
-        ("TF_DeleteStatus", None, [pointer]),
-        ("TF_NewGraph", pointer, []),
-        ("TF_NewSessionOptions", pointer, []),
-        ("TF_GraphOperationByName", pointer, [pointer, text]),
-        ("TF_AllocateTensor", pointer, [ctypes.c_int, pointer, ctypes.c_int, ctypes.c_size_t]),
-        ("TF_TensorData", pointer, [pointer]),
-        ("TF_TensorByteSize", ctypes.c_size_t, [pointer]),
-        ("TF_TensorType", ctypes.c_int, [pointer]),
-        ("TF_NumDims", ctypes.c_int, [pointer]),
-        ("TF_Dim", ctypes.c_int64, [pointer, ctypes.c_int]),
-        ("TF_DeleteTensor", None, [pointer]),
-        ("TF_LoadSessionFromSavedModel", pointer, [pointer, pointer, text, pointer, ctypes.c_int, pointer, pointer, pointer]),
-        ("TF_SessionRun", None, [pointer, pointer, pointer, pointer, ctypes.c_int, pointer, pointer, ctypes.c_int, pointer, ctypes.c_int, pointer, pointer]),
-    ):  # fmt: skip
+    for name, result, arguments in _FUNCTIONS:
         function = getattr(tf, name)
         function.restype, function.argtypes = result, arguments
     return tf

@@ -204,7 +204,7 @@ def test_analytic_gradient_goes_through_the_layers_above(rng):
 def test_analytic_pools_the_inputs_of_a_layer_used_twice():
     layer = bayesnorm.AnalyticNormalization(L.Dense(3), epsilon=0.0)
     inputs = keras.Input((4,))
-    doubled = L.Lambda(lambda x: x)(inputs) if False else L.Add()([inputs, inputs])
+    doubled = L.Add()([inputs, inputs])
     keras.Model(inputs, [layer(inputs), layer(doubled)])
     _, stddev = layer.statistics((None, 4))
     norms = ops.convert_to_numpy(filter_norms(layer.layer))

@@ -9,9 +9,10 @@ from trainers.learning_rate import search
 
 
 class Fake:
-    """A loop whose loss after two epochs is (log10(rate) + 1.3)^2, to 10^-0.5."""
+    """A loop whose loss after two epochs is (log10(rate) - best)^2, up to a limit."""
 
-    def __init__(self):
+    def __init__(self, best=-1.3, limit=-0.5):
+        self.best, self.limit = best, limit
         self.values = [0]
         self.epochs = 0
 
@@ -27,8 +28,8 @@ class Fake:
         self.epochs += 1
         log = math.log10(learning_rate)
         # The first epoch's loss leads astray: the last one's counts.
-        loss = (log + 1.3) ** 2 if epoch == 1 else log
-        return {"loss": loss if log < -0.5 else math.nan}
+        loss = (log - self.best) ** 2 if epoch == 1 else log
+        return {"loss": loss if log < self.limit else math.nan}
 
 
 def test_search_finds_the_best_rate_and_sets_back(tmp_path):
@@ -40,6 +41,11 @@ def test_search_finds_the_best_rate_and_sets_back(tmp_path):
     trained = loop.epochs
     assert search(loop, 2, 1e-3, 1.0, evaluations=20, cache=cache) == rate
     assert loop.epochs == trained
+
+
+def test_search_turns_to_lower_rates_where_all_diverge():
+    rate = search(Fake(best=-2.7, limit=-2.5), 2, 1e-3, 1.0, evaluations=20)
+    assert math.log10(rate) == pytest.approx(-2.7, abs=0.1)
 
 
 def test_stopped_search_goes_on_to_the_same_rate(tmp_path):

@@ -4,8 +4,8 @@
     python -m trainers.all_cnn --dataset=cifar10 --data_dir=DIR --width=0.25 --epochs=20
 
 With no flags: the digits of scikit-learn, two classes held out, a minute on a CPU. On
-CIFAR-10 the network and the 1200 epochs are the paper's; `--learning_rate=auto` searches
-for the learning rate as the paper does, which costs some 60 epochs.
+CIFAR-10 the network and the 1200 epochs are the paper's; `--learning_rate=auto` finds
+the learning rate as the paper does, which costs some 60 epochs.
 
 Reference:
     Shekhovtsov & Flach, 2018, "Stochastic Normalizations as Bayesian Learning",
@@ -32,12 +32,12 @@ _DEFAULTS = {
         # The images are smaller than what the unpadded network takes.
         "padding": "same",
     },
-    "mnist": {"epochs": 50, "batch_size": 32, "width": 0.5, "learning_rate": "0.02"},
+    "mnist": {"epochs": 50, "batch_size": 32, "width": 0.5, "learning_rate": "0.005"},
     "cifar10": {
         "epochs": 1200,
         "batch_size": 32,
         "width": 1.0,
-        "learning_rate": "0.02",
+        "learning_rate": "0.005",
     },
 }
 _INIT_BATCH = 128

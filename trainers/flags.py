@@ -1,5 +1,6 @@
 """The flags of all binaries, and how a binary starts."""
 
+import logging as stdlib_logging
 import math
 import pathlib
 import sys
@@ -189,6 +190,10 @@ def run(main):
     def guarded(argv):
         if len(argv) > 1:
             raise app.UsageError(f"Flags begin with --. Received: {argv[1:]}")
+        if not FLAGS["verbosity"].present:
+            # At absl's own default TensorFlow says much that is of no use here.
+            logging.set_verbosity(logging.WARNING)
+            stdlib_logging.getLogger("tensorflow").setLevel("WARNING")
         try:
             main()
         except (ValueError, ImportError, DivergenceError) as error:
@@ -198,6 +203,4 @@ def run(main):
             print("\nstopped: the same command goes on from the last checkpoint")
             sys.exit(130)
 
-    # TensorFlow logs much at absl's own default, of no use to who trains.
-    FLAGS.set_default("verbosity", logging.WARNING)
     app.run(guarded, flags_parser=_parse_or_exit)

@@ -7,12 +7,13 @@ from scipy import optimize
 
 from trainers.checkpoints import write_atomically
 
-# A finite loss that is worse than any real one: the search goes on past it.
+# A finite loss that is worse than any real one. The logarithm of the rate is added:
+# between two rates that diverge the search must turn to the lower one.
 _DIVERGED = 1e3
 
 
 def search(
-    loop, epochs=5, low=1e-3, high=1.0, evaluations=12, cache=None, progress=None
+    loop, epochs=5, low=1e-4, high=1.0, evaluations=12, cache=None, progress=None
 ):
     """Finds the learning rate that gives the lowest training loss soon.
 
@@ -64,7 +65,7 @@ def search(
             if progress is not None:
                 said = "diverged" if tried[rate] is None else f"{tried[rate]:.4f}"
                 progress.note(f"learning rate {rate:.5f}: loss {said}")
-        return _DIVERGED if tried[rate] is None else tried[rate]
+        return _DIVERGED + log_rate if tried[rate] is None else tried[rate]
 
     optimize.minimize_scalar(
         loss_at,

@@ -214,14 +214,19 @@ class Loop:
         return [t + ops.sum(weight * v) for t, v in zip(totals, terms, strict=True)]
 
     def _run(self, call, count, tensors, steps, progress):
-        """Runs all steps, some per call; returns the totals as floats."""
+        """Runs the steps, some per call, while the first total is finite.
+
+        Returns:
+            The totals as floats.
+        """
         totals = [ops.zeros((), "float32") for _ in range(count)]
         for start in range(0, steps, self.config.steps_per_call):
             stop = min(start + self.config.steps_per_call, steps)
             totals = call(start, stop, totals, *tensors)
+            # Waits for the device: a bar that ran ahead would mislead.
+            if not math.isfinite(float(ops.convert_to_numpy(totals[0]))):
+                break
             if progress is not None:
-                # Waits for the device: a bar that ran ahead would mislead.
-                float(ops.convert_to_numpy(totals[0]))
                 progress(stop, steps)
         return [float(ops.convert_to_numpy(total)) for total in totals]
 

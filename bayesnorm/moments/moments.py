@@ -123,14 +123,13 @@ class Moments:
         Returns:
             Tensor, or None where there is no such noise.
         """
-        common = None
-        if self.shared is not None:
-            # The small number: a finite derivative at 0, in one pass.
-            common = ops.square(average(ops.sqrt(self.shared + 1e-20)))
+        if not self.has_common_noise:
+            return None
+        common = 0.0 if self.shared is None else self.shared
         if self.factor is not None:
-            square = ops.square(average(self.factor))
-            common = square if common is None else common + square
-        return common
+            common = common + ops.square(self.factor)
+        # The small number: a finite derivative at 0, in one pass over memory.
+        return ops.square(average(ops.sqrt(common + 1e-20)))
 
     def over(self, axis):
         """Returns stationary moments as vectors along a channel axis.

@@ -171,6 +171,9 @@ def upstream_moments(keras_tensor, known=None, memo=None):
 def pooled_upstream_moments(keras_tensors, known=None):
     """Moments of what several tensors of a graph hold together.
 
+    Tensors that the same layers made of the same inputs count once: a growing
+    Sequential model calls all its layers again with each `add`.
+
     Args:
         keras_tensors: Sequence of symbolic tensors with the same channels.
         known: As in `upstream_moments`.
@@ -179,13 +182,31 @@ def pooled_upstream_moments(keras_tensors, known=None):
         `Moments`: the mean of the means; the mean of the variances plus the
         variance of the means.
     """
-    memo = {}
-    parts = [upstream_moments(x, known, memo) for x in keras_tensors]
+    memo, seen = {}, {}
+    distinct = {_signature(x, seen): x for x in keras_tensors}
+    parts = [upstream_moments(x, known, memo) for x in distinct.values()]
     if len(parts) == 1:
         return parts[0]
     mean = sum(p.mean for p in parts) / len(parts)
     variance = sum(p.variance + ops.square(p.mean - mean) for p in parts) / len(parts)
     return parts[0].replace(mean=mean, variance=variance)
+
+
+def _signature(keras_tensor, seen):
+    """Returns a number that stands for how a tensor is computed.
+
+    Args:
+        keras_tensor: The symbolic tensor.
+        seen: Dict, the numbers given so far; the same one for all that are compared.
+    """
+    numbers = {}
+    for node in _upstream_nodes(keras_tensor):
+        inputs = () if _ends_walk(node) else node.input_tensors
+        made_of = tuple(numbers[id(x)] for x in inputs)
+        for index, x in enumerate(node.outputs):
+            key = (id(node.operation), index, made_of)
+            numbers[id(x)] = seen.setdefault(key, len(seen))
+    return numbers[id(keras_tensor)]
 
 
 def check_upstream(keras_tensor):
@@ -224,9 +245,13 @@ def _upstream_nodes(keras_tensor):
         elif id(node) not in done:
             done.add(id(node))
             stack.append((node, True))
-            if not node.is_input and rule_for(node.operation).needs_inputs:
+            if not _ends_walk(node):
                 stack.extend((_node(x), False) for x in node.input_tensors)
     return order
+
+
+def _ends_walk(node):
+    return node.is_input or not rule_for(node.operation).needs_inputs
 
 
 def _node(keras_tensor):

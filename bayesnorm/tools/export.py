@@ -9,8 +9,8 @@ import keras
 from keras.src.export.export_utils import get_input_signature
 
 from bayesnorm.graph import functional, is_graph
-from bayesnorm.tools.outputs import find_from_logits
 from bayesnorm.tools.arguments import check_choice, positive_integer
+from bayesnorm.tools.outputs import find_from_logits
 from bayesnorm.tools.sampling import SamplingModel
 
 _README = """# {name}
@@ -132,7 +132,7 @@ def export(
 
 
 def _signature(model):
-    """The model's inputs, a nest of InputSpecs with the names that they are served by."""
+    """The model's inputs, a nest of InputSpecs with their names in the signatures."""
     (nest,) = get_input_signature(model)
     flat = keras.tree.flatten(nest)
     if len(flat) == 1:

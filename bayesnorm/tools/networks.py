@@ -62,12 +62,9 @@ class Noise:
 
         def supply(layer, name, shape, batch_size):
             networks, size = ops.shape(draws)[0], math.prod(shape)
-            # A served batch, of unknown size, may be empty.
-            known = isinstance(networks, int)
-            each = batch_size // (networks if known else ops.maximum(networks, 1))
             start = self._starts[id(layer), name]
             rows = ops.expand_dims(draws[:, start : start + size], 1)
-            rows = ops.broadcast_to(rows, (networks, each, size))
+            rows = ops.broadcast_to(rows, (networks, batch_size // networks, size))
             return ops.reshape(rows, (-1, *shape))
 
         return noise_mode(supply)

@@ -207,7 +207,12 @@ def finish_moments(mean, variance, from_logits):
         mean = ops.concatenate([no if from_logits else 1.0 - mean, mean], -1)
         variance = ops.concatenate([no if from_logits else variance, variance], -1)
     if from_logits:
-        mean, variance = softmax_moments(mean, variance)
+        # "auto" computes the costly integrals even where it then drops them all.
+        mean, variance = ops.cond(
+            ops.max(variance) <= 1.0,
+            lambda: softmax_moments(mean, variance, "lognormal"),
+            lambda: softmax_moments(mean, variance, "auto"),
+        )
     probs, entropy = probabilities(mean, from_logits=False)
     return probs, entropy - _mutual_information(probs, variance, entropy)
 

@@ -53,7 +53,7 @@ def predict(
     `H(mean p) - mean H(p)`. A single output is a yes-or-no question and gives
     two classes, "no" and "yes".
 
-    Methods:
+    The methods are:
 
     - `"sample"`: Monte Carlo. A sample is one network: its noise is drawn once,
       a function of the seed, the number of the sample and the place of the layer
@@ -193,8 +193,8 @@ class _Engine:
         """Returns the function `(batch, rows) -> _Result`."""
         repeats = None
         if plan.method == "sample" and self.noise.size:
-            passes = -(-plan.samples // plan.samples_a_pass)
-            each = -(-plan.samples // passes)
+            each = _samples_a_pass(plan.samples, plan.samples_a_pass)
+            passes = -(-plan.samples // each)
             draws = self._get(_draws, passes * each)(
                 backend.seed_from_int(seed), member
             )
@@ -225,6 +225,13 @@ class _Engine:
             function = make(self._model, self.noise, *arguments)
             self._compiled[key] = backend.compiled(function, self._variables)
         return self._compiled[key]
+
+
+def _samples_a_pass(samples, most):
+    """The number, up to `most`, that leaves the fewest places of passes empty."""
+    most = min(samples, most)
+    choices = range(most, most // 2, -1)
+    return min(choices, key=lambda each: -samples % each)
 
 
 _engines = weakref.WeakKeyDictionary()
