@@ -126,7 +126,7 @@ def test_moments_agree_with_many_samples(x):
     truth = predict(model, x, samples=4000, seed=0, from_logits=True)
     got = predict(model, x, method="moments", from_logits=True)
     np.testing.assert_allclose(got.probs, truth.probs, atol=0.02)
-    np.testing.assert_allclose(got.entropy, truth.entropy, atol=0.02)
+    np.testing.assert_allclose(got.entropy, truth.entropy, atol=0.05)
     error = np.abs(got.mutual_information - truth.mutual_information)
     assert error.mean() < 0.15 * truth.mutual_information.mean()
 
