@@ -1,5 +1,7 @@
 """Normalization of a linear layer by statistics computed from the network."""
 
+import dataclasses
+
 import keras
 import numpy as np
 from keras import ops
@@ -128,12 +130,16 @@ class AnalyticNormalization(NormalizedLinear):
     def call(self, inputs):
         """Returns `(w.x - mean) / stddev`."""
         mean, stddev = self.statistics(inputs.shape)
-        outputs = self._call_with_kernel_over(stddev, inputs)
+        with self.kernel_over(stddev):
+            outputs = self.layer(inputs)
         rank = len(outputs.shape)
-        channels_first = getattr(self.layer, "data_format", None) == "channels_first"
-        axis = 1 if channels_first else rank - 1
-        shape = broadcast_shape(axis, rank, -1)
+        shape = broadcast_shape(self._channel_axis % rank, rank, -1)
         return outputs - ops.cast(ops.reshape(mean / stddev, shape), outputs.dtype)
+
+    @property
+    def _channel_axis(self):
+        data_format = getattr(self.layer, "data_format", "channels_last")
+        return 1 if data_format == "channels_first" else -1
 
     def get_config(self):
         """Returns the constructor's arguments."""
@@ -150,10 +156,12 @@ def _as_list(value):
 
 
 @register(AnalyticNormalization, needs_inputs=False)
-def _moments(layer, moments=None, shape=None):
-    if moments is None or moments.stationary:
-        shape = layer.compute_output_shape(moments.shape) if shape is None else shape
-        return Moments.standardized(shape)
-    outputs = rule_for(layer.layer)(layer.layer, moments)
+def _moments(layer, moments):
+    if moments.stationary:
+        shape = layer.compute_output_shape(moments.shape)
+        return Moments.standardized(shape, axis=layer._channel_axis)
     mean, stddev = layer.statistics(moments.shape)
-    return outputs.affine(outputs.along(1.0 / stddev), -outputs.along(mean / stddev))
+    with layer.kernel_over(stddev):
+        outputs = rule_for(layer.layer)(layer.layer, moments)
+    shift = outputs.along(mean / stddev, layer._channel_axis)
+    return dataclasses.replace(outputs, mean=outputs.mean - shift)

@@ -1,5 +1,7 @@
 """Wrappers that normalize a linear Keras layer by a statistic of its kernel."""
 
+import contextlib
+
 import keras
 from keras import ops
 
@@ -51,19 +53,17 @@ class NormalizedLinear(keras.layers.Wrapper):
             project_kernels(self.layer)
         self.built = True
 
-    def _call_with_kernel_over(self, stddev, inputs):
-        """Returns `w.x / stddev`; `stddev` is `[filters]`."""
+    @contextlib.contextmanager
+    def kernel_over(self, stddev):
+        """In the context the wrapped layer's filters are `w / stddev`, `[filters]`."""
         kernel, shape = output_kernel(self.layer)
         divided = ops.convert_to_tensor(kernel) / ops.reshape(stddev, shape)
-        scope = keras.StatelessScope(
-            state_mapping=[
-                *((v, ops.convert_to_tensor(v)) for v in self.layer.weights),
-                (kernel, divided),
-            ],
-            initialize_variables=False,
-        )
-        with scope:
-            return self.layer(inputs)
+        weights = {id(v): (v, ops.convert_to_tensor(v)) for v in self.layer.weights}
+        weights[id(kernel)] = (kernel, divided)
+        with keras.StatelessScope(
+            state_mapping=list(weights.values()), initialize_variables=False
+        ):
+            yield
 
     def compute_output_shape(self, input_shape):
         """Returns the wrapped layer's."""

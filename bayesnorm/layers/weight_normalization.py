@@ -45,10 +45,11 @@ class WeightNormalization(NormalizedLinear):
 
     def call(self, inputs):
         """Returns `w.x / ||w||`."""
-        return self._call_with_kernel_over(filter_norms(self.layer), inputs)
+        with self.kernel_over(filter_norms(self.layer)):
+            return self.layer(inputs)
 
 
 @register(WeightNormalization)
 def _moments(layer, moments):
-    outputs = rule_for(layer.layer)(layer.layer, moments)
-    return outputs.affine(outputs.along(1.0 / filter_norms(layer.layer)))
+    with layer.kernel_over(filter_norms(layer.layer)):
+        return rule_for(layer.layer)(layer.layer, moments)
