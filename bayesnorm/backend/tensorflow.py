@@ -8,6 +8,7 @@ __all__ = [
     "compiled_loop",
     "devices",
     "fold_in",
+    "fused",
     "output_shape",
     "replica_id",
     "scalar_writer",
@@ -61,6 +62,19 @@ def compiled(function, variables):
     """
     del variables  # A graph refers to its variables, whatever their values.
     return tf.function(function, autograph=False)
+
+
+def fused(function):
+    """Makes one pass over memory of a function of many element-wise operations.
+
+    Args:
+        function: A function of tensors (or None) to tensors, in nests.
+
+    Returns:
+        A function of the same signature. On a CPU TensorFlow runs each operation
+        as a pass of its own, which costs more than the arithmetic.
+    """
+    return tf.function(function, jit_compile=True, autograph=False)
 
 
 def scan(body, carry, xs, collect=False):

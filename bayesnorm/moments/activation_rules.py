@@ -5,6 +5,7 @@ import functools
 import keras
 from keras import activations, layers, ops
 
+from bayesnorm import backend
 from bayesnorm.maths import activations as maths
 from bayesnorm.maths.softmax import log_softmax_moments, softmax_moments
 from bayesnorm.moments.registry import register
@@ -83,16 +84,17 @@ def rectify(moments, slope):
     if moments.stationary:
         mean, variance = maths.leaky_relu_moments(moments.mean, moments.variance, slope)
         return moments.replace(mean=mean, variance=variance)
-    mean, variance, gain = maths.leaky_relu_map_moments(
-        moments.mean, moments.variance, slope
+    mean, variance, shared, factor = _rectify_maps(
+        moments.mean, moments.variance, moments.shared, moments.factor, slope
     )
-    shared, factor = moments.shared, moments.factor
-    return moments.replace(
-        mean=mean,
-        variance=variance,
-        shared=None if shared is None else shared * ops.square(gain),
-        factor=None if factor is None else factor * gain,
-    )
+    return moments.replace(mean=mean, variance=variance, shared=shared, factor=factor)
+
+
+@backend.fused
+def _rectify_maps(mean, variance, shared, factor, slope):
+    mean, variance, gain = maths.leaky_relu_map_moments(mean, variance, slope)
+    shared = None if shared is None else shared * ops.square(gain)
+    return mean, variance, shared, None if factor is None else factor * gain
 
 
 _OF_SOFTMAX = {

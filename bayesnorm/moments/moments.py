@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from bayesnorm import backend
 from bayesnorm.maths.activations import safe_sqrt
 from bayesnorm.maths.scale import scaled_moments
 
@@ -107,12 +108,7 @@ class Moments:
 
         None where there is no such noise.
         """
-        if not self.has_common_noise:
-            return None
-        common = 0.0 if self.shared is None else self.shared
-        if self.factor is not None:
-            common = common + ops.square(self.factor)
-        return ops.minimum(common, self.variance)
+        return _common_variance(self.variance, self.shared, self.factor)
 
     def mean_common_variance(self, average):
         """Variance of the average over positions of the noise that they share.
@@ -213,14 +209,12 @@ class Moments:
         if scale_variance is None:
             return x.affine(scale, bias * scale)
         noise = x.along(scale_variance, axis)
-        mean, variance = scaled_moments(x.mean, x.variance, scale, noise, bias)
         if x.stationary:
+            mean, variance = scaled_moments(x.mean, x.variance, scale, noise, bias)
             return x.replace(mean=mean, variance=variance)
-        # Noise of an earlier scale loses its own pattern over the positions.
-        shared = x.common_variance
-        if shared is not None:
-            shared = shared * (ops.square(scale) + noise)
-        factor = (x.mean + bias) * ops.sqrt(noise)
+        mean, variance, shared, factor = _scale_maps(
+            x.mean, x.variance, x.shared, x.factor, scale, noise, bias
+        )
         return x.replace(mean=mean, variance=variance, shared=shared, factor=factor)
 
     def averaged(self, average, inverse_count, shape):
@@ -251,3 +245,23 @@ class Moments:
         return self.replace(
             mean=mean, variance=variance, shared=shared, factor=factor, shape=shape
         )
+
+
+def _common_variance(variance, shared, factor):
+    if shared is None and factor is None:
+        return None
+    common = 0.0 if shared is None else shared
+    if factor is not None:
+        common = common + ops.square(factor)
+    return ops.minimum(common, variance)
+
+
+@backend.fused
+def _scale_maps(mean, variance, shared, factor, scale, noise, bias):
+    # Noise of an earlier scale loses its own pattern over the positions.
+    shared = _common_variance(variance, shared, factor)
+    if shared is not None:
+        shared = shared * (ops.square(scale) + noise)
+    factor = (mean + bias) * ops.sqrt(noise)
+    mean, variance = scaled_moments(mean, variance, scale, noise, bias)
+    return mean, variance, shared, factor
