@@ -1,0 +1,117 @@
+"""Channel statistics behind each normalization, over a real data set.
+
+```
+python -m benchmarks.statistics --dataset=cifar10 --data_dir=DIR --width=0.25 \
+    --trained=AN:runs/comparison/an-0,WN:runs/comparison/wn-0 \
+    --output=benchmarks/results/statistics
+```
+
+Analytic normalization computes what it subtracts and divides by from the weights
+alone, assuming that channels and positions are independent. How near to mean 0
+and standard deviation 1 its outputs are on images says what that assumption
+costs; weight normalization beside it has no such aim.
+"""
+
+import json
+import pathlib
+
+import keras
+import numpy as np
+from absl import app, flags
+
+import bayesnorm
+from bayesnorm import datasets, models, plots
+
+_DATASET = flags.DEFINE_string("dataset", "digits", "Data set.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "TensorFlow Datasets directory.")
+_TITLE = flags.DEFINE_string("dataset_title", None, "Name of the data in the table.")
+_WIDTH = flags.DEFINE_float("width", 0.25, "Width factor of the untrained networks.")
+_EXAMPLES = flags.DEFINE_integer("examples", 10_000, "Training images measured on.", 1)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the initial weights.")
+_TRAINED = flags.DEFINE_list("trained", [], "Trained networks, NAME:WORKDIR each.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of table, figures and plot.")
+
+
+def networks(splits):
+    """Yields `(name, model)`."""
+    small = min(splits.image_shape[:2]) < 27
+    for name, norm in (("AN", "analytic"), ("WN", "weight")):
+        yield (
+            f"{name}, untrained",
+            models.all_cnn(
+                splits.image_shape,
+                splits.num_classes,
+                norm=norm,
+                scale="plain",
+                width=_WIDTH.value,
+                padding="same" if small else "valid",
+                input_mean=splits.channel_mean,
+                input_variance=splits.channel_stddev**2,
+                seed=_SEED.value,
+            ),
+        )
+    for item in _TRAINED.value:
+        name, _, folder = item.partition(":")
+        model = keras.saving.load_model(pathlib.Path(folder) / "model.keras")
+        yield f"{name}, trained", model
+
+
+def table(measured):
+    """Returns name -> layer -> statistics as a Markdown table."""
+    layers = list(next(iter(measured.values())))
+    lines = [
+        "| layer | " + " | ".join(measured) + " |",
+        "| --- |" + " --- |" * len(measured),
+    ]
+    for layer in layers:
+        cells = [
+            f"{np.sqrt(np.mean(s[layer].mean ** 2)):.2f} / "
+            f"{np.sqrt(np.mean(s[layer].stddev ** 2)):.2f}"
+            for s in measured.values()
+        ]
+        lines.append(f"| {layer.removesuffix('_norm')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(argv):
+    """Measures, prints and writes."""
+    del argv
+    splits = datasets.load(_DATASET.value, _DATA_DIR.value)
+    images = splits.inputs(splits.train.images[: _EXAMPLES.value])
+    measured = {
+        name: bayesnorm.channel_statistics(model, images)
+        for name, model in networks(splits)
+    }
+    title = _TITLE.value or splits.name
+    text = "\n".join(
+        [
+            f"# Channel statistics of the normalized outputs, {title}",
+            "",
+            f"{len(images)} training images; per layer, root mean square over the "
+            "channels of the mean / of the standard deviation. 0 / 1 is the aim of "
+            "analytic normalization (AN); weight normalization (WN) has none.",
+            "",
+            table(measured),
+            "",
+        ]
+    )
+    print(text)
+    if _OUTPUT.value:
+        folder = pathlib.Path(_OUTPUT.value)
+        folder.mkdir(parents=True, exist_ok=True)
+        page = f"{text}\n![channel statistics](channel_statistics.png)\n"
+        (folder / "README.md").write_text(page)
+        pairs = {
+            name: {k: (v.mean, v.stddev) for k, v in layers.items()}
+            for name, layers in measured.items()
+        }
+        plots.channel_statistics(pairs).savefig(folder / "channel_statistics.png")
+        figures = {
+            name: {k: [list(v.mean), list(v.stddev)] for k, v in layers.items()}
+            for name, layers in measured.items()
+        }
+        (folder / "statistics.json").write_text(json.dumps(figures) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)
