@@ -85,9 +85,7 @@ def main(argv):
             }
             seconds = timing.take_turns(turns, _ROUNDS.value)
             title = f"{name}, batch {batch}: one training step"
-            results.append(
-                timing.summarize(title, seconds, "batch", per=_STEPS.value)
-            )
+            results.append(timing.summarize(title, seconds, "batch", per=_STEPS.value))
             print(timing.table(results[-1]), flush=True)
     timing.write(_OUTPUT.value, results)
 

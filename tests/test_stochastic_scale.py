@@ -185,6 +185,6 @@ def test_set_kl_weight_errors(weight):
 
 
 def test_noise_mode_error():
-    with pytest.raises(ValueError, match="'auto', 'mean', 'sample'"):
-        with bayesnorm.noise_mode("samples"):
-            pass
+    match = "'auto', 'mean', 'sample'"
+    with pytest.raises(ValueError, match=match), bayesnorm.noise_mode("samples"):
+        pass
