@@ -37,7 +37,7 @@ _DEFAULTS = {
         "epochs": 1200,
         "batch_size": 32,
         "width": 1.0,
-        "learning_rate": "0.005",
+        "learning_rate": "auto",
     },
 }
 _INIT_BATCH = 128
