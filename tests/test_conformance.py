@@ -57,6 +57,8 @@ CASES = {
         ),
         IMAGE,
     ),
+    "random_shift": (lambda **kw: bayesnorm.datasets.RandomShift(1, **kw), IMAGE),
+    "random_flip": (lambda **kw: bayesnorm.datasets.RandomFlip(**kw), IMAGE),
     "scale": (lambda **kw: bayesnorm.ScaleNorm(**kw), IMAGE),
     "scale-axis1": (lambda **kw: bayesnorm.ScaleNorm(axis=1, **kw), IMAGE),
     "stochastic_scale": (lambda **kw: bayesnorm.StochasticScaleNorm(**kw), IMAGE),
@@ -186,7 +188,7 @@ def test_mixed_precision(case, policy):
     half = _functional(factory(), shape)
     half.set_weights(model.get_weights())
     dtypes = {keras.backend.standardize_dtype(v.dtype) for v in half.weights}
-    assert dtypes == {"float32"}
+    assert dtypes <= {"float32"}
     y = half(x, training=False)
     assert keras.backend.standardize_dtype(y.dtype) == policy.removeprefix("mixed_")
     y = ops.convert_to_numpy(ops.cast(y, "float32"))
