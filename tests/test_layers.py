@@ -208,10 +208,64 @@ def test_analytic_pools_the_inputs_of_a_layer_used_twice():
     keras.Model(inputs, [layer(inputs), layer(doubled)])
     _, stddev = layer.statistics((None, 4))
     norms = ops.convert_to_numpy(filter_norms(layer.layer))
-    # Variances 1 and 1 + 1 (a sum counts as independent), pooled to 3 / 2.
+    # Variances 1 and, of a doubled value, 4, pooled to 5 / 2.
     np.testing.assert_allclose(
-        ops.convert_to_numpy(stddev), norms * np.sqrt(1.5), rtol=1e-5
+        ops.convert_to_numpy(stddev), norms * np.sqrt(2.5), rtol=1e-5
     )
+
+
+def test_a_model_cut_out_of_another_leaves_its_statistics(rng):
+    inputs = keras.Input((4,))
+    hidden = L.Dense(6, activation="relu", bias_initializer="ones")(inputs)
+    model = keras.Model(
+        inputs, bayesnorm.AnalyticNormalization(L.Dense(3))(hidden), name="whole"
+    )
+    x = rng.normal(size=(5, 4)).astype("float32")
+    before = ops.convert_to_numpy(model(x))
+    tail = keras.Model(hidden, model.output)
+    np.testing.assert_array_equal(ops.convert_to_numpy(model(x)), before)
+    head = keras.Model(inputs, hidden)
+    np.testing.assert_allclose(ops.convert_to_numpy(tail(head(x))), before, rtol=1e-6)
+
+
+def test_analytic_behind_batch_normalization_trusts_it(rng):
+    """Data-set moments of BN are its offset and its scale, from the start."""
+    norm = L.BatchNormalization(
+        beta_initializer=keras.initializers.Constant(0.5),
+        gamma_initializer=keras.initializers.Constant(2.0),
+    )
+    layer = bayesnorm.AnalyticNormalization(L.Dense(3), epsilon=0.0)
+    model = keras.Sequential(
+        [keras.Input((4,)), L.Lambda(lambda x: 7 * x + 3), norm, layer]
+    )
+    mean, stddev = layer.statistics((None, 4))
+    w = ops.convert_to_numpy(layer.layer.kernel)
+    np.testing.assert_allclose(ops.convert_to_numpy(mean), 0.5 * w.sum(0), rtol=1e-5)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(stddev), 2 * np.linalg.norm(w, axis=0), rtol=1e-5
+    )
+    y = model(rng.normal(size=(4000, 4)).astype("float32"), training=True)
+    np.testing.assert_allclose(ops.convert_to_numpy(y).std(0), 1, atol=0.06)
+
+
+@pytest.mark.parametrize("kind", ["weight", "analytic"])
+def test_a_zero_filter_gives_zero(kind, rng):
+    wrapper = {
+        "weight": bayesnorm.WeightNormalization,
+        "analytic": bayesnorm.AnalyticNormalization,
+    }[kind]
+    layer = wrapper(L.Dense(3))
+    model = _model(layer, (4,))
+    kernel = ops.convert_to_numpy(layer.layer.kernel).copy()
+    kernel[:, 1] = 0
+    layer.layer.kernel.assign(kernel)
+    x = rng.normal(size=(5, 4)).astype("float32")
+    y = ops.convert_to_numpy(model(x))
+    np.testing.assert_array_equal(y[:, 1], 0)
+    (gradient,) = _gradients(
+        model, lambda m: ops.sum(ops.square(m(x) - 1)), [layer.layer.kernel]
+    )
+    assert np.isfinite(gradient).all()
 
 
 def test_analytic_in_a_growing_sequential_model():
@@ -303,8 +357,10 @@ def test_analytic_in_a_subclassed_model_takes_moments(rng):
     ("arguments", "message"),
     [
         ({"input_mean": 0.0}, "go together"),
-        ({"input_mean": 0.0, "input_variance": -1.0}, "must not be negative"),
+        ({"input_mean": 0.0, "input_variance": -1.0}, "not negative"),
+        ({"input_mean": float("nan"), "input_variance": 1.0}, "must be finite"),
         ({"epsilon": -1.0}, "epsilon"),
+        ({"epsilon": "x"}, "epsilon"),
     ],
 )
 def test_analytic_argument_errors(arguments, message):

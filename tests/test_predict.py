@@ -648,3 +648,21 @@ def test_draws_do_not_depend_on_the_global_seed(model, x):
         keras.utils.set_random_seed(seed)
         results.append(predict(model, x, samples=2, seed=0, from_logits=True).probs)
     np.testing.assert_array_equal(*results)
+
+
+def test_a_sampling_model_within_a_model_follows_predict(rng):
+    inner = keras.Sequential([keras.Input((4,)), bayesnorm.StochasticScaleNorm()])
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, bayesnorm.sampling_model(inner)(inputs))
+    x = rng.normal(size=(5, 4)).astype("float32")
+    arguments = {"task": "regression", "samples": 3, "seed": 1}
+    first = bayesnorm.predict(model, x, **arguments).mean
+    np.testing.assert_array_equal(bayesnorm.predict(model, x, **arguments).mean, first)
+    mean = bayesnorm.predict(model, x, method="mean", task="regression").mean
+    np.testing.assert_allclose(mean, x, rtol=1e-6)
+
+
+def test_a_chunk_has_rows(rng):
+    model = keras.Sequential([keras.Input((4,)), bayesnorm.StochasticScaleNorm()])
+    with pytest.raises(ValueError, match="chunk_size"):
+        bayesnorm.predict(model, np.zeros((2, 4)), from_logits=True, chunk_size=0)

@@ -93,6 +93,37 @@ def test_projection_skips_a_layer_that_feeds_something_else():
     )
 
 
+def test_projection_leaves_what_it_cannot_keep():
+    inputs = keras.Input((5, 4))
+    shown = L.Dense(3, name="shown")(inputs)
+    across = L.Dense(3, name="across")(inputs)
+    model = keras.Model(
+        inputs,
+        [shown, L.BatchNormalization()(shown), L.BatchNormalization(axis=1)(across)],
+    )
+    weights = model.get_weights()
+    projected, skipped = bayesnorm.project(model)
+    assert not projected
+    assert sorted(skipped) == ["across", "shown"]
+    for old, new in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("scale", [True, False])
+def test_projection_of_a_nearly_dead_channel(scale, rng):
+    model = keras.Sequential(
+        [keras.Input((4,)), L.Dense(3), L.BatchNormalization(scale=scale)]
+    )
+    dense, norm = model.layers
+    dense.kernel.assign(5 * dense.kernel)
+    norm.moving_variance.assign([1e-6, 1.0, 1.0])
+    x = rng.normal(size=(6, 4)).astype("float32")
+    before = ops.convert_to_numpy(model(x))
+    projected, _ = bayesnorm.project(model)
+    assert bool(projected) == scale
+    np.testing.assert_allclose(ops.convert_to_numpy(model(x)), before, rtol=1e-4)
+
+
 def test_projection_without_batch_normalization():
     model = keras.Sequential([keras.Input((4,)), L.Dense(3)])
     with pytest.raises(ValueError, match="nothing to project"):

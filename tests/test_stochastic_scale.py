@@ -1,5 +1,8 @@
 """The learned scale against closed forms, and what it learns."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -138,6 +141,68 @@ def test_a_layer_used_twice_counts_its_kl_once(rng):
     )
 
 
+def test_examples_are_counted_once_a_step_and_from_the_first_epoch_on(rng):
+    layer = bayesnorm.StochasticScaleNorm()
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layer(layer(inputs)))
+    x = rng.normal(size=(32, 4)).astype("float32")
+    model(x[:2], training=True)
+    model.compile("sgd", "mse")
+    model.fit(x, x, batch_size=8, epochs=1, verbose=0)
+    assert float(layer.kl_weight_variable.value) == 0
+    model.fit(x, x, batch_size=8, epochs=1, verbose=0, validation_data=(x, x))
+    assert float(layer.kl_weight_variable.value) == pytest.approx(1 / 32)
+
+
+def test_a_weight_that_was_set_is_saved_and_stays(rng, tmp_path):
+    model = keras.Sequential([keras.Input((4,)), bayesnorm.StochasticScaleNorm()])
+    bayesnorm.set_kl_weight(model, 0.123)
+    model.compile("sgd", "mse")
+    model.save(tmp_path / "model.keras")
+    model = keras.saving.load_model(tmp_path / "model.keras")
+    x = rng.normal(size=(32, 4)).astype("float32")
+    model.fit(x, x, epochs=3, verbose=0)
+    weight = float(model.layers[0].kl_weight_variable.value)
+    assert weight == pytest.approx(0.123)
+
+
+_REPLICAS = """
+import keras, numpy as np, tensorflow as tf
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+import bayesnorm
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+with strategy.scope():
+    layer = bayesnorm.StochasticScaleNorm(seed=0)
+    model = keras.Sequential([keras.Input((4,)), layer])
+    model.compile("sgd", "mse")
+x = np.ones((36, 4), "float32")
+model.fit(x, x, batch_size=8, epochs=3, verbose=0)
+kl = float(bayesnorm.kl_divergence(model))
+print("weight", 36 * float(layer.kl_weight_variable))
+bayesnorm.set_kl_weight(model, 1.0)
+print("loss", model.evaluate(x, np.asarray(model(x)), batch_size=8, verbose=0) / kl)
+def draw():
+    with bayesnorm.noise_mode("sample"):
+        return model(tf.ones((3, 4)))
+values = strategy.run(tf.function(draw)).values
+print("same", float(tf.reduce_min(tf.abs(values[0] - values[1])) < 1e-6))
+"""
+
+
+@pytest.mark.tensorflow
+def test_replicas_count_all_examples_draw_apart_and_add_one_kl():
+    run = subprocess.run(
+        [sys.executable, "-c", _REPLICAS], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    figures = dict(line.split() for line in run.stdout.splitlines() if " " in line)
+    assert float(figures["weight"]) == pytest.approx(1, rel=1e-5)
+    assert float(figures["loss"]) == pytest.approx(1, rel=1e-5)
+    assert float(figures["same"]) == 0
+
+
 def test_kl_warm_up():
     callback = bayesnorm.KLWeight(num_examples=100, warmup_epochs=3)
     model = keras.Sequential([keras.Input((4,)), bayesnorm.StochasticScaleNorm()])
@@ -158,6 +223,9 @@ def test_kl_warm_up():
         ({"kl_weight": -1.0}, "kl_weight"),
         ({"seed": -1}, "seed"),
         ({"seed": 0.5}, "seed"),
+        ({"seed": 2**40}, "seed"),
+        ({"kl_weight": "auto"}, "kl_weight"),
+        ({"per_channel": "no"}, "per_channel"),
     ],
 )
 def test_argument_errors(arguments, message):
@@ -165,7 +233,7 @@ def test_argument_errors(arguments, message):
         bayesnorm.StochasticScaleNorm(**arguments)
 
 
-@pytest.mark.parametrize("axis", [0, 3, -3])
+@pytest.mark.parametrize("axis", [0, 3, -3, 1.5, None, (1, 2)])
 @pytest.mark.parametrize("layer", [bayesnorm.ScaleNorm, bayesnorm.StochasticScaleNorm])
 def test_wrong_axis(layer, axis):
     with pytest.raises(ValueError, match=r"must name a channel axis.*1 to 2"):

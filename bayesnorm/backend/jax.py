@@ -15,6 +15,7 @@ __all__ = [
     "fused",
     "output_shape",
     "replica_id",
+    "replicas",
     "scalar_writer",
     "scan",
     "seed_from_int",
@@ -46,6 +47,11 @@ def stateless_normal(shape, seed):
 def replica_id():
     """Returns None: JAX partitions one program, whose draws never repeat."""
     return None
+
+
+def replicas():
+    """Returns 1: JAX partitions one program, which sees the whole batch."""
+    return 1
 
 
 def compiled(function, variables):

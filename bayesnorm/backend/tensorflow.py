@@ -11,6 +11,7 @@ __all__ = [
     "fused",
     "output_shape",
     "replica_id",
+    "replicas",
     "scalar_writer",
     "scan",
     "seed_from_int",
@@ -48,6 +49,11 @@ def replica_id():
     if context is None or context.num_replicas_in_sync == 1:
         return None
     return context.replica_id_in_sync_group
+
+
+def replicas():
+    """Returns the number of replicas in sync under `tf.distribute`, else 1."""
+    return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def compiled(function, variables):

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from bayesnorm.arguments import check_number
 from bayesnorm.layers.axes import broadcast_shape
 from bayesnorm.layers.linear import NormalizedLinear
 from bayesnorm.moments import (
@@ -15,6 +16,8 @@ from bayesnorm.moments import (
     register,
     rule_for,
 )
+
+_TINY = 1e-30
 
 
 @keras.saving.register_keras_serializable("bayesnorm")
@@ -78,24 +81,32 @@ class AnalyticNormalization(NormalizedLinear):
                 f"neither. Received: input_mean={input_mean!r}, "
                 f"input_variance={input_variance!r}"
             )
-        if input_variance is not None and np.min(input_variance) < 0:
+        if input_mean is not None and not (
+            np.isfinite(input_mean).all()
+            and np.isfinite(input_variance).all()
+            and np.min(input_variance) >= 0
+        ):
             raise ValueError(
-                "`input_variance` must not be negative. Received: "
+                "`input_mean` and `input_variance` must be finite, the variance not "
+                f"negative. Received: input_mean={input_mean!r}, "
                 f"input_variance={input_variance!r}"
             )
-        if not 0 <= epsilon < float("inf"):
-            raise ValueError(
-                f"`epsilon` must be a finite number from 0. Received: {epsilon!r}"
-            )
+        check_number("epsilon", epsilon)
         self.input_mean = _as_list(input_mean)
         self.input_variance = _as_list(input_variance)
         self.epsilon = epsilon
+        # Not the layer's inbound nodes: a model cut out of another one adds nodes of
+        # its own to these, behind an Input that stands for a hidden activation.
+        self._sources = []
 
     def __call__(self, inputs, *args, **kwargs):
-        """Calls the layer; a symbolic call checks the graph before it."""
-        if self.input_mean is None and isinstance(inputs, keras.KerasTensor):
-            check_upstream(inputs)
-        return super().__call__(inputs, *args, **kwargs)
+        """Calls the layer; a symbolic call checks and notes the graph before it."""
+        if self.input_mean is not None or not hasattr(inputs, "_keras_history"):
+            return super().__call__(inputs, *args, **kwargs)
+        check_upstream(inputs)
+        outputs = super().__call__(inputs, *args, **kwargs)
+        self._sources.append(inputs)
+        return outputs
 
     def statistics(self, input_shape):
         """Returns mean and stddev of `w.x` over the training set, `[filters]`.
@@ -106,17 +117,18 @@ class AnalyticNormalization(NormalizedLinear):
         moments = self._input_moments(input_shape)
         moments = moments.replace(variance=moments.variance + self.epsilon)
         outputs = rule_for(self.layer)(self.layer, moments)
-        return outputs.mean, ops.sqrt(outputs.variance)
+        # From 0, where a filter is 0: its output is then 0, not NaN.
+        return outputs.mean, ops.sqrt(ops.maximum(outputs.variance, _TINY))
 
     def _input_moments(self, input_shape):
-        shape = (None, *input_shape[1:])
         if self.input_mean is not None:
+            shape, axis = (None, *input_shape[1:]), self._channel_axis
             mean, variance = (
-                ops.broadcast_to(ops.convert_to_tensor(v, "float32"), shape[-1:])
-                for v in (self.input_mean, self.input_variance)
+                self._per_channel(name, shape[axis])
+                for name in ("input_mean", "input_variance")
             )
-            return Moments(mean, variance, shape=shape, stationary=True)
-        if not self._inbound_nodes:
+            return Moments(mean, variance, shape, axis=axis)
+        if not self._sources:
             raise ValueError(
                 f"AnalyticNormalization {self.name!r} cannot see the layers before "
                 "it: it was called outside of a Functional or Sequential graph "
@@ -124,8 +136,16 @@ class AnalyticNormalization(NormalizedLinear):
                 "variance of its input, per channel, as input_mean= and "
                 "input_variance=."
             )
-        sources = [node.input_tensors[0] for node in self._inbound_nodes]
-        return pooled_upstream_moments(sources)
+        return pooled_upstream_moments(self._sources)
+
+    def _per_channel(self, name, channels):
+        value = np.asarray(getattr(self, name), "float32")
+        if value.size not in (1, channels):
+            raise ValueError(
+                f"`{name}` of layer {self.name!r} must be a number or a vector over "
+                f"the {channels} channels of its input. Received: {value.tolist()}"
+            )
+        return ops.convert_to_tensor(np.broadcast_to(value, (channels,)))
 
     def call(self, inputs):
         """Returns `(w.x - mean) / stddev`."""

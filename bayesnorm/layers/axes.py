@@ -13,11 +13,12 @@ def canonical_axis(layer, axis, input_shape):
         ValueError: If the axis is the batch, is not there or has no size.
     """
     rank = len(input_shape)
-    positive = axis + rank if axis < 0 else axis
-    if not 1 <= positive < rank:
+    whole = isinstance(axis, int) and not isinstance(axis, bool)
+    positive = axis + rank if whole and axis < 0 else axis
+    if not whole or not 1 <= positive < rank:
         raise ValueError(
             f"`axis` of layer {layer.name!r} must name a channel axis of its "
-            f"input: 1 to {rank - 1}, or -{rank - 1} to -1. Received: axis={axis} "
+            f"input: 1 to {rank - 1}, or -{rank - 1} to -1. Received: axis={axis!r} "
             f"with an input of shape {tuple(input_shape)}."
         )
     if input_shape[positive] is None:

@@ -56,7 +56,9 @@ def filter_norms(layer):
     if isinstance(layer, _SEPARABLE):
         depthwise = ops.cast(layer.depthwise_kernel, "float32")
         kernel = separable_kernel(depthwise, kernel)
-    return ops.sqrt(ops.reshape(ops.sum(ops.square(kernel), axes), (-1,)))
+    squared = ops.reshape(ops.sum(ops.square(kernel), axes), (-1,))
+    # From 0, where a filter is 0: its output is then 0, not NaN.
+    return ops.sqrt(ops.maximum(squared, 1e-30))
 
 
 def filter_axes(kernel, shape):
@@ -71,6 +73,17 @@ def filter_axes(kernel, shape):
     return tuple(range(first)) + inner
 
 
+def kernel_norms(layer):
+    """Returns what `project_kernels` divides the outputs of `layer` by, `[filters]`.
+
+    `||w||` per filter; of a separable layer, that of the pointwise kernel once it
+    has taken over the norms of the depthwise one.
+    """
+    if isinstance(layer, _SEPARABLE):
+        return _norms(_rescaled_pointwise(layer), (-1,))
+    return _norms(*output_kernel(layer))
+
+
 def project_kernels(layer):
     """Projects the kernels of `layer` on `||w|| = 1` per filter, from now on.
 
@@ -81,27 +94,32 @@ def project_kernels(layer):
 
     Args:
         layer: A built linear layer.
-
-    Returns:
-        What the outputs were divided by, `[filters]`.
     """
     if isinstance(layer, _SEPARABLE):
-        shape = tuple(layer.depthwise_kernel.shape[-2:])
-        norms = _project(layer, layer.depthwise_kernel, "depthwise_constraint", shape)
-        pointwise = layer.pointwise_kernel
-        pointwise.assign(pointwise * ops.reshape(norms, (-1, 1)))
-        return _project(layer, pointwise, "pointwise_constraint", (-1,))
+        layer.pointwise_kernel.assign(_rescaled_pointwise(layer))
+        depthwise = layer.depthwise_kernel
+        _constrain(layer, depthwise, "depthwise_constraint", depthwise.shape[-2:])
+        _constrain(layer, layer.pointwise_kernel, "pointwise_constraint", (-1,))
+        return
     kernel, shape = output_kernel(layer)
     depthwise = isinstance(layer, _DEPTHWISE)
     attribute = "depthwise_constraint" if depthwise else "kernel_constraint"
-    return _project(layer, kernel, attribute, shape)
+    _constrain(layer, kernel, attribute, shape)
 
 
-def _project(layer, kernel, attribute, shape):
-    axes = filter_axes(kernel, shape)
-    norms = ops.sqrt(ops.sum(ops.square(ops.convert_to_tensor(kernel)), axes))
-    constraint = keras.constraints.UnitNorm(axis=list(axes))
+def _rescaled_pointwise(layer):
+    depthwise = layer.depthwise_kernel
+    norms = _norms(depthwise, depthwise.shape[-2:])
+    return layer.pointwise_kernel * ops.reshape(norms, (-1, 1))
+
+
+def _norms(kernel, shape):
+    squared = ops.square(ops.convert_to_tensor(kernel))
+    return ops.sqrt(ops.reshape(ops.sum(squared, filter_axes(kernel, shape)), (-1,)))
+
+
+def _constrain(layer, kernel, attribute, shape):
+    constraint = keras.constraints.UnitNorm(axis=list(filter_axes(kernel, shape)))
     kernel.constraint = constraint
     setattr(layer, attribute, constraint)
     kernel.assign(constraint(kernel))
-    return ops.reshape(norms, (-1,))

@@ -4,20 +4,21 @@ The loss of a batch is `mean NLL + kl_weight * KL`, the negative evidence lower
 bound divided by the number N of training examples when `kl_weight = 1 / N`.
 It is found in this order:
 
-1. `kl_weight=x` given to the layer: it stays x, and nothing below changes it
-   but `set_kl_weight`.
+1. `kl_weight=x` given to the layer: it stays x, unless 2 or 3 are used.
 2. `set_kl_weight(model, x)`, at any time: a variable, so that nothing compiles
    again. The package's own training loop does this.
 3. The callback `KLWeight(num_examples=N, warmup_epochs=n)` of `model.fit`.
 4. Otherwise the layer counts the examples of the first epoch of `model.fit`,
    during which the KL weighs nothing (a warm-up), and takes 1 / N from then on,
    counting again in each epoch. Where there is no epoch (`train_on_batch`, a
-   hand-written loop, a single endless epoch) use 2 or 3.
+   hand-written loop, a single endless epoch), or one is cut by an evaluation in
+   its middle, use 2 or 3. What 2 or 3 set is saved with the weights and stays.
 """
 
 import keras
 from keras import ops
 
+from bayesnorm.arguments import check_number
 from bayesnorm.layers.noise import stochastic_layers
 
 
@@ -75,11 +76,7 @@ def set_kl_weight(model, weight):
     Raises:
         ValueError: If `weight` is negative or not finite.
     """
-    if not 0 <= weight < float("inf"):
-        raise ValueError(
-            "`weight` must be a finite number from 0, for instance 1 / (number of "
-            f"training examples). Received: weight={weight!r}"
-        )
+    check_number("weight", weight)
     for layer in posterior_layers(model):
         layer.set_kl_weight(weight)
 

@@ -12,9 +12,15 @@ import keras
 from keras import ops
 
 from bayesnorm import backend
+from bayesnorm.arguments import seed_integer
 
 _MODES = ("auto", "mean", "sample")
 _mode = contextvars.ContextVar("bayesnorm_noise_mode", default="auto")
+
+
+def current_noise_mode():
+    """Returns the mode that calls made now run in."""
+    return _mode.get()
 
 
 @contextlib.contextmanager
@@ -74,12 +80,9 @@ class StochasticLayer(keras.layers.Layer):
 
     def __init__(self, seed=None, **kwargs):
         super().__init__(**kwargs)
-        if seed is not None and (not isinstance(seed, int) or seed < 0):
-            raise ValueError(
-                f"`seed` must be None or an integer from 0. Received: seed={seed!r}"
-            )
-        self.seed = seed
-        self.seed_generator = NoiseGenerator(seed)
+        # What every backend's seeds hold: 32 bits.
+        self.seed = None if seed is None else seed_integer(seed, bits=32)
+        self.seed_generator = NoiseGenerator(self.seed)
 
     @property
     def noise_shapes(self):

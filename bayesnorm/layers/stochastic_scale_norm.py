@@ -1,8 +1,13 @@
 """A scale with a learned posterior: batch normalization as Bayesian learning."""
 
+import weakref
+
 import keras
+import numpy as np
 from keras import initializers, ops
 
+from bayesnorm import backend
+from bayesnorm.arguments import check_choice, check_number
 from bayesnorm.layers.kl_weight import EpochEnd
 from bayesnorm.layers.noise import StochasticLayer
 from bayesnorm.layers.scale_norm import ScaleNorm
@@ -97,29 +102,20 @@ class StochasticScaleNorm(StochasticLayer, ScaleNorm):
             scale_initializer=scale_initializer,
             **kwargs,
         )
-        if prior not in _PRIORS:
-            raise ValueError(f"`prior` must be one of {_PRIORS}. Received: {prior!r}")
-        for name, value in (
-            ("prior_scale", prior_scale),
-            ("initial_stddev", initial_stddev),
-        ):
-            if not 0 < value < float("inf"):
-                raise ValueError(
-                    f"`{name}` must be a finite number above 0. Received: "
-                    f"{name}={value!r}"
-                )
-        if kl_weight is not None and not 0 <= kl_weight < float("inf"):
-            raise ValueError(
-                "`kl_weight` must be None or a finite number from 0, for instance "
-                "1 / (number of training examples). Received: "
-                f"kl_weight={kl_weight!r}"
-            )
+        check_choice("prior", prior, _PRIORS)
+        check_choice("per_channel", per_channel, (True, False))
+        check_number("prior_scale", prior_scale, positive=True)
+        check_number("initial_stddev", initial_stddev, positive=True)
+        if kl_weight is not None:
+            check_number("kl_weight", kl_weight)
         self.per_channel = per_channel
         self.prior = prior
         self.prior_scale = prior_scale
         self.initial_stddev = initial_stddev
         self.kl_weight = kl_weight
         self._counts_examples = kl_weight is None
+        self._epochs_begun = False
+        self._counted_in = None
         self._epoch_end = EpochEnd(self.on_epoch_end, name=f"{self.name}_epoch_end")
 
     def build(self, input_shape):
@@ -132,9 +128,9 @@ class StochasticScaleNorm(StochasticLayer, ScaleNorm):
         )
         self.rho.regularizer = _PosteriorKL(self)
         self.kl_weight_variable = self._counter("kl_weight", self.kl_weight or 0.0)
-        self.examples_seen = self._counter("examples_seen", 0.0, aggregation="sum")
+        self.examples_seen = self._counter("examples_seen", 0.0)
 
-    def _counter(self, name, value, aggregation="mean"):
+    def _counter(self, name, value):
         return self.add_weight(
             name=name,
             shape=(),
@@ -142,7 +138,7 @@ class StochasticScaleNorm(StochasticLayer, ScaleNorm):
             trainable=False,
             dtype="float32",
             autocast=False,
-            aggregation=aggregation,
+            aggregation="mean",
         )
 
     @property
@@ -175,20 +171,44 @@ class StochasticScaleNorm(StochasticLayer, ScaleNorm):
         if not (self._counts_examples and self.built):
             return
         seen = float(ops.convert_to_numpy(self.examples_seen.value))
-        if seen > 0:
+        # Calls made before there was an epoch say nothing of its size.
+        if seen > 0 and self._epochs_begun:
             self.kl_weight_variable.assign(1.0 / seen)
-            self.examples_seen.assign(0.0)
+        self.examples_seen.assign(0.0)
+        self._epochs_begun = True
+
+    def _count(self, batch):
+        """Counts the examples of a step: once, however often the layer is used."""
+        context = self._get_call_context()
+        if self._counted_in is None or self._counted_in() is not context:
+            self._counted_in = weakref.ref(context)
+            # The mean over the replicas is what each of them then holds.
+            examples = ops.cast(batch, "float32") * backend.replicas()
+            self.examples_seen.assign(self.examples_seen + examples)
 
     def call(self, inputs, training=None):
         """Returns `(inputs + bias) * S`."""
         batch = ops.shape(inputs)[0]
         if training and self._counts_examples:
-            self.examples_seen.assign_add(ops.cast(batch, "float32"))
+            self._count(batch)
         noise = self.standard_normal("scale", batch, training)
         if noise is None:
             return super().call(inputs)
         draws = ops.convert_to_tensor(self.scale) + self.stddev * noise
         return self._scaled(inputs, draws, batch)
+
+    def save_own_variables(self, store):
+        """Saves the weights, the state of the noise, and whether N is counted."""
+        super().save_own_variables(store)
+        store["counts_examples"] = np.array(self._counts_examples)
+
+    def load_own_variables(self, store):
+        """Loads what was saved."""
+        values = {k: store[k] for k in store.keys()}  # noqa: SIM118 (an h5 group)
+        counts = values.pop("counts_examples", None)
+        super().load_own_variables(values)
+        if counts is not None:
+            self._counts_examples = bool(np.asarray(counts))
 
     def get_config(self):
         """Returns the constructor's arguments."""

@@ -18,11 +18,6 @@ def stddev_of_rho(rho):
     return ops.exp(ops.minimum(rho, 0.0)) + ops.maximum(rho, 0.0)
 
 
-def log_stddev_of_rho(rho):
-    """Logarithm of `stddev_of_rho`; derivative in (0, 1]."""
-    return ops.minimum(rho, 0.0) + ops.log1p(ops.maximum(rho, 0.0))
-
-
 def rho_of_stddev(stddev):
     """Inverse of `stddev_of_rho`.
 

@@ -2,7 +2,8 @@
 
 import keras
 
-from bayesnorm.models.blocks import NormalizedBlocks, check_choice
+from bayesnorm.arguments import check_choice, check_number
+from bayesnorm.models.blocks import NormalizedBlocks
 
 _KERNELS = (3, 3, 3, 3, 3, 3, 3, 1, 1)
 _STRIDES = (1, 1, 2, 1, 1, 2, 1, 1, 1)
@@ -58,8 +59,7 @@ def all_cnn(
         Simplicity: The All Convolutional Net".
     """
     check_choice("padding", padding, ("valid", "same"))
-    if width <= 0:
-        raise ValueError(f"`width` must be above 0. Received: width={width!r}")
+    check_number("width", width, positive=True)
     if padding == "valid" and min(input_shape[:2]) < _SMALLEST:
         raise ValueError(
             f"Without padding the network needs images of {_SMALLEST} pixels or more "

@@ -2,6 +2,7 @@
 
 import keras
 
+from bayesnorm.arguments import check_choice
 from bayesnorm.layers import (
     AnalyticNormalization,
     ScaleNorm,
@@ -21,12 +22,6 @@ def fan_in_uniform(seed=None):
     return keras.initializers.VarianceScaling(
         1.0 / 3.0, mode="fan_in", distribution="uniform", seed=seed
     )
-
-
-def check_choice(name, value, choices):
-    """Raises a ValueError if `value` is not one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {choices}. Received: {value!r}")
 
 
 class NormalizedBlocks:

@@ -1,6 +1,6 @@
 """Mean and variance of activations, propagated through a model's layers.
 
-`propagate(model, mean, variance)` gives those of the outputs; `register` adds the
+`propagate(model, mean, var)` gives those of the outputs; `register` adds the
 rule of a layer type.
 
 Reference:

@@ -48,7 +48,7 @@ def activate(function, moments):
     if function in _SLOPES:
         return rectify(moments, _SLOPES[function])
     if function in (activations.softmax, activations.log_softmax):
-        return along_channels(_OF_SOFTMAX[function], moments, -1)
+        return _OF_SOFTMAX[function](moments, -1)
     if function not in _ACTIVATIONS:
         name = getattr(function, "__name__", repr(function))
         raise ValueError(
@@ -97,10 +97,19 @@ def _rectify_maps(mean, variance, shared, factor, slope):
     return mean, variance, shared, None if factor is None else factor * gain
 
 
-_OF_SOFTMAX = {
-    activations.softmax: softmax_moments,
-    activations.log_softmax: log_softmax_moments,
-}
+def soften(moments, axis):
+    """Moments of the softmax over an axis: exact integrals at data-set level."""
+    method = "exact" if moments.stationary else "auto"
+    function = functools.partial(softmax_moments, method=method)
+    return along_channels(function, moments, axis)
+
+
+def log_soften(moments, axis):
+    """Moments of the log-softmax over an axis."""
+    return along_channels(log_softmax_moments, moments, axis)
+
+
+_OF_SOFTMAX = {activations.softmax: soften, activations.log_softmax: log_soften}
 
 _ACTIVATIONS.update(
     {
@@ -193,4 +202,4 @@ def _softmax(layer, moments):
             f"Softmax {layer.name!r} goes over axis {axis}. At data-set level it must "
             f"go over the channels, axis {moments.channel_axis}."
         )
-    return along_channels(softmax_moments, moments, axis)
+    return soften(moments, axis)

@@ -102,9 +102,14 @@ def _rescaling(layer, moments):
     return moments.affine(scale, shift)
 
 
-@register(layers.BatchNormalization)
+@register(layers.BatchNormalization, needs_inputs=False)
 def _batch_normalization(layer, moments):
-    x = moments.over(layer.axis)
+    if moments.stationary:
+        # What it is there for; its moving statistics are late in training.
+        x = Moments.standardized(moments.shape, axis=layer.axis).over(layer.axis)
+        scale = _constant(layer.gamma, x.mean) if layer.scale else 1.0
+        return x.affine(scale, _constant(layer.beta, x.mean) if layer.center else 0.0)
+    x = moments
     variance = _constant(layer.moving_variance, x.mean)
     scale = 1.0 / ops.sqrt(variance + layer.epsilon)
     if layer.scale:
@@ -338,7 +343,10 @@ def combine(parts, signs):
 
 @register(layers.Add)
 def _add(layer, moments):
-    return combine(moments, [1.0] * len(moments))
+    # One tensor given twice is no second, independent one.
+    distinct = list({id(m): m for m in moments}.values())
+    times = [float(sum(m is other for other in moments)) for m in distinct]
+    return combine(distinct, times)
 
 
 @register(layers.Average)

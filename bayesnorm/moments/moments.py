@@ -182,30 +182,22 @@ class Moments:
             factor=None if self.factor is None else self.factor * scale,
         )
 
-    def scaled(self, scale, scale_variance=None, bias=0.0, bias_variance=None, axis=-1):
-        """Moments of `(x + B) S` with B and S drawn once per example and channel.
+    def scaled(self, scale, scale_variance=None, bias=0.0, axis=-1):
+        """Moments of `(x + bias) S`, `S ~ (scale, scale_variance)`.
 
-        `S ~ (scale, scale_variance)` and `B ~ (bias, bias_variance)` are independent;
-        what they add to the variance is shared by all positions.
+        S is drawn once per example and channel: what it adds to the variance is
+        shared by all positions.
 
         Args:
             scale: Tensor `[channels]`, mean of S.
             scale_variance: Tensor `[channels]`, variance of S; None for zero.
-            bias: Tensor `[channels]` or number, mean of B.
-            bias_variance: Tensor `[channels]`, variance of B; None for zero.
+            bias: Tensor `[channels]` or number.
             axis: Integer, the channel axis of the layer.
         """
         x = self.over(axis)
         scale = x.along(scale, axis)
         if not isinstance(bias, int | float):
             bias = x.along(bias, axis)
-        if bias_variance is not None:
-            extra = x.along(bias_variance, axis)
-            shared = None
-            if not x.stationary:
-                shared = extra if x.shared is None else x.shared + extra
-            variance = x.variance + extra
-            x = x.replace(variance=variance, shared=shared, factor=x.factor)
         if scale_variance is None:
             return x.affine(scale, bias * scale)
         noise = x.along(scale_variance, axis)

@@ -7,8 +7,7 @@ from keras.src.ops import core, nn, numpy
 
 from bayesnorm.maths.activations import elu_moments
 from bayesnorm.maths.pooling import average_pool_moments
-from bayesnorm.maths.softmax import log_softmax_moments, softmax_moments
-from bayesnorm.moments.activation_rules import activate, along_channels, rectify
+from bayesnorm.moments.activation_rules import activate, log_soften, rectify, soften
 from bayesnorm.moments.layer_rules import (
     combine,
     concatenate_moments,
@@ -136,12 +135,12 @@ def _elu(operation, moments):
 
 @register(nn.Softmax)
 def _softmax(operation, moments):
-    return along_channels(softmax_moments, moments, operation.axis)
+    return soften(moments, operation.axis)
 
 
 @register(nn.LogSoftmax)
 def _log_softmax(operation, moments):
-    return along_channels(log_softmax_moments, moments, operation.axis)
+    return log_soften(moments, operation.axis)
 
 
 # --- shapes ------------------------------------------------------------------------

@@ -34,9 +34,8 @@ class Rule:
                         f"Layer {layer.name!r} ({type(layer).__name__}) is given "
                         "values of unknown mean and variance: a Rescaling or "
                         "un-standardized layer before it changed the model's input, "
-                        "whose moments nobody declared. Declare the moments of the "
-                        "Input, or put an adapted keras.layers.Normalization behind "
-                        "the rescaling."
+                        "whose moments nobody declared. Put an adapted "
+                        "keras.layers.Normalization behind the rescaling."
                     )
         # Rules read the stored weights, also when a layer in half precision asks.
         with AutocastScope(None):

@@ -8,7 +8,7 @@ from bayesnorm.moments.moments import Moments, statistics_dtype
 from bayesnorm.moments.registry import register, rule_for
 
 
-def propagate(model, mean, variance, correlation=1.0, axis=-1):
+def propagate(model, mean, var, correlation=1.0, axis=-1):
     """Mean and variance of a model's outputs from those of its inputs.
 
     Args:
@@ -19,7 +19,7 @@ def propagate(model, mean, variance, correlation=1.0, axis=-1):
             mean and variance for each channel at every layer. An array like a
             batch of inputs, `[batch, ...]`, asks for the law of each output *given
             the example*.
-        variance: Variance of the input, alike; a number is spread over `mean`'s
+        var: Variance of the input, alike; a number is spread over `mean`'s
             shape.
         correlation: Data-set level: correlation between the neighbouring positions
             that a pooling layer takes together.
@@ -36,10 +36,10 @@ def propagate(model, mean, variance, correlation=1.0, axis=-1):
     functional = _functional(model)
     inputs = functional.inputs
     means = _per_input(functional, mean, "mean")
-    scalar = isinstance(variance, int | float)
-    variances = [variance] * len(inputs)
+    scalar = isinstance(var, int | float)
+    variances = [var] * len(inputs)
     if not scalar:
-        variances = _per_input(functional, variance, "variance")
+        variances = _per_input(functional, var, "var")
     declared = [
         _declared(x, m, v, correlation, axis)
         for x, m, v in zip(inputs, means, variances, strict=True)

@@ -8,8 +8,8 @@ import tempfile
 import keras
 from keras.src.export.export_utils import get_input_signature
 
+from bayesnorm.arguments import check_choice, positive_integer
 from bayesnorm.graph import functional, is_graph
-from bayesnorm.tools.arguments import check_choice, positive_integer
 from bayesnorm.tools.outputs import find_from_logits
 from bayesnorm.tools.sampling import SamplingModel
 

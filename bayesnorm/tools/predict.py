@@ -11,9 +11,9 @@ import numpy as np
 from keras import ops
 
 from bayesnorm import backend
+from bayesnorm.arguments import check_choice, positive_integer, seed_integer
 from bayesnorm.layers.noise import noise_mode
 from bayesnorm.moments import propagate
-from bayesnorm.tools.arguments import check_choice, positive_integer, seed_integer
 from bayesnorm.tools.batches import number_of_batches, pad, stream
 from bayesnorm.tools.networks import (
     Noise,
@@ -110,7 +110,9 @@ def predict(
     check_choice("task", task, _TASKS)
     samples = positive_integer("samples", samples)
     batch_size = positive_integer("batch_size", batch_size)
-    chunk_size = positive_integer("chunk_size", chunk_size or max(_ROWS, batch_size))
+    if chunk_size is None:
+        chunk_size = max(_ROWS, batch_size)
+    chunk_size = positive_integer("chunk_size", chunk_size)
     seed = seed_integer(seed)
     members = _members(model)
     if keep_samples and method == "moments":

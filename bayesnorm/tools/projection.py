@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from bayesnorm.layers.kernels import is_linear, project_kernels
+from bayesnorm.layers.kernels import is_linear, kernel_norms, project_kernels
 
 
 def project(model):
@@ -19,7 +19,9 @@ def project(model):
     Returns:
         `(projected, skipped)`: the names of the layers whose kernels are
         constrained now, and of those that feed a batch normalization but could
-        not be: they feed something else too, or share it with another layer.
+        not be, and are left as they were: they feed something else too, share it
+        with another layer, or have a filter that is 0 (or, without a gamma to take
+        it up, so small a variance that epsilon rules).
 
     Raises:
         ValueError: If no linear layer feeds a batch normalization.
@@ -34,13 +36,10 @@ def project(model):
             continue
         sources = {_source(node.input_tensors[0]) for node in norm._inbound_nodes}
         linear = [layer for layer in sources if is_linear(layer)]
-        alone = len(sources) == 1 and all(
-            node.operation is norm for node in _consumers(linear)
-        )
         for layer in linear:
-            if alone:
-                _project_before(layer, norm)
-            (projected if alone else skipped).append(layer.name)
+            done = len(sources) == 1 and _feeds_only(layer, norm, model)
+            done = done and _project_before(layer, norm)
+            (projected if done else skipped).append(layer.name)
     if not projected and not skipped:
         raise ValueError(
             f"No linear layer of model {model.name!r} feeds a BatchNormalization: "
@@ -55,15 +54,33 @@ def _source(tensor):
     return tensor._keras_history.operation
 
 
-def _consumers(layers):
-    return [node for layer in layers for node in layer._outbound_nodes]
+def _feeds_only(layer, norm, model):
+    """Whether nothing but `norm`, along the channels, takes the layer's output."""
+    models = [m for m in model._flatten_layers() if hasattr(m, "outputs")]
+    outputs = {_source(x) for m in models for x in m.outputs or []}
+    rank = len(layer.output.shape)
+    first = getattr(layer, "data_format", "channels_last") == "channels_first"
+    along = norm.axis % rank == (1 if first else rank - 1)
+    consumers = {node.operation for node in layer._outbound_nodes}
+    return along and layer not in outputs and consumers == {norm}
 
 
 def _project_before(layer, norm):
-    norms = project_kernels(layer)
+    """Projects, and mends `norm`; returns whether the function could be kept."""
+    norms = kernel_norms(layer)
+    # Divided is (variance + epsilon); below epsilon there is no such variance, and
+    # gamma takes the rest.
+    divided = (norm.moving_variance + norm.epsilon) / ops.square(norms)
+    variance = ops.maximum(divided - norm.epsilon, 0.0)
+    rest = ops.sqrt((variance + norm.epsilon) / divided)
+    clipped = bool(ops.any(divided < norm.epsilon))
+    if not bool(ops.all(norms > 0)) or (clipped and not norm.scale):
+        return False
+    if clipped:
+        norm.gamma.assign(norm.gamma * rest)
     if layer.use_bias:
         layer.bias.assign(layer.bias / norms)
     norm.moving_mean.assign(norm.moving_mean / norms)
-    # (variance + epsilon) is what is divided; below zero there is no such variance.
-    variance = (norm.moving_variance + norm.epsilon) / ops.square(norms) - norm.epsilon
-    norm.moving_variance.assign(ops.maximum(variance, 0.0))
+    norm.moving_variance.assign(variance)
+    project_kernels(layer)
+    return True

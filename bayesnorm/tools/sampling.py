@@ -2,7 +2,7 @@
 
 import keras
 
-from bayesnorm.layers.noise import noise_mode
+from bayesnorm.layers.noise import current_noise_mode, noise_mode
 
 _MODES = ("sample", "mean", "auto")
 
@@ -31,7 +31,9 @@ class SamplingModel(keras.Model):
 
     def call(self, inputs, training=None):
         """Returns the model's outputs, computed in the noise mode."""
-        with noise_mode(self.mode):
+        # A mode set from outside (by `predict`, say) holds in here as well.
+        outer = current_noise_mode()
+        with noise_mode(self.mode if outer == "auto" else outer):
             return self.model(inputs, training=training)
 
     def compute_output_shape(self, input_shape):

@@ -1,5 +1,6 @@
 """Checks of arguments."""
 
+import math
 import operator
 import secrets
 
@@ -8,6 +9,19 @@ def check_choice(name, value, choices):
     """Raises a ValueError if `value` is not one of `choices`."""
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {choices}. Received: {value!r}")
+
+
+def check_number(name, value, positive=False):
+    """Raises a ValueError if `value` is not a finite number from (or above) 0."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number < math.inf or (positive and number == 0):
+        least = "above 0" if positive else "from 0"
+        raise ValueError(
+            f"`{name}` must be a finite number {least}. Received: {name}={value!r}"
+        )
 
 
 def positive_integer(name, value):
@@ -21,16 +35,17 @@ def positive_integer(name, value):
     return number
 
 
-def seed_integer(seed):
+def seed_integer(seed, bits=63):
     """Returns an integer seed, a random one for None, or raises a ValueError."""
     if seed is None:
-        return secrets.randbits(62)
+        return secrets.randbits(bits - 1)
     try:
         number = operator.index(seed)
     except TypeError:
         number = -1
-    if not 0 <= number < 2**63:
+    if not 0 <= number < 2**bits:
         raise ValueError(
-            f"`seed` must be None or an integer from 0 to 2**63 - 1. Received: {seed!r}"
+            f"`seed` must be None or an integer from 0 to 2**{bits} - 1. Received: "
+            f"seed={seed!r}"
         )
     return number
