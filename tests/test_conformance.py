@@ -57,8 +57,6 @@ CASES = {
         ),
         IMAGE,
     ),
-    "random_shift": (lambda **kw: bayesnorm.datasets.RandomShift(1, **kw), IMAGE),
-    "random_flip": (lambda **kw: bayesnorm.datasets.RandomFlip(**kw), IMAGE),
     "scale": (lambda **kw: bayesnorm.ScaleNorm(**kw), IMAGE),
     "scale-axis1": (lambda **kw: bayesnorm.ScaleNorm(axis=1, **kw), IMAGE),
     "stochastic_scale": (lambda **kw: bayesnorm.StochasticScaleNorm(**kw), IMAGE),

@@ -9,6 +9,7 @@ import pytest
 from keras import ops
 from scipy import special, stats
 
+import bayesnorm
 from bayesnorm import backend
 from bayesnorm.layers import StochasticScaleNorm
 from bayesnorm.tools.networks import Noise

@@ -169,7 +169,8 @@ def test_a_weight_that_was_set_is_saved_and_stays(rng, tmp_path):
 _REPLICAS = """
 import keras, numpy as np, tensorflow as tf
 tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 2,
 )
 import bayesnorm
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

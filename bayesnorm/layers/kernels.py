@@ -69,7 +69,7 @@ def filter_axes(kernel, shape):
         shape: The shape of a vector over the filters, as of `output_kernel`.
     """
     first = len(kernel.shape) - len(shape)
-    inner = (first + 1,) if shape == _TRANSPOSED_SHAPE else ()
+    inner = (first + 1,) if tuple(shape) == _TRANSPOSED_SHAPE else ()
     return tuple(range(first)) + inner
 
 
