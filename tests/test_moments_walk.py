@@ -145,12 +145,10 @@ def test_plain_operations():
     w = layers.Rescaling(2.0, -1.0)(conv(z))
     w = layers.Rescaling(-1.0)(layers.ReLU()(w))
     w = layers.LeakyReLU(0.1)(w)
-    w = layers.BatchNormalization(epsilon=0.0)(w)
+    w = layers.Rescaling(0.5, np.array([2.0, 4.0, 6.0], "float32"))(w)
     w = layers.GlobalAveragePooling2D()(w)
     w = layers.Softmax()(layers.Concatenate()([w, w]))
     same = keras.Model(z, w)
-    ones = np.ones(3)
-    same.layers[-4].set_weights([ones / 2, 2 * ones * [1, 2, 3], 0 * ones, ones])
     batch = np.random.default_rng(1).normal(size=(2, 4, 4, 2)).astype("float32")
     np.testing.assert_allclose(model(batch), same(batch), rtol=1e-4)
     equal(

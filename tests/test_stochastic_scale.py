@@ -181,7 +181,7 @@ with strategy.scope():
 x = np.ones((36, 4), "float32")
 model.fit(x, x, batch_size=8, epochs=3, verbose=0)
 kl = float(bayesnorm.kl_divergence(model))
-print("weight", 36 * float(layer.kl_weight_variable))
+print("weight", 36 * float(keras.ops.convert_to_numpy(layer.kl_weight_variable.value)))
 bayesnorm.set_kl_weight(model, 1.0)
 print("loss", model.evaluate(x, np.asarray(model(x)), batch_size=8, verbose=0) / kl)
 def draw():
