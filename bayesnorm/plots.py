@@ -54,7 +54,11 @@ def training_curves(history: Mapping[str, Sequence[float]], ax=None):
         The figure.
     """
     curves = {
-        "train": ("train, one pass", BLUE, DASHES[0]),
+        "train": (
+            "train, sampled noise" if "kl" in history else "train, one pass",
+            BLUE,
+            DASHES[0],
+        ),
         "validation": ("validation, one pass", VERMILION, DASHES[1]),
         "validation_averaged": ("validation, averaged", GREEN, DASHES[0]),
     }
@@ -69,7 +73,8 @@ def training_curves(history: Mapping[str, Sequence[float]], ax=None):
         label, color, dashes = curves[key]
         _line(ax, epochs, history[key], "history", key, color, dashes, label)
     ax.set(xlabel="epoch", ylabel="NLL (nats)", title="Training")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    _log_if_wide(ax)
     handles = ax.get_lines()
     if "kl" in history:
         right = ax.twinx()
@@ -156,6 +161,7 @@ def error_coverage(curves: Mapping[str, tuple], ax=None):
     """
     _not_empty("curves", curves)
     figure, ax = _axes(ax)
+    first = 100.0
     for i, (name, (uncertainty, errors)) in enumerate(curves.items()):
         coverage, risk = metrics.error_coverage(uncertainty, errors)
         _steps(
@@ -163,13 +169,15 @@ def error_coverage(curves: Mapping[str, tuple], ax=None):
             100 * coverage,
             100 * risk,
             i,
-            f"{name} (area {100 * risk.mean():.2f} %)",
+            f"{name} (area {100 * risk.mean():.3f} %)",
         )
+        first = min(first, 100 * coverage[np.argmax(risk > 0)])
     ax.set(
         xlabel="coverage (% of examples kept)",
         ylabel="error of those kept (%)",
         title="Rejecting uncertain examples",
-        xlim=(0, 100),
+        # From a little before the first error.
+        xlim=(max(0, first - 0.1 * (100 - first)), 100),
     )
     ax.set_ylim(bottom=0)
     ax.legend(frameon=False)
@@ -536,6 +544,13 @@ def _line(ax, x, y, argument, key, color, dashes, label):
         ms=3.5,
         label=label,
     )
+
+
+def _log_if_wide(ax):
+    """Takes a logarithmic axis where the values span more than a decade."""
+    values = np.concatenate([line.get_ydata() for line in ax.get_lines()])
+    if 0 < 10 * values.min() < values.max():
+        ax.set_yscale("log")
 
 
 def _steps(ax, x, y, i, label):

@@ -25,6 +25,9 @@ import joblib
 import numpy as np
 from absl import app, flags
 
+from benchmarks import command
+from trainers.checkpoints import read_flags
+
 _DATASET = flags.DEFINE_string("dataset", "digits", "Data set.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "TensorFlow Datasets directory.")
 _TITLE = flags.DEFINE_string("dataset_title", None, "Name of the data in the table.")
@@ -54,10 +57,13 @@ _FIRST_RATE = "train/first_learning_rate"
 
 # title of a column, key in metrics.json, decimals
 COLUMNS = (
-    ("test error, %", "test/error_one_pass", 2),
+    ("error, one pass, %", "test/error_one_pass", 2),
+    ("error, 30 samples, %", "test/error_averaged", 2),
     ("NLL, one pass", "test/nll_one_pass", 3),
-    ("NLL, mean of 30", "test/nll_mean_30", 3),
+    ("NLL, 30 samples", "test/nll_averaged", 3),
     ("ECE, one pass, %", "test/ece_equal_width_one_pass", 2),
+    ("OOD AUROC, one pass, %", "ood/auroc_one_pass", 1),
+    ("OOD AUROC, 30 samples, %", "ood/auroc_averaged", 1),
     ("training NLL", "train/nll", 3),
     ("learning rate", _FIRST_RATE, 4),
     ("s / epoch", "seconds/epoch", 1),
@@ -73,26 +79,33 @@ def workdir(method, seed):
 def run(method, seed, rate):
     """Runs the trainer, if it has not run; returns its figures."""
     folder = workdir(method, seed)
-    if not (folder / "metrics.json").exists():
-        norm, scale, projection = METHODS[method]
-        arguments = {
-            "workdir": folder,
-            "dataset": _DATASET.value,
-            "data_dir": _DATA_DIR.value,
-            "dataset_title": _TITLE.value,
-            "norm": norm,
-            "scale": scale,
-            "projection": str(projection).lower(),
-            "width": _WIDTH.value,
-            "epochs": _EPOCHS.value,
-            "seed": seed,
-            "learning_rate": rate,
-            "search_epochs": _SEARCH_EPOCHS.value,
-            "search_evaluations": _SEARCH_STEPS.value,
+    norm, scale, projection = METHODS[method]
+    arguments = {
+        "dataset": _DATASET.value,
+        "norm": norm,
+        "scale": scale,
+        "projection": str(projection).lower(),
+        "width": _WIDTH.value,
+        "epochs": _EPOCHS.value,
+        "seed": seed,
+        "learning_rate": rate,
+        "search_epochs": _SEARCH_EPOCHS.value,
+        "search_evaluations": _SEARCH_STEPS.value,
+    }
+    arguments = {f"--{name}": str(value) for name, value in arguments.items()}
+    # Of a finished run only the figures are wanted, if it is the one asked for.
+    done = (folder / "metrics.json").exists()
+    there = read_flags(folder / "flags.txt") if done else {}
+    if not done or any(there.get(k, v) != v for k, v in arguments.items()):
+        folders = {
+            "--workdir": folder,
+            "--data_dir": _DATA_DIR.value,
+            "--dataset_title": _TITLE.value,
         }
+        arguments |= {k: v for k, v in folders.items() if v is not None}
         subprocess.run(
             [sys.executable, "-m", "trainers.all_cnn"]
-            + [f"--{k}={v}" for k, v in arguments.items() if v is not None],
+            + [f"{name}={value}" for name, value in arguments.items()],
             check=True,
         )
     figures = json.loads((folder / "metrics.json").read_text())
@@ -110,13 +123,15 @@ def run_seeds(method, seeds):
 
 def table(results):
     """Returns `method -> figures of its seeds` as a Markdown table."""
+    known = {key for runs in results.values() for figures in runs for key in figures}
+    columns = [column for column in COLUMNS if column[1] in known]
     lines = [
-        "| | " + " | ".join(title for title, _, _ in COLUMNS) + " |",
-        "| --- |" + " --- |" * len(COLUMNS),
+        "| | " + " | ".join(title for title, _, _ in columns) + " |",
+        "| --- |" + " --- |" * len(columns),
     ]
     for method, runs in results.items():
         cells = []
-        for _, key, decimals in COLUMNS:
+        for _, key, decimals in columns:
             values = [figures[key] for figures in runs if figures.get(key) is not None]
             cells.append(_cell(values, decimals))
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
@@ -157,7 +172,7 @@ def main(argv):
             "Command:",
             "",
             "```",
-            "python -m benchmarks.comparison " + " ".join(_arguments()),
+            command.as_given(),
             "```",
             "",
             table(results),
@@ -171,17 +186,6 @@ def main(argv):
         (output / "README.md").write_text(text)
         figures = json.dumps(results, indent=1)
         (output / "metrics.json").write_text(figures + "\n")
-
-
-def _arguments():
-    """The command line, without the folders of this machine."""
-    hidden = {"data_dir": "DIR", "workdir": None}
-    for argument in sys.argv[1:]:
-        name, _, value = argument.lstrip("-").partition("=")
-        value = hidden.get(name, value)
-        if value is not None:
-            quote = '"' if " " in value else ""
-            yield f"--{name}={quote}{value}{quote}"
 
 
 if __name__ == "__main__":

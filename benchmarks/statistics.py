@@ -21,6 +21,7 @@ from absl import app, flags
 
 import bayesnorm
 from bayesnorm import datasets, models, plots
+from benchmarks import command
 
 _DATASET = flags.DEFINE_string("dataset", "digits", "Data set.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "TensorFlow Datasets directory.")
@@ -89,7 +90,11 @@ def main(argv):
             "",
             f"{len(images)} training images; per layer, root mean square over the "
             "channels of the mean / of the standard deviation. 0 / 1 is the aim of "
-            "analytic normalization (AN); weight normalization (WN) has none.",
+            "analytic normalization (AN); weight normalization (WN) has none. Command:",
+            "",
+            "```",
+            command.as_given(),
+            "```",
             "",
             table(measured),
             "",

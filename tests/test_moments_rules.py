@@ -147,9 +147,9 @@ CASES = {**LINEAR, **NONLINEAR}
 
 @pytest.mark.parametrize("name", CASES)
 def test_data_set_level(name):
+    """Independent stationary inputs, all positions of all examples pooled."""
     if name.startswith("batch-normalization"):
         pytest.skip("its own offset and scale, whatever the input: test_layers")
-    """Independent stationary inputs, all positions of all examples pooled."""
     shape, make = CASES[name]
     model = single(make(), shape)
     channels = shape[-1]

@@ -6,6 +6,7 @@ import pytest
 from keras import layers, ops
 from test_maths_gaussian import gradients
 
+from bayesnorm.layers import AnalyticNormalization
 from bayesnorm.moments import (
     Moments,
     check_upstream,
@@ -344,3 +345,11 @@ def test_replace_keeps_the_share_of_common_noise():
     np.testing.assert_allclose(y.shared, 4.0 * np.ones((1, 2, 3)))
     np.testing.assert_allclose(y.factor, -1.0 * np.ones((1, 2, 3)))
     np.testing.assert_allclose(y.common_variance, 5.0 * np.ones((1, 2, 3)))
+
+
+def test_a_normalization_of_data_with_nan_is_refused():
+    inputs = keras.Input((3,))
+    x = layers.Normalization(mean=[0.0, float("nan"), 1.0], variance=[1.0] * 3)(inputs)
+    model = keras.Model(inputs, AnalyticNormalization(layers.Dense(2))(x))
+    with pytest.raises(ValueError, match="not finite: are there NaN in the data"):
+        model(np.zeros((1, 3), "float32"))

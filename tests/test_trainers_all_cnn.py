@@ -96,9 +96,9 @@ def test_a_run_leaves_a_report_and_models(finished):
     assert len(plots) == 6
     assert all(f"({name})" in page for name in plots)
     assert "scikit-learn digits" in page
-    for key in ("test/nll_one_pass", "test/nll_mean_4", "test/error_mean_4"):
+    for key in ("test/nll_one_pass", "test/nll_averaged", "test/error_averaged"):
         assert 0 < figures[key] < 100
-    assert 0 <= figures["ood/auroc_mean_4"] <= 100
+    assert 0 <= figures["ood/auroc_averaged"] <= 100
     assert figures["test/examples_one_pass"] == 288
     assert figures["ood/examples_out_one_pass"] == 354
 
@@ -124,7 +124,7 @@ def test_a_workdir_of_other_flags_is_refused(finished):
     ("values", "keys"),
     [
         ({"norm": "none", "scale": "plain", "projection": False}, {"one_pass"}),
-        ({"norm": "weight"}, {"one_pass", "mean_4", "moments"}),
+        ({"norm": "weight"}, {"one_pass", "averaged", "moments"}),
     ],
 )
 def test_other_networks(tmp_path, no_export, values, keys):

@@ -85,8 +85,10 @@ def test_history_is_a_csv_with_all_digits(tmp_path):
 def test_a_workdir_opens_for_the_same_flags_only(tmp_path):
     flags = {"epochs": "3", "norm": "batch", "seed": "0"}
     workdir = Workdir(tmp_path / "a" / "b", "all_cnn", flags)
-    text = (workdir / "flags.txt").read_text()
-    assert text.splitlines()[1:] == ["--epochs=3", "--norm=batch", "--seed=0"]
+    text = (workdir / "flags.txt").read_text() + "\n"
+    (workdir / "flags.txt").write_text(text)  # somebody's editor
+    (workdir / "checkpoints").mkdir()
+    assert text.splitlines()[1:] == ["--epochs=3", "--norm=batch", "--seed=0", ""]
     Workdir(tmp_path / "a" / "b", "all_cnn", dict(reversed(flags.items())))
     other = {"epochs": "4", "norm": "batch", "held_out": "1,2"}
     with pytest.raises(ValueError, match="other flags") as error:
@@ -99,6 +101,14 @@ def test_a_workdir_opens_for_the_same_flags_only(tmp_path):
     with pytest.raises(ValueError, match="binary: all_cnn there, sbp now"):
         Workdir(workdir.path, "sbp", flags)
     assert (workdir / "flags.txt").read_text() == text
+
+
+def test_a_workdir_without_results_takes_other_flags(tmp_path):
+    Workdir(tmp_path / "a", "all_cnn", {"epochs": "3"})
+    Workdir(tmp_path / "a", "all_cnn", {"epochs": "4"})
+    (tmp_path / "a" / "learning_rate.json").write_text("[]")
+    with pytest.raises(ValueError, match="--epochs: 4 there, 5 now"):
+        Workdir(tmp_path / "a", "all_cnn", {"epochs": "5"})
 
 
 def test_a_workdir_that_holds_something_else_is_refused(tmp_path):

@@ -35,10 +35,12 @@ def restored():
         "--dataset=imagenet",
         "--width=-1",
         "--decay=0",
+        "--decay=1.5",
         "--decay_epochs=0",
         "--kl_warmup_epochs=-1",
         "--samples=0",
         "--seed=-1",
+        "--seed=4294967",
         "--initial_stddev=0",
         "--checkpoint_every=0",
         "--nothing=1",
@@ -80,8 +82,27 @@ def test_missing_flags_file_is_named(tmp_path):
         _parse([PROGRAM, f"--config={tmp_path}/none.txt"])
 
 
+def test_a_directory_or_no_text_as_flags_file_is_refused(tmp_path):
+    with pytest.raises(flags.Error, match=r"a directory; give the flags\.txt in it"):
+        _parse([PROGRAM, f"--config={tmp_path}"])
+    (tmp_path / "x").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(flags.Error, match="decode"):
+        _parse([PROGRAM, f"--config={tmp_path}/x"])
+
+
+def test_flags_of_the_search_define_a_run_that_searches():
+    _parse([PROGRAM, "--search_epochs=2", "--learning_rate=auto"])
+    assert defining_flags()["search_epochs"] == "2"
+    _parse([PROGRAM, "--search_epochs=2", "--learning_rate=0.1"])
+    assert "search_epochs" not in defining_flags()
+
+
 @pytest.mark.parametrize(
-    ("error", "code"), [(ValueError("mend this"), "error: mend this")]
+    ("error", "code"),
+    [
+        (ValueError("mend this"), "error: mend this"),
+        (OSError("disk full"), "error: disk full"),
+    ],
 )
 def test_what_a_user_can_mend_ends_without_a_traceback(monkeypatch, error, code):
     def main():

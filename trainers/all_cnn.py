@@ -5,7 +5,17 @@
 
 With no flags: the digits of scikit-learn, two classes held out, a minute on a CPU. On
 CIFAR-10 the network and the 1200 epochs are the paper's; `--learning_rate=auto` finds
-the learning rate as the paper does, which costs some 60 epochs.
+the learning rate as the paper does, which costs some 60 epochs. Defaults:
+
+    --dataset         digits     mnist      cifar10
+    --epochs          80         50         1200
+    --batch_size      32         32         32
+    --width           0.25       0.5        1
+    --optimizer       adam       sgd        sgd
+    --learning_rate   0.003      0.005      auto
+    --initial_stddev  0.3        0.1        0.1
+    --augment         false      true       true
+    --padding         same       valid      valid
 
 Reference:
     Shekhovtsov & Flach, 2018, "Stochastic Normalizations as Bayesian Learning",
@@ -19,11 +29,18 @@ from bayesnorm.tools.initialization import data_dependent_init
 from trainers import flags, report, session
 from trainers.flags import FLAGS
 
+# As in the docstring, which `--help` shows.
+_COMMON = {
+    "batch_size": 32,
+    "optimizer": "sgd",
+    "initial_stddev": 0.1,
+    "augment": True,
+    "padding": "valid",
+}
 _DEFAULTS = {
     # A thousand images: Adam moves the posteriors in the few steps that there are.
     "digits": {
         "epochs": 80,
-        "batch_size": 32,
         "optimizer": "adam",
         "learning_rate": "0.003",
         "width": 0.25,
@@ -32,17 +49,10 @@ _DEFAULTS = {
         # The images are smaller than what the unpadded network takes.
         "padding": "same",
     },
-    "mnist": {"epochs": 50, "batch_size": 32, "width": 0.5, "learning_rate": "0.005"},
-    "cifar10": {
-        "epochs": 1200,
-        "batch_size": 32,
-        "width": 1.0,
-        "learning_rate": "auto",
-    },
+    "mnist": {"epochs": 50, "width": 0.5, "learning_rate": "0.005"},
+    "cifar10": {"epochs": 1200, "width": 1.0, "learning_rate": "auto"},
 }
 _INIT_BATCH = 128
-# Layers take consecutive seeds: those of two runs must not meet.
-_SEED_STRIDE = 1000
 
 
 def build(splits):
@@ -59,7 +69,7 @@ def build(splits):
         padding=FLAGS.padding,
         input_mean=splits.channel_mean,
         input_variance=splits.channel_stddev**2,
-        seed=_SEED_STRIDE * FLAGS.seed,
+        seed=flags.SEED_STRIDE * FLAGS.seed,
         **({"initial_stddev": FLAGS.initial_stddev} if stochastic else {}),
     )
     if norm in (None, "weight"):
@@ -67,9 +77,19 @@ def build(splits):
     return model
 
 
+def describe():
+    """Returns what the flags train, as a noun phrase."""
+    norm = "no" if FLAGS.norm == "none" else FLAGS.norm
+    projected = ", projected kernels" if FLAGS.projection else ""
+    return (
+        f"All-CNN of width {FLAGS.width:g} with {norm} normalization, "
+        f"{FLAGS.scale} scale{projected}, seed {FLAGS.seed}"
+    )
+
+
 def main():
     """Trains and reports; returns the content of `metrics.json`."""
-    flags.set_defaults(_DEFAULTS[FLAGS.dataset])
+    flags.set_defaults(_COMMON | _DEFAULTS[FLAGS.dataset])
     keras.utils.set_random_seed(FLAGS.seed)
     splits = session.load_data()
     workdir = session.open_workdir("all_cnn")
@@ -80,6 +100,7 @@ def main():
         model,
         splits,
         history,
+        describe(),
         FLAGS.samples,
         FLAGS.seed,
         FLAGS.dataset_title,

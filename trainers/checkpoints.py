@@ -125,6 +125,12 @@ class Checkpoints:
         return None
 
 
+def read_flags(path):
+    """Returns the flags of a `flags.txt` by name, as text; names begin with `--`."""
+    lines = pathlib.Path(path).read_text("utf-8").splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
 class Workdir:
     """The folder of a run: made, or opened again if it is of the same flags.
 
@@ -132,7 +138,8 @@ class Workdir:
         path: Path of the folder.
         binary: Name of the binary that runs there.
         flags: Dict of the flags' values as text: what figures depend on. They are
-            kept in `flags.txt`, to be read with `--config`.
+            kept in `flags.txt`, to be read with `--config`. A folder in which nothing
+            was computed yet takes the new ones.
 
     Raises:
         ValueError: If the folder is of a run with other flags, or not of a run.
@@ -143,21 +150,27 @@ class Workdir:
         file = self.path / "flags.txt"
         entries = {f"--{name}": value for name, value in sorted(flags.items())}
         entries = {"# binary": binary, **entries}
-        if file.is_file():
-            lines = file.read_text().splitlines()
-            self._check(dict(line.split("=", 1) for line in lines), entries)
-        elif self.path.exists() and (
-            not self.path.is_dir() or any(self.path.iterdir())
-        ):
+        if file.is_file() and self._begun():
+            self._check(read_flags(file), entries)
+            return
+        if not file.is_file() and self._taken():
             raise ValueError(
                 f"The working directory {str(self.path)!r} exists and holds something "
                 "other than a run (there is no flags.txt): give an empty or new one "
                 "with --workdir."
             )
-        else:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lines = (f"{name}={value}\n" for name, value in entries.items())
-            write_atomically(file, "".join(lines))
+        self.path.mkdir(parents=True, exist_ok=True)
+        lines = (f"{name}={value}\n" for name, value in entries.items())
+        write_atomically(file, "".join(lines))
+
+    def _taken(self):
+        exists = self.path.exists()
+        return exists and (not self.path.is_dir() or any(self.path.iterdir()))
+
+    def _begun(self):
+        """Whether there is anything that the flags of the run led to."""
+        results = ("checkpoints", "learning_rate.json", "metrics.json")
+        return any((self.path / name).exists() for name in results)
 
     def _check(self, old, new):
         differing = [

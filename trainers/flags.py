@@ -12,6 +12,10 @@ from trainers.loop import DivergenceError
 
 FLAGS = flags.FLAGS
 
+# Layers take consecutive seeds of 32 bits: those of two runs must not meet.
+SEED_STRIDE = 1000
+MAX_SEED = 2**32 // SEED_STRIDE - 1
+
 # Flags that no figure depends on: a run goes on with other values of them.
 _INDIFFERENT = {
     "workdir",
@@ -32,6 +36,7 @@ flags.DEFINE_string(
     "File of flags, one --name=value a line, such as the flags.txt of another run; "
     "the command line goes before it.",
 )
+# Flags without a default here get the binary's own, for the data set (`set_defaults`).
 flags.DEFINE_enum("dataset", "digits", datasets.NAMES, "Data set.")
 flags.DEFINE_string("data_dir", None, "TensorFlow Datasets directory.")
 flags.DEFINE_string("dataset_title", None, "Name of the data in the report.")
@@ -45,7 +50,7 @@ flags.DEFINE_integer(
 
 flags.DEFINE_integer("epochs", None, "Number of epochs.")
 flags.DEFINE_integer("batch_size", None, "Examples of a step.")
-flags.DEFINE_enum("optimizer", "sgd", ["sgd", "adam"], "SGD is Nesterov's, 0.9.")
+flags.DEFINE_enum("optimizer", None, ["sgd", "adam"], "SGD is Nesterov's, 0.9.")
 flags.DEFINE_string(
     "learning_rate",
     None,
@@ -59,7 +64,7 @@ flags.DEFINE_integer("decay_epochs", None, "Defaults to --epochs.")
 flags.DEFINE_integer(
     "kl_warmup_epochs", 0, "Epochs over which the weight of the KL rises to 1 / N."
 )
-flags.DEFINE_bool("augment", True, "Random shifts, and flips where they make sense.")
+flags.DEFINE_bool("augment", None, "Random shifts, and flips where they make sense.")
 flags.DEFINE_bool(
     "augment_validation", True, "Augment the validation part as well (as the paper)."
 )
@@ -72,11 +77,11 @@ flags.DEFINE_bool("projection", True, "Kernels of norm 1 after every step.")
 flags.DEFINE_float("width", None, "Factor of the network's widths.")
 flags.DEFINE_enum(
     "padding",
-    "valid",
+    None,
     ["valid", "same"],
-    "'valid' as in the paper; 'same', the default of small images.",
+    "'valid' as in the paper, or 'same' for small images.",
 )
-flags.DEFINE_float("initial_stddev", 0.1, "Posterior deviation at the start.")
+flags.DEFINE_float("initial_stddev", None, "Posterior deviation at the start.")
 
 flags.DEFINE_integer("samples", 30, "Samples of the averaged prediction.")
 flags.DEFINE_integer("steps_per_call", 100, "Steps of one compiled call.")
@@ -104,7 +109,6 @@ for _name, _least in (
     ("samples", 1),
     ("steps_per_call", 1),
     ("checkpoint_every", 1),
-    ("seed", 0),
     ("split_seed", 0),
 ):
     flags.register_validator(
@@ -112,7 +116,15 @@ for _name, _least in (
         lambda value, least=_least: value is None or value >= least,
         f"must be {_least} or more",
     )
-for _name in ("decay", "width", "initial_stddev"):
+flags.register_validator(
+    "seed",
+    lambda value: 0 <= value <= MAX_SEED,
+    f"must be from 0 to {MAX_SEED}",
+)
+flags.register_validator(
+    "decay", lambda value: 0 < value <= 1, "must be above 0 and at most 1"
+)
+for _name in ("width", "initial_stddev"):
     flags.register_validator(
         _name,
         lambda value: value is None or 0 < value < math.inf,
@@ -133,15 +145,19 @@ def set_defaults(values):
 def defining_flags():
     """Returns the flags that figures depend on, as text, by name.
 
-    They are those of the package's binaries that have a value.
+    They are those of the package's binaries that have a value; of the search for a
+    learning rate only where there is one.
     """
     modules = FLAGS.flags_by_module_dict().items()
+    indifferent = _INDIFFERENT
+    if FLAGS.learning_rate != "auto":
+        indifferent = indifferent | {"search_epochs", "search_evaluations"}
     return {
         flag.name: _text(flag.value)
         for module, defined in modules
         if module.startswith("trainers.") or module == sys.argv[0]
         for flag in defined
-        if flag.name not in _INDIFFERENT and flag.value is not None
+        if flag.name not in indifferent and flag.value is not None
     }
 
 
@@ -162,12 +178,23 @@ def _parse(argv):
         if argument.startswith("-") and name == "config":
             config = value if equals else (argv[i + 1 : i + 2] or [""])[0]
     if config is not None:
-        if not pathlib.Path(config).is_file():
-            raise flags.IllegalFlagValueError(
-                f"flag --config={config}: there is no such file"
-            )
+        _check_config(config)
         argv = [argv[0], f"--flagfile={config}", *argv[1:]]
     return FLAGS(argv)
+
+
+def _check_config(path):
+    said = f"flag --config={path}: "
+    try:
+        pathlib.Path(path).read_text("utf-8")
+    except FileNotFoundError:
+        raise flags.IllegalFlagValueError(said + "there is no such file") from None
+    except IsADirectoryError:
+        raise flags.IllegalFlagValueError(
+            said + "a directory; give the flags.txt in it"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise flags.IllegalFlagValueError(f"{said}{error}") from error
 
 
 def _parse_or_exit(argv):
@@ -184,8 +211,10 @@ def run(main):
     words and ends with exit code 1; `--verbosity=1` shows where it was raised.
 
     Args:
-        main: Function without arguments; what it returns is dropped.
+        main: Function without arguments; what it returns is dropped. The docstring of
+            its module is what `--help` shows.
     """
+    sys.modules["__main__"].__doc__ = sys.modules[main.__module__].__doc__
 
     def guarded(argv):
         if len(argv) > 1:
@@ -196,7 +225,7 @@ def run(main):
             stdlib_logging.getLogger("tensorflow").setLevel("WARNING")
         try:
             main()
-        except (ValueError, ImportError, DivergenceError) as error:
+        except (ValueError, OSError, ImportError, DivergenceError) as error:
             logging.debug("%s", error, exc_info=True)
             sys.exit(f"error: {error}")
         except KeyboardInterrupt:

@@ -374,8 +374,8 @@ def fit(loop, checkpoints=None, progress=None, on_epoch_end=None):
                 f"Training diverged in epoch {epoch + 1}: nll {row['nll']:.4g}, kl "
                 f"{row['kl']:.4g}, at a learning rate of {row['learning_rate']:.4g}. "
                 f"The state of {kept} is kept. Try a lower learning rate, more "
-                "epochs of KL warm-up or a smaller initial stddev, in another "
-                "working directory."
+                "epochs of KL warm-up or a smaller initial stddev"
+                + (", in another working directory." if good_epoch else ".")
             )
         history.append(row)
         last = epoch + 1 == config.epochs

@@ -1,6 +1,7 @@
 """The report of a run: figures, plots, models, and a page that shows them."""
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -31,7 +32,21 @@ _HEADINGS = {
 }
 
 
-def write(workdir, model, splits, history, samples=30, seed=0, title=None, note=print):
+# The methods of prediction, as keys in metrics.json.
+_ONE_PASS, _AVERAGED, _MOMENTS = "one_pass", "averaged", "moments"
+
+
+def write(
+    workdir,
+    model,
+    splits,
+    history,
+    description,
+    samples=30,
+    seed=0,
+    title=None,
+    note=print,
+):
     """Writes the report of a trained classifier.
 
     Evaluates on the test part and on the out-of-distribution part, by one pass (the
@@ -45,6 +60,7 @@ def write(workdir, model, splits, history, samples=30, seed=0, title=None, note=
         model: The model, scaled images to logits.
         splits: The `Splits`.
         history: The history of `trainers.loop.fit`.
+        description: What was trained, for the report: a noun phrase.
         samples: Number of sampled networks.
         seed: Seed of the samples.
         title: Name of the data in the report; None for the set's usual one.
@@ -61,13 +77,14 @@ def write(workdir, model, splits, history, samples=30, seed=0, title=None, note=
     text = json.dumps(figures, indent=2, default=float)
     write_atomically(workdir / "metrics.json", text + "\n")
     note("wrote metrics.json")
-    sections = _plots(model, splits, history, predictions, samples)
+    names = _method_names(samples)
+    sections = _plots(model, splits, history, predictions, names)
     for name, (figure, _) in sections.items():
         figure.savefig(workdir / f"{name}.png")
     model.save(workdir / "model.keras")
     note(f"wrote {len(sections)} plots and model.keras")
     serving = _export(workdir, model, samples, note)
-    page = _page(title, figures, sections, samples, serving)
+    page = _page(title, description, figures, sections, names, serving)
     write_atomically(workdir / "report.md", page)
     note(f"wrote {workdir / 'report.md'}")
     return figures
@@ -75,15 +92,15 @@ def write(workdir, model, splits, history, samples=30, seed=0, title=None, note=
 
 def _predict(model, splits, samples, seed):
     """Returns part -> method -> `Prediction`."""
-    methods = {"one_pass": {"method": "mean"}}
+    methods = {_ONE_PASS: {"method": "mean"}}
     if _posteriors(model):
-        methods[f"mean_{samples}"] = {
+        methods[_AVERAGED] = {
             "method": "sample",
             "samples": samples,
             "seed": seed,
             "keep_samples": True,
         }
-        methods["moments"] = {"method": "moments"}
+        methods[_MOMENTS] = {"method": "moments"}
     parts = {
         part: splits.inputs(getattr(splits, part).images)
         for part in ("test", "ood")
@@ -136,10 +153,10 @@ def _figures(model, splits, history, predictions, samples):
         "validation/best_nll": best["val_nll"],
         "validation/best_epoch": best["epoch"],
         "epochs": last["epoch"],
-        "parameters": model.count_params(),
+        "parameters": sum(math.prod(w.shape) for w in model.trainable_weights),
         "samples": samples,
         "seconds/training": sum(row["seconds"] for row in history),
-        "seconds/epoch": float(np.median([row["seconds"] for row in history])),
+        "seconds/epoch": _seconds_per_epoch(history),
     }
     for name, ratios in _relative_stddevs(model).items():
         figures[f"posterior/relative_stddev/{name}"] = float(np.median(ratios))
@@ -147,6 +164,20 @@ def _figures(model, splits, history, predictions, samples):
     return {
         name: None if isinstance(v, float) and not np.isfinite(v) else v
         for name, v in figures.items()
+    }
+
+
+def _seconds_per_epoch(history):
+    """Median, without the first epoch, which compiles, where there are others."""
+    seconds = [row["seconds"] for row in history]
+    return float(np.median(seconds[1:] or seconds))
+
+
+def _method_names(samples):
+    return {
+        _ONE_PASS: "one pass",
+        _AVERAGED: f"average of {samples} samples",
+        _MOMENTS: "propagated moments",
     }
 
 
@@ -172,16 +203,11 @@ def _versions():
     return versions | {keras.backend.backend(): module.__version__}
 
 
-def _plots(model, splits, history, predictions, samples):
+def _plots(model, splits, history, predictions, names):
     """Returns name -> (figure, what is seen in it), in the order of the page."""
     test = predictions["test"]
-    averaged = list(test)[min(1, len(test) - 1)]
-    probs, labels = test[averaged].probs, splits.test.labels
-    names = {
-        "one_pass": "one pass",
-        f"mean_{samples}": f"average of {samples}",
-        "moments": "moments",
-    }
+    shown = _AVERAGED if _AVERAGED in test else _ONE_PASS
+    probs, labels = test[shown].probs, splits.test.labels
     columns = {
         "epoch": [row["epoch"] for row in history],
         "train": [row["nll"] for row in history],
@@ -190,36 +216,38 @@ def _plots(model, splits, history, predictions, samples):
     if _posteriors(model):
         columns["kl"] = [row["kl"] for row in history]
     first, last = history[0], history[-1]
+    best = min(history, key=lambda row: row["val_nll"])
     sections = {
         "training": (
             plots.training_curves(columns),
-            f"In {last['epoch']} epochs the training NLL went from {first['nll']:.3f} "
-            f"to {last['nll']:.4f} nats, that of validation from "
-            f"{first['val_nll']:.3f} to {last['val_nll']:.4f}.",
+            f"In {_epochs(last['epoch'])} the training NLL went from "
+            f"{first['nll']:.4f} to {last['nll']:.4f} nats, that of validation from "
+            f"{first['val_nll']:.4f} to {last['val_nll']:.4f}; it was lowest, "
+            f"{best['val_nll']:.4f}, after epoch {best['epoch']}.",
         )
     }
     bins = metrics.reliability_bins(probs, labels)
     sections["reliability"] = (
         plots.reliability_diagram(probs, labels),
-        f"The {names[averaged]} is right as often as it says to within "
+        f"The prediction ({names[shown]}) is right as often as it says to within "
         f"{100 * bins.calibration_error:.2f} % on average; {bins.count[-1]} of "
         f"{bins.count.sum()} test predictions lie in the bin of highest confidence.",
     )
     curves = {
         names[method]: (p.entropy, p.classes != labels) for method, p in test.items()
     }
-    uncertainty, wrong = curves[names[averaged]]
+    uncertainty, wrong = curves[names[shown]]
     coverage, risk = metrics.error_coverage(uncertainty, wrong)
     kept = int(np.searchsorted(coverage, 0.9))
     sections["error_coverage"] = (
         plots.error_coverage(curves),
-        f"Of all test examples {100 * risk[-1]:.2f} % are wrong; without the tenth of "
-        f"highest entropy, {100 * risk[kept]:.2f} %.",
+        f"Of all test examples {100 * risk[-1]:.2f} % are wrong ({names[shown]}); "
+        f"without the tenth of highest entropy, {100 * risk[kept]:.2f} %.",
     )
-    entropies = {"test": test[averaged].entropy}
+    entropies = {"test": test[shown].entropy}
     seen = f"Mean entropy {entropies['test'].mean():.3f} nats on the test part"
     if "ood" in predictions:
-        outside = predictions["ood"][averaged].entropy
+        outside = predictions["ood"][shown].entropy
         entropies["held-out classes"] = outside
         found = metrics.ood_summary(entropies["test"], outside)
         seen += (
@@ -261,22 +289,29 @@ def _export(workdir, model, samples, note):
     return said
 
 
-def _page(title, figures, sections, samples, serving):
-    methods = {
-        "one_pass": "one pass",
-        f"mean_{samples}": f"average of {samples} samples",
-        "moments": "propagated moments",
-    }
+def _epochs(count):
+    return "1 epoch" if count == 1 else f"{count} epochs"
+
+
+def _page(title, description, figures, sections, names, serving):
     columns = {
         "NLL (nats)": ("test/nll", ".4f"),
         "error (%)": ("test/error", ".2f"),
         "Brier": ("test/brier", ".4f"),
         "ECE (%)": ("test/ece_equal_width", ".2f"),
         "AURC (%)": ("test/aurc", ".3f"),
-        "OOD AUROC (%)": ("ood/auroc", ".1f"),
     }
+    outside = f"ood/auroc_{_ONE_PASS}" in figures
+    if outside:
+        columns["OOD AUROC (%)"] = ("ood/auroc", ".1f")
+    auroc = (
+        "; the AUROC is that of the predictive entropy, held-out classes against the "
+        "test part"
+        if outside
+        else ""
+    )
     rows = [["test", *columns], ["---"] + ["---:"] * len(columns)]
-    for method, name in methods.items():
+    for method, name in names.items():
         values = {
             label: figures.get(f"{k}_{method}") for label, (k, _) in columns.items()
         }
@@ -297,7 +332,8 @@ def _page(title, figures, sections, samples, serving):
     versions = ", ".join(f"{k} {v}" for k, v in figures["versions"].items())
     return f"""# {title}
 
-{figures["parameters"]:,} parameters, {figures["epochs"]} epochs in \
+{description}: {figures["parameters"]:,} trained parameters, \
+{_epochs(figures["epochs"])} in \
 {figures["seconds/training"]:.0f} s ({figures["seconds/epoch"]:.2f} s an epoch) on \
 {hardware["cores"]} cores and {", ".join(hardware["devices"])}; {versions}.
 
@@ -307,8 +343,7 @@ The flags are in `flags.txt`, all figures in `metrics.json`, every epoch in \
 {table}
 
 Of {figures["test/examples_one_pass"]} test examples. NLL in nats, errors in per cent; \
-ECE over 15 bins of equal width; AURC is the area under the error-coverage curve; the \
-AUROC is that of the predictive entropy, held-out classes against the test part.
+ECE over 15 bins of equal width; AURC is the area under the error-coverage curve{auroc}.
 
 {shown}
 """

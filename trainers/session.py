@@ -88,4 +88,7 @@ def train(model, splits, workdir):
             log(len(history), {k: v for k, v in history[-1].items() if k != "epoch"})
 
     checkpoints = Checkpoints(workdir / "checkpoints", FLAGS.checkpoint_every)
-    return fit(loop, checkpoints, progress, on_epoch_end)
+    history = fit(loop, checkpoints, progress, on_epoch_end)
+    # Again: a run may have been killed between its last checkpoint and this file.
+    write_history(workdir / "history.csv", history)
+    return history

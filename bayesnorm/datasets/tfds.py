@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import re
 
 import keras
 import numpy as np
@@ -120,13 +121,15 @@ def _read(name, source, data_dir, download):
         raise
     # TFDS raises anything from AssertionError to TensorFlow's own errors here.
     except Exception as error:
+        # TensorFlow's errors begin with the address of a node in a graph.
+        said = re.sub(r"\{\{.*?\}\}\s*", "", str(error))
         raise ValueError(
             f"data set {name!r} could not be read from {directory!r}: "
-            f"{type(error).__name__}: {error}\nExpected a directory that TensorFlow "
+            f"{type(error).__name__}: {said}\nExpected a directory that TensorFlow "
             f"Datasets wrote, complete and of the version that the installed "
             f"tensorflow-datasets {tfds.__version__} reads. Copy it again, or remove "
-            f"{os.path.join(directory, name)!r} and load with download=True on a "
-            "machine that has a network."
+            f"{os.path.join(directory, name)!r} and fetch the set on a machine that "
+            f"has a network: {_fetching(name, directory)}"
         ) from error
 
 
@@ -145,9 +148,14 @@ def _check_directory(name, directory):
     raise ValueError(
         f"data set {name!r} is not at {directory!r}, {found}. Expected a TensorFlow "
         f"Datasets directory with {name}/<version>/dataset_info.json: set data_dir "
-        "(or the environment variable TFDS_DATA_DIR) to it, or pass download=True to "
-        "fetch the set."
+        "(or the environment variable TFDS_DATA_DIR) to it, or fetch the set: "
+        + _fetching(name, directory)
     )
+
+
+def _fetching(name, directory):
+    call = f"bayesnorm.datasets.load({name!r}, {directory!r}, download=True)"
+    return f'`python -c "import bayesnorm.datasets; {call}"`.'
 
 
 def _import_tfds(name):

@@ -5,6 +5,7 @@ import weakref
 import keras
 import numpy as np
 from keras import initializers, ops
+from keras.src.backend.common.stateless_scope import get_stateless_scope
 
 from bayesnorm import backend
 from bayesnorm.arguments import check_choice, check_number
@@ -179,9 +180,11 @@ class StochasticScaleNorm(StochasticLayer, ScaleNorm):
 
     def _count(self, batch):
         """Counts the examples of a step: once, however often the layer is used."""
-        context = self._get_call_context()
-        if self._counted_in is None or self._counted_in() is not context:
-            self._counted_in = weakref.ref(context)
+        # A step is one scope of a stateless call (JAX: there every layer of a
+        # functional model begins a call context), else one call of the model.
+        step = get_stateless_scope() or self._get_call_context()
+        if self._counted_in is None or self._counted_in() is not step:
+            self._counted_in = weakref.ref(step)
             # The mean over the replicas is what each of them then holds.
             examples = ops.cast(batch, "float32") * backend.replicas()
             self.examples_seen.assign(self.examples_seen + examples)

@@ -60,6 +60,7 @@ def _constant(value, like):
 
 @register(layers.Normalization, accepts_unknown=True)
 def _normalization(layer, moments):
+    _check_adapted(layer)
     if not layer.invert and (not moments.known or moments.assumed):
         # Constants of the data itself: the output is standardized.
         return Moments.standardized(
@@ -86,6 +87,17 @@ def _normalization(layer, moments):
         x = moments.over(kept[-1])
         return x.affine(ops.reshape(scale, (-1,)), ops.reshape(shift, (-1,)))
     return _average(_spread(moments).affine(scale, shift), moments)
+
+
+def _check_adapted(layer):
+    # `adapt` makes variables, which a compiled function cannot look into.
+    given = (layer.input_mean, layer.input_variance)
+    if not all(value is None or np.isfinite(value).all() for value in given):
+        raise ValueError(
+            f"Normalization {layer.name!r} has a mean or variance that is not finite: "
+            "are there NaN in the data that it was computed from? Received: "
+            f"mean={layer.input_mean}, variance={layer.input_variance}"
+        )
 
 
 @register(layers.Rescaling, accepts_unknown=True)
