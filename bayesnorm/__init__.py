@@ -5,13 +5,17 @@ from bayesnorm._version import __version__
 from bayesnorm.layers import (
     AnalyticNormalization,
     KLWeight,
+    MonteCarloDropout,
     ScaleNorm,
+    StochasticBatchNormalization,
     StochasticScaleNorm,
     WeightNormalization,
     kl_divergence,
     noise_mode,
     set_kl_weight,
 )
+from bayesnorm.tools.calibrate import calibrate
+from bayesnorm.tools.convert import to_stochastic
 from bayesnorm.tools.export import export
 from bayesnorm.tools.initialization import data_dependent_init
 from bayesnorm.tools.predict import predict
@@ -23,11 +27,14 @@ from bayesnorm.tools.statistics import channel_statistics
 __all__ = [
     "AnalyticNormalization",
     "KLWeight",
+    "MonteCarloDropout",
     "Prediction",
     "ScaleNorm",
+    "StochasticBatchNormalization",
     "StochasticScaleNorm",
     "WeightNormalization",
     "__version__",
+    "calibrate",
     "channel_statistics",
     "data_dependent_init",
     "datasets",
@@ -43,4 +50,5 @@ __all__ = [
     "project",
     "sampling_model",
     "set_kl_weight",
+    "to_stochastic",
 ]

@@ -127,19 +127,32 @@ def compiled_loop(body, variables):
     """
     variables = list(variables)
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def loop(values, start, stop, carry, tensors):
-        def step(i, state):
-            values, carry = state
-            mapping = list(zip(variables, values, strict=True))
-            with keras.StatelessScope(mapping, collect_losses=True) as scope:
-                carry = body(i, carry, *tensors)
-            return [scope.get_current_value(v) for v in variables], carry
+    def step(i, state, tensors):
+        values, carry = state
+        mapping = list(zip(variables, values, strict=True))
+        with keras.StatelessScope(mapping, collect_losses=True) as scope:
+            carry = body(i, carry, *tensors)
+        return [scope.get_current_value(v) for v in variables], carry
 
-        return jax.lax.fori_loop(start, stop, step, (values, carry))
+    @functools.partial(jax.jit, donate_argnums=0)
+    def one_step(values, i, carry, tensors):
+        return step(i, (values, carry), tensors)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def all_steps(values, start, stop, carry, tensors):
+        return jax.lax.fori_loop(
+            start, stop, lambda i, state: step(i, state, tensors), (values, carry)
+        )
 
     def run(start, stop, carry, *tensors):
-        values, carry = loop([v.value for v in variables], start, stop, carry, tensors)
+        values = [v.value for v in variables]
+        if jax.default_backend() == "cpu":
+            # There XLA runs what is inside a loop on one thread, and convolutions
+            # ten times slower.
+            for i in range(start, stop):
+                values, carry = one_step(values, i, carry, tensors)
+        else:
+            values, carry = all_steps(values, start, stop, carry, tensors)
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
         return carry

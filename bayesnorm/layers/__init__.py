@@ -3,15 +3,19 @@
 from bayesnorm.layers.analytic_normalization import AnalyticNormalization
 from bayesnorm.layers.kernels import project_kernels
 from bayesnorm.layers.kl_weight import KLWeight, kl_divergence, set_kl_weight
+from bayesnorm.layers.monte_carlo_dropout import MonteCarloDropout
 from bayesnorm.layers.noise import noise_mode
 from bayesnorm.layers.scale_norm import ScaleNorm
+from bayesnorm.layers.stochastic_batch_norm import StochasticBatchNormalization
 from bayesnorm.layers.stochastic_scale_norm import StochasticScaleNorm
 from bayesnorm.layers.weight_normalization import WeightNormalization
 
 __all__ = [
     "AnalyticNormalization",
     "KLWeight",
+    "MonteCarloDropout",
     "ScaleNorm",
+    "StochasticBatchNormalization",
     "StochasticScaleNorm",
     "WeightNormalization",
     "kl_divergence",

@@ -89,6 +89,9 @@ class StochasticLayer(keras.layers.Layer):
         """The draws of one network: name -> shape, without a batch axis."""
         raise NotImplementedError
 
+    def check_noise(self):
+        """Raises a ValueError if the layer is not ready to draw."""
+
     def standard_normal(self, name, batch_size, training):
         """Returns draws `[batch_size, *noise_shapes[name]]`, None for the mean."""
         mode = _mode.get()

@@ -1,5 +1,7 @@
 """Any data as a stream of batches of one size."""
 
+import itertools
+
 import keras
 import numpy as np
 
@@ -35,6 +37,46 @@ def stream(x, batch_size, model):
             "The data are empty: one example or more are needed. (A generator can be "
             "read only once.)"
         )
+
+
+def sized_stream(x, batch_size, model):
+    """Returns the size of the batches of data, and the batches, as `stream` does.
+
+    Args:
+        x: As for `stream`.
+        batch_size: Integer; None for the size of the first batch that a stream gives,
+            or 32 for arrays.
+        model: The model.
+
+    Returns:
+        `(batch_size, iterator)`.
+    """
+    if batch_size is None and _is_array_nest(x):
+        batch_size = 32  # As in Keras's `fit`.
+    if batch_size is None:
+        elements = _elements(x)
+        first = next(elements, None)
+        if first is None:
+            batch_size, x = 1, []
+        else:
+            # Tuples, of which the first entry counts: an element may be a tuple.
+            rest = ((element,) for element in elements)
+            batch_size, x = _rows(first), itertools.chain([(first,)], rest)
+    return batch_size, stream(x, batch_size, model)
+
+
+def reshuffled(x, seed):
+    """Returns arrays in a random order, a stream as it is.
+
+    Args:
+        x: As for `stream`.
+        seed: Integer from 0.
+    """
+    if not _is_array_nest(x):
+        return x
+    arrays = _as_arrays(x)
+    order = np.random.default_rng(seed).permutation(_rows(arrays))
+    return keras.tree.map_structure(lambda array: array[order], arrays)
 
 
 def number_of_batches(x, batch_size):

@@ -10,6 +10,7 @@ from keras.src.export.export_utils import get_input_signature
 
 from bayesnorm.arguments import check_choice, positive_integer
 from bayesnorm.graph import functional, is_graph
+from bayesnorm.layers.noise import stochastic_layers
 from bayesnorm.tools.outputs import find_from_logits
 from bayesnorm.tools.sampling import SamplingModel
 
@@ -107,6 +108,8 @@ def export(
         raise ValueError(
             f"Model {model.name!r} is not built: call it on a batch of data first."
         )
+    for layer in stochastic_layers(model):
+        layer.check_noise()
     kind = None if task == "regression" else find_from_logits(model, from_logits)
     path = pathlib.Path(os.path.abspath(path))
     if path.exists() and (path.is_file() or any(path.iterdir())):

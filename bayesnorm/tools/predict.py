@@ -1,8 +1,7 @@
 """Predictions averaged over the networks of a posterior."""
 
+import contextlib
 import dataclasses
-import sys
-import time
 import warnings
 import weakref
 
@@ -12,9 +11,11 @@ from keras import ops
 
 from bayesnorm import backend
 from bayesnorm.arguments import check_choice, positive_integer, seed_integer
-from bayesnorm.layers.noise import noise_mode
+from bayesnorm.layers.noise import noise_mode, stochastic_layers
+from bayesnorm.layers.stochastic_batch_norm import batch_statistics
 from bayesnorm.moments import propagate
 from bayesnorm.tools.batches import number_of_batches, pad, stream
+from bayesnorm.tools.minibatch import record_statistics, source_of
 from bayesnorm.tools.networks import (
     Noise,
     merge,
@@ -24,12 +25,13 @@ from bayesnorm.tools.networks import (
 )
 from bayesnorm.tools.outputs import find_from_logits, finish, finish_moments
 from bayesnorm.tools.prediction import Prediction
+from bayesnorm.tools.progress import Progress
 from bayesnorm.tools.sampling import SamplingModel
 
-_METHODS = ("sample", "mean", "moments")
+_METHODS = ("sample", "mean", "moments", "minibatch")
+_SAMPLING = ("sample", "minibatch")
 _TASKS = ("classification", "regression")
 _ROWS = 1024  # Of a pass, by default: large enough to keep the cores busy.
-_PATIENCE = 2.0  # Seconds before a progress bar shows.
 
 
 def predict(
@@ -44,6 +46,8 @@ def predict(
     task="classification",
     chunk_size=None,
     verbose="auto",
+    train_data=None,
+    train_batch_size=None,
 ):
     """Predicts with the networks of a posterior, and says how far they agree.
 
@@ -60,6 +64,10 @@ def predict(
       in the model alone, and shared by all examples. So a seed gives the same
       prediction whatever the batches. The part of the model before the first
       noise is computed once for all samples.
+    - `"minibatch"`: as `"sample"`, but stochastic batch normalizations take the
+      joint statistics of a real training batch for each sample (MCBN), which the
+      draws of `"sample"` approximate independently for each layer and channel.
+      Slower, by the passes of these batches, and in need of `train_data`.
     - `"mean"`: one pass of the network of mean weights.
     - `"moments"`: one pass that propagates means and variances through the
       layers (`bayesnorm.moments`), then takes the mean of the softmax of
@@ -77,7 +85,7 @@ def predict(
             `keras.utils.PyDataset` or an iterable; of an element that is a tuple,
             as in `(inputs, labels)`, the first entry counts.
         samples: Number of networks.
-        method: `"sample"`, `"mean"` or `"moments"`.
+        method: `"sample"`, `"minibatch"`, `"mean"` or `"moments"`.
         batch_size: Examples at a time, whatever the batches of `x`.
         seed: Integer from 0; None for new draws at each call.
         keep_samples: Whether to return what each network says, too.
@@ -89,6 +97,10 @@ def predict(
         chunk_size: Rows (samples times examples) of one pass through the network,
             which bounds the memory; at least the batch. Defaults to 1024.
         verbose: Whether to show a progress bar; `"auto"`: on a terminal.
+        train_data: For `"minibatch"`: the training inputs, arrays (gone through in a
+            random order, which follows from the seed) or a stream with enough batches.
+        train_batch_size: For `"minibatch"`: what the network was trained with. None
+            for that of its calibration, or else of the stream; 32 for arrays.
 
     Returns:
         A `Prediction`. The variance of a regression is that over the networks
@@ -104,7 +116,9 @@ def predict(
 
     Reference:
         Houlsby et al., 2011, "Bayesian Active Learning for Classification and
-        Preference Learning" (the mutual information).
+        Preference Learning" (the mutual information). Teye et al., 2018, "Bayesian
+        Uncertainty Estimation for Batch Normalized Deep Networks" (`"minibatch"`, in
+        which the statistics of the sampled batch replace the moving averages).
     """
     check_choice("method", method, _METHODS)
     check_choice("task", task, _TASKS)
@@ -124,8 +138,20 @@ def predict(
         kinds = [None] * len(members)
     else:
         kinds = [find_from_logits(member, from_logits) for member in members]
+    recorded = [None] * len(members)
+    if method == "minibatch":
+        if train_data is None:
+            raise ValueError(
+                "method='minibatch' needs training inputs: pass train_data=."
+            )
+        recorded = [
+            record_statistics(
+                member, train_data, samples, train_batch_size, (seed + i) % 2**32
+            )
+            for i, member in enumerate(members)
+        ]
     runs, parts, done = None, [], 0
-    progress = _Progress(number_of_batches(x, batch_size), verbose)
+    progress = Progress(number_of_batches(x, batch_size), verbose)
     for batch in stream(x, batch_size, members[0]):
         rows = len(keras.tree.flatten(batch)[0])
         if runs is None:
@@ -137,8 +163,10 @@ def predict(
                 _warn_deterministic(members, engines)
             plan = _Plan(method, samples, max(1, chunk_size // size), keep_samples)
             runs = [
-                engine.run(plan, kind, seed, i)
-                for i, (engine, kind) in enumerate(zip(engines, kinds, strict=True))
+                engine.run(plan, kind, seed, i, statistics)
+                for i, (engine, kind, statistics) in enumerate(
+                    zip(engines, kinds, recorded, strict=True)
+                )
             ]
         results = [run(pad(batch, size), rows) for run in runs]
         parts.append(_combine(results, task, method))
@@ -191,23 +219,33 @@ class _Engine:
             a is b for a, b in zip(self._variables, model.variables, strict=True)
         )
 
-    def run(self, plan, kind, seed, member):
+    def run(self, plan, kind, seed, member, recorded=None):
         """Returns the function `(batch, rows) -> _Result`."""
         repeats = None
-        if plan.method == "sample" and self.noise.size:
+        if plan.method in ("sample", "moments"):
+            for layer in stochastic_layers(self._model()):
+                layer.check_noise()
+        if plan.method in _SAMPLING and self.noise.size:
             each = _samples_a_pass(plan.samples, plan.samples_a_pass)
             passes = -(-plan.samples // each)
             draws = self._get(_draws, passes * each)(
                 backend.seed_from_int(seed), member
             )
-            step = self._get(_sample_step, kind, plan.samples, each, plan.keep_samples)
+            if recorded is not None:
+                missing = [(0, passes * each - plan.samples), (0, 0)]
+                values = np.pad(recorded.values, missing, mode="edge")
+                draws = ops.concatenate([draws, values], axis=1)
+                recorded = recorded.layers
+            step = self._get(
+                _sample_step, kind, plan.samples, each, plan.keep_samples, recorded
+            )
             arguments, networks = (draws,), plan.samples
         else:
             moments = plan.method == "moments"
             step = self._get(_moments_step if moments else _mean_step, kind)
             arguments, networks = (), 1
             if plan.keep_samples:
-                repeats = plan.samples if plan.method == "sample" else 1
+                repeats = plan.samples if plan.method in _SAMPLING else 1
 
         def run(batch, rows):
             values, spread, samples = (
@@ -279,15 +317,24 @@ def _draws(model, noise, networks):
     return draws
 
 
-def _sample_step(model, noise, kind, samples, each, keep_samples):
-    """`each` samples a pass; the last pass may have some too many, of weight 0."""
+def _sample_step(model, noise, kind, samples, each, keep_samples, recorded):
+    """`each` samples a pass; the last pass may have some too many, of weight 0.
+
+    Behind the draws of a network stand the statistics that the calls of the layers
+    `recorded` take, if there are any.
+    """
 
     def step(batch, draws):
         passes = draws.shape[0] // each
         prefix = run_prefix(model(), batch)
 
         def one_pass(draws):
-            with noise.mode(draws):
+            statistics = contextlib.nullcontext()
+            if recorded is not None:
+                statistics = batch_statistics(
+                    source_of(recorded, draws[:, noise.size :])
+                )
+            with noise.mode(draws), statistics:
                 outputs = run_networks(model(), batch, prefix, each)
             return [
                 None if y is None else ops.reshape(y, (each, -1, *y.shape[1:]))
@@ -398,21 +445,3 @@ def _members(model):
     if not models:
         raise ValueError("`model` is an empty list: give one model or more.")
     return [m.model if isinstance(m, SamplingModel) else m for m in models]
-
-
-class _Progress:
-    """A progress bar, shown only once the work takes long."""
-
-    def __init__(self, total, verbose):
-        shown = sys.stdout.isatty() if verbose == "auto" else bool(verbose)
-        self._bar = keras.utils.Progbar(total, unit_name="batch") if shown else None
-        self._start, self._shown = time.monotonic(), 0
-
-    def update(self, batches):
-        if self._bar and time.monotonic() - self._start > _PATIENCE:
-            self._shown = batches
-            self._bar.update(batches, finalize=False)
-
-    def finish(self):
-        if self._shown:
-            self._bar.update(self._shown, finalize=True)

@@ -1,0 +1,314 @@
+"""Batch normalization whose statistics are random in use as they are in training."""
+
+import contextlib
+import contextvars
+
+import keras
+from keras import ops
+
+from bayesnorm.arguments import check_choice, positive_integer
+from bayesnorm.layers.axes import broadcast_shape
+from bayesnorm.layers.noise import StochasticLayer, current_noise_mode
+from bayesnorm.moments import Moments, register
+
+_KINDS = ("batch", "example")
+_MEAN, _LOG_VARIANCE = "mean", "log_variance"
+
+_source = contextvars.ContextVar("bayesnorm_batch_statistics", default=None)
+
+
+@contextlib.contextmanager
+def batch_statistics(source):
+    """Sets what stochastic batch normalizations normalize with, trainable or not.
+
+    Args:
+        source: Function `(layer, inputs, mask) -> (mean, log_variance)`, the latter
+            the logarithm of variance + epsilon, both `[channels]` or
+            `[batch, channels]`.
+    """
+    token = _source.set(source)
+    try:
+        yield
+    finally:
+        _source.reset(token)
+
+
+@keras.saving.register_keras_serializable("bayesnorm")
+class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalization):
+    """Batch normalization that can sample the statistics it normalizes with.
+
+    In training, and in evaluation by default, it is `keras.layers.BatchNormalization`:
+    `y = gamma (x - mean) / sqrt(variance + epsilon) + beta`, with the batch's
+    statistics and with the moving averages. It also keeps the first two moments of
+    the batches' statistics, per channel, and in evaluation with noise
+    (`bayesnorm.predict`, `noise_mode("sample")`) draws
+
+        mean ~ Normal(m_mu, s_mu^2),
+        log(variance + epsilon) ~ Normal(m_l, s_l^2),
+
+    independently. A network trained with batch normalization has been trained on
+    such draws; averaging its predictions over them is its uncertainty.
+
+    While training, the moments are exponential averages with the momentum of the
+    layer, without a bias from their start; they also contain the drift of the
+    weights. `bayesnorm.calibrate` replaces them by exact ones after training. Until
+    there has been either, the outputs of a sampling call are NaN, and
+    `bayesnorm.predict` refuses to sample.
+
+    The size of the training batches is part of the posterior: smaller ones have
+    noisier statistics. `calibrate` notes its own in `calibration_batch_size`.
+
+    Args:
+        axis: Integer, the channel axis. Defaults to -1.
+        noise: `"batch"`: all examples of a call share a draw, a sample of the
+            network, as in the paper; `"example"`: each has its own, as a model
+            server wants. `bayesnorm.predict` always shares a sample's draws.
+        seed: Integer, None for a random one.
+        calibration_batch_size: Integer or None, size of the batches of the latest
+            calibration; set by `bayesnorm.calibrate`.
+        **kwargs: The other arguments of `keras.layers.BatchNormalization`.
+
+    Call arguments:
+        inputs: Tensor.
+        training: Whether to normalize by the batch.
+        mask: Boolean tensor like `inputs` without the last axis; masked entries do
+            not count in the batch's statistics.
+
+    Input shape:
+        `[batch, ..., channels]` (channels at `axis`).
+
+    Output shape:
+        The input's.
+
+    Raises:
+        ValueError: If an argument is out of range, or with `renorm=True`: what
+            renormalization trains on are not the batch's statistics.
+
+    Reference:
+        Atanov et al., 2018, "Uncertainty Estimation via Stochastic Batch
+        Normalization", eqs. (3)-(7). The variance is what is log-normal here, as in
+        the paper's figures and the authors' code, and epsilon is added once.
+    """
+
+    def __init__(
+        self, axis=-1, noise="batch", seed=None, calibration_batch_size=None, **kwargs
+    ):
+        super().__init__(seed=seed, axis=axis, **kwargs)
+        check_choice("noise", noise, _KINDS)
+        if self.renorm:
+            raise ValueError(
+                "`renorm=True` does not go with stochastic batch normalization: it "
+                "does not normalize by the batch's statistics, so these are not "
+                "what the network was trained on. Received: renorm=True"
+            )
+        if calibration_batch_size is not None:
+            positive_integer("calibration_batch_size", calibration_batch_size)
+        self.noise = noise
+        self.calibration_batch_size = calibration_batch_size
+
+    def build(self, input_shape):
+        """Makes the variables of batch normalization and the statistics' moments."""
+        super().build(input_shape)
+        channels = self.moving_mean.shape
+        self.mu_mean = self._statistic("mu_mean", channels)
+        self.mu_variance = self._statistic("mu_variance", channels)
+        self.log_variance_mean = self._statistic("log_variance_mean", channels)
+        self.log_variance_variance = self._statistic("log_variance_variance", channels)
+        # Batches seen, and the sum of the squares of their weights in the averages.
+        self.statistics_count = self._statistic("statistics_count", ())
+        self.statistics_squared_weight = self._statistic(
+            "statistics_squared_weight", ()
+        )
+
+    def _statistic(self, name, shape):
+        return self.add_weight(
+            name=name,
+            shape=shape,
+            initializer="zeros",
+            trainable=False,
+            dtype="float32",
+            autocast=False,
+            aggregation="mean",
+        )
+
+    @property
+    def statistics_variables(self):
+        """The variables that hold the moments of the batches' statistics."""
+        return [
+            self.mu_mean,
+            self.mu_variance,
+            self.log_variance_mean,
+            self.log_variance_variance,
+            self.statistics_count,
+            self.statistics_squared_weight,
+        ]
+
+    @property
+    def noise_shapes(self):
+        """Two draws per channel."""
+        channels = tuple(self.moving_mean.shape)
+        return {_MEAN: channels, _LOG_VARIANCE: channels}
+
+    def check_noise(self):
+        """Checks that the layer has seen batches enough to know how they differ."""
+        count = float(ops.convert_to_numpy(self.statistics_count.value))
+        if count < 2:
+            raise ValueError(
+                f"Layer {self.name!r} cannot sample: it has the statistics of "
+                f"{count:.0f} batches, and 2 or more are needed. Call "
+                "bayesnorm.calibrate(model, training_data, batch_size=...) with the "
+                "batch size of the training first."
+            )
+
+    def statistics_moments(self):
+        """Returns `(m_mu, s_mu, m_l, s_l)`, `[channels]` each, float32.
+
+        Means and standard deviations (from unbiased variances) over batches of the
+        batch mean and of `log(variance + epsilon)`. NaN before there are two batches.
+        """
+        count, weight = (
+            ops.convert_to_tensor(v)
+            for v in (self.statistics_count, self.statistics_squared_weight)
+        )
+        # 1 - sum of squared weights is what a weighted variance is too small by.
+        unbiased = ops.where(
+            count > 1.5, 1.0 / ops.maximum(1.0 - weight, 1e-12), float("nan")
+        )
+        return (
+            ops.convert_to_tensor(self.mu_mean),
+            ops.sqrt(ops.convert_to_tensor(self.mu_variance) * unbiased),
+            ops.convert_to_tensor(self.log_variance_mean),
+            ops.sqrt(ops.convert_to_tensor(self.log_variance_variance) * unbiased),
+        )
+
+    def _moments(self, inputs, mask):
+        # Keras computes the batch's statistics here, across replicas if it is
+        # synchronized, when and only when it normalizes by them.
+        mean, variance = super()._moments(inputs, mask)
+        count = self.statistics_count + 1.0
+        keep = float(self.momentum)
+        # For keep = 1 the limit: all batches weigh the same.
+        rate = (1.0 - keep) / (1.0 - keep**count) if keep < 1 else 1.0 / count
+        self._average(mean, ops.log(variance + self.epsilon), rate)
+        return mean, variance
+
+    def observe(self, inputs, mask=None):
+        """Takes the statistics of a batch into exact averages, and returns them.
+
+        Args:
+            inputs: Tensor, a batch.
+            mask: As in the call.
+
+        Returns:
+            `(mean, log_variance)`, `[channels]` each.
+        """
+        statistics = self.batch_statistics(inputs, mask)
+        self._average(*statistics, 1.0 / (self.statistics_count + 1.0))
+        return statistics
+
+    def batch_statistics(self, inputs, mask=None):
+        """Returns mean and `log(variance + epsilon)` of a batch, `[channels]` each."""
+        mean, variance = super()._moments(_at_least_float32(inputs), mask)
+        return mean, ops.log(variance + self.epsilon)
+
+    def _average(self, mean, log_variance, rate):
+        """Takes a batch's statistics into the averages, centrally.
+
+        With d = x - m and the rate r of the batch: m <- m + r d and
+        v <- (1 - r) (v + r d^2), which is never negative and cancels nothing.
+        """
+        for value, first, second in (
+            (mean, self.mu_mean, self.mu_variance),
+            (log_variance, self.log_variance_mean, self.log_variance_variance),
+        ):
+            delta = ops.cast(value, "float32") - first
+            first.assign(first + rate * delta)
+            second.assign((1.0 - rate) * (second + rate * ops.square(delta)))
+        weight = self.statistics_squared_weight
+        weight.assign(ops.square(1.0 - rate) * weight + ops.square(rate))
+        self.statistics_count.assign(self.statistics_count + 1.0)
+
+    def call(self, inputs, training=None, mask=None):
+        """Normalizes `inputs`."""
+        source = _source.get()
+        if source is not None:
+            return self._normalized(inputs, *source(self, inputs, mask))
+        if training and self.trainable:
+            return super().call(inputs, training=True, mask=mask)
+        statistics = self._draw(ops.shape(inputs)[0])
+        if statistics is None:
+            return super().call(inputs, training=False, mask=mask)
+        return self._normalized(inputs, *statistics)
+
+    def _draw(self, batch):
+        """Returns mean and log variance, `[1 or batch, channels]`, or None."""
+        mode = current_noise_mode()
+        # A function hands out the draws of several networks, stacked in a batch.
+        rows = batch if callable(mode) or self.noise == "example" else 1
+        z_mean = self.standard_normal(_MEAN, rows, training=False)
+        if z_mean is None:
+            return None
+        z_log_variance = self.standard_normal(_LOG_VARIANCE, rows, training=False)
+        mean, mean_stddev, log_variance, log_variance_stddev = self.statistics_moments()
+        return (
+            mean + mean_stddev * z_mean,
+            log_variance + log_variance_stddev * z_log_variance,
+        )
+
+    def _normalized(self, inputs, mean, log_variance):
+        """`gamma (x - mean) exp(-log_variance / 2) + beta` as one scale and shift."""
+        x = _at_least_float32(inputs)
+        scale = ops.exp(-0.5 * log_variance)
+        if self.scale:
+            scale = scale * ops.cast(self.gamma, scale.dtype)
+        shift = -mean * scale
+        if self.center:
+            shift = shift + ops.cast(self.beta, shift.dtype)
+        rank, axis = len(x.shape), self.axis % len(x.shape)
+        shape = broadcast_shape(axis, rank, x.shape[axis], -1)  # Of 1 or more rows.
+        scale, shift = (
+            ops.cast(ops.reshape(value, shape), x.dtype) for value in (scale, shift)
+        )
+        return ops.cast(x * scale + shift, self.compute_dtype)
+
+    def get_config(self):
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "noise": self.noise,
+            "calibration_batch_size": self.calibration_batch_size,
+        }
+
+
+def _at_least_float32(x):
+    # As in Keras: half precision overflows here.
+    return ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
+
+
+def stochastic_batch_normalizations(model):
+    """Returns the stochastic batch normalizations of a model, nested ones too."""
+    layers = dict.fromkeys(model._flatten_layers(include_self=True, recursive=True))
+    return [x for x in layers if isinstance(x, StochasticBatchNormalization)]
+
+
+@register(StochasticBatchNormalization, needs_inputs=False)
+def _moments(layer, moments):
+    gamma = ops.convert_to_tensor(layer.gamma) if layer.scale else 1.0
+    beta = ops.convert_to_tensor(layer.beta) if layer.center else 0.0
+    if moments.stationary:
+        # What it is there for, as for batch normalization itself.
+        x = Moments.standardized(moments.shape, axis=layer.axis).over(layer.axis)
+        return x.affine(gamma, beta)
+    # (x - mean) / stddev with E[1 / stddev] = exp(-m / 2 + s^2 / 8) and
+    # E[1 / stddev^2] = exp(-m + s^2 / 2); the mean's own noise is shared.
+    mean, mean_stddev, log_variance, stddev = layer.statistics_moments()
+    inverse = ops.exp(-0.5 * log_variance + 0.125 * ops.square(stddev))
+    noise = ops.square(inverse) * ops.expm1(0.25 * ops.square(stddev))
+    shared = moments.along(ops.square(mean_stddev), layer.axis)
+    x = moments.replace(
+        variance=moments.variance + shared,
+        shared=shared if moments.shared is None else moments.shared + shared,
+        factor=moments.factor,
+    )
+    x = x.scaled(inverse * gamma, noise * ops.square(gamma), -mean, layer.axis)
+    return x.affine(1.0, x.along(beta, layer.axis) if layer.center else 0.0)

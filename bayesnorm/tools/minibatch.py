@@ -1,0 +1,136 @@
+"""Statistics of real training batches: the sampler that SBN approximates."""
+
+import dataclasses
+
+import keras
+import numpy as np
+from keras import ops
+
+from bayesnorm import backend
+from bayesnorm.layers.stochastic_batch_norm import (
+    batch_statistics,
+    stochastic_batch_normalizations,
+)
+from bayesnorm.tools.batches import reshuffled, sized_stream
+from bayesnorm.tools.calibrate import build, check_has_layers
+from bayesnorm.tools.state import changing, restored
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedStatistics:
+    """What the normalizations of a model met in a number of batches.
+
+    Attributes:
+        layers: The stochastic batch normalizations, in the order of their calls in a
+            pass of the model; one that is used twice stands there twice.
+        values: `[batches, size]`, for each call mean and `log(variance + epsilon)`,
+            each of the layer's channels.
+    """
+
+    layers: tuple
+    values: np.ndarray
+
+
+def record_statistics(model, data, number, batch_size=None, seed=0):
+    """Records the batch statistics of `number` random training batches.
+
+    Args:
+        model: A model with stochastic batch normalizations.
+        data: Training inputs, as for `bayesnorm.calibrate`. Arrays are gone through in
+            a random order, as often as needed; of a stream, the first batches count.
+        number: Integer.
+        batch_size: Integer; None for that of the calibration.
+        seed: Integer from 0, of the order.
+
+    Returns:
+        The `RecordedStatistics`.
+
+    Raises:
+        ValueError: If the model has no stochastic batch normalization, or if a stream
+            ends before `number` full batches.
+    """
+    layers = stochastic_batch_normalizations(model)
+    check_has_layers(model, layers)
+    batch_size = batch_size or layers[0].calibration_batch_size
+    batches = _full_batches(model, data, number, batch_size, seed)
+    first = next(batches)
+    build(model, first)
+    with restored(changing(model)):
+        calls = []
+        # Not compiled: it finds the order of the calls.
+        rows = [_statistics(model, first, calls)]
+        step = backend.compiled_loop(
+            lambda i, carry, batch: [_statistics(model, batch)], list(model.variables)
+        )
+        for batch in batches:
+            rows.append(step(0, 1, [ops.zeros_like(rows[0])], batch)[0])
+    return RecordedStatistics(
+        tuple(calls), np.stack([ops.convert_to_numpy(row) for row in rows])
+    )
+
+
+def _statistics(model, batch, calls=None):
+    """Returns what the layers meet in a batch, `[size]`; `calls` gets the layers."""
+    met = []
+
+    def record(layer, inputs, mask):
+        statistics = layer.batch_statistics(inputs, mask)
+        met.extend(ops.cast(value, "float32") for value in statistics)
+        if calls is not None:
+            calls.append(layer)
+        return statistics
+
+    with batch_statistics(record):
+        model(batch, training=True)
+    return ops.concatenate(met)
+
+
+def _full_batches(model, data, number, batch_size, seed):
+    taken, passes = 0, 0
+    while taken < number:
+        before = taken
+        size, batches = sized_stream(reshuffled(data, seed + passes), batch_size, model)
+        for batch in batches:
+            if len(keras.tree.flatten(batch)[0]) == size and taken < number:
+                taken += 1
+                yield batch
+        passes += 1
+        if reshuffled(data, 0) is data or taken == before:
+            break
+    if taken < number:
+        raise ValueError(
+            f"{number} samples need as many training batches. Received: {taken} full "
+            "batches. Give arrays, a longer stream or a smaller train_batch_size."
+        )
+
+
+def source_of(layers, values):
+    """Returns the source of statistics for `batch_statistics`.
+
+    Args:
+        layers: Those of `RecordedStatistics`.
+        values: Rows of its `values`, `[networks, size]`; the rows of a layer's inputs
+            belong to the networks in equal, consecutive parts.
+    """
+    calls, start = iter(layers), 0
+
+    def take(networks, rows, channels):
+        nonlocal start
+        taken = values[:, start : start + channels]
+        start += channels
+        taken = ops.repeat(taken[:, None], rows // networks, axis=1)
+        return ops.reshape(taken, (rows, channels))
+
+    def source(layer, inputs, mask):
+        del mask
+        if next(calls, None) is not layer:
+            raise ValueError(
+                f"Layer {layer.name!r} was called in another order than when the "
+                "statistics of batches were recorded: the model's calls must not "
+                "depend on the data or on chance."
+            )
+        networks, rows = ops.shape(values)[0], ops.shape(inputs)[0]
+        (channels,) = layer.moving_mean.shape
+        return take(networks, rows, channels), take(networks, rows, channels)
+
+    return source
