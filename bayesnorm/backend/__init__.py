@@ -10,6 +10,7 @@ import keras
 
 if keras.backend.backend() == "tensorflow":
     from bayesnorm.backend.tensorflow import (
+        add_bias,
         compiled,
         compiled_loop,
         devices,
@@ -27,6 +28,7 @@ if keras.backend.backend() == "tensorflow":
     )
 elif keras.backend.backend() == "jax":
     from bayesnorm.backend.jax import (
+        add_bias,
         compiled,
         compiled_loop,
         devices,
@@ -50,6 +52,7 @@ else:
     )
 
 __all__ = [
+    "add_bias",
     "compiled",
     "compiled_loop",
     "devices",

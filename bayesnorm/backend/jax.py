@@ -8,6 +8,7 @@ import keras
 from tensorflow_probability.substrates import jax as tfp
 
 __all__ = [
+    "add_bias",
     "compiled",
     "compiled_loop",
     "devices",
@@ -42,6 +43,11 @@ def fold_in(seed, data):
 def stateless_normal(shape, seed):
     """Returns float32 standard normals, a function of `seed` alone."""
     return jax.random.normal(_key(seed), shape, "float32")
+
+
+def add_bias(x, bias):
+    """Returns `x + bias`, `bias` a vector along the last axis."""
+    return x + bias
 
 
 def replica_id():

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from bayesnorm.arguments import check_number
-from bayesnorm.layers.axes import broadcast_shape
+from bayesnorm.layers.axes import add_along
 from bayesnorm.layers.linear import NormalizedLinear
 from bayesnorm.moments import (
     Moments,
@@ -152,9 +152,8 @@ class AnalyticNormalization(NormalizedLinear):
         mean, stddev = self.statistics(inputs.shape)
         with self.kernel_over(stddev):
             outputs = self.layer(inputs)
-        rank = len(outputs.shape)
-        shape = broadcast_shape(self._channel_axis % rank, rank, -1)
-        return outputs - ops.cast(ops.reshape(mean / stddev, shape), outputs.dtype)
+        axis = self._channel_axis % len(outputs.shape)
+        return add_along(outputs, -mean / stddev, axis)
 
     @property
     def _channel_axis(self):

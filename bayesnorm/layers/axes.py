@@ -1,5 +1,9 @@
 """The channel axis of a layer: checks and broadcasting."""
 
+from keras import ops
+
+from bayesnorm import backend
+
 
 def canonical_axis(layer, axis, input_shape):
     """Returns `axis` counted from 0.
@@ -28,6 +32,20 @@ def canonical_axis(layer, axis, input_shape):
             "give the model's Input that size."
         )
     return positive
+
+
+def add_along(x, vector, axis):
+    """Returns `x + vector`, the vector along `axis`, in the dtype of `x`.
+
+    Args:
+        x: Tensor.
+        vector: Tensor `[channels]`.
+        axis: Integer from 0.
+    """
+    vector, rank = ops.cast(vector, x.dtype), len(x.shape)
+    if axis == rank - 1:
+        return backend.add_bias(x, vector)
+    return x + ops.reshape(vector, broadcast_shape(axis, rank, -1))
 
 
 def broadcast_shape(axis, rank, channels, batch=1):

@@ -3,7 +3,7 @@
 import keras
 from keras import initializers, ops
 
-from bayesnorm.layers.axes import broadcast_shape, canonical_axis
+from bayesnorm.layers.axes import add_along, broadcast_shape, canonical_axis
 from bayesnorm.moments import register
 
 
@@ -66,18 +66,11 @@ class ScaleNorm(keras.layers.Layer):
         )
 
     def _scaled(self, x, scale, batch=1):
-        """Returns `(x + bias) * scale` with `scale` of `[C]` or `[batch, C]`.
-
-        As `x * scale + bias * scale`: the gradient of the shift is then a sum of
-        the output's gradient alone, a tenth faster over a training step's maps.
-        """
+        """Returns `(x + bias) * scale` with `scale` of `[C]` or `[batch, C]`."""
         axis = canonical_axis(self, self.axis, x.shape)
         shape = broadcast_shape(axis, len(x.shape), x.shape[axis], batch)
-        shift = ops.convert_to_tensor(self.bias) * scale
-        scale, shift = (
-            ops.cast(ops.reshape(value, shape), x.dtype) for value in (scale, shift)
-        )
-        return x * scale + shift
+        scale = ops.cast(ops.reshape(scale, shape), x.dtype)
+        return add_along(x, ops.convert_to_tensor(self.bias), axis) * scale
 
     def call(self, inputs):
         """Returns `(inputs + bias) * scale`."""

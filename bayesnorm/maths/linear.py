@@ -5,6 +5,8 @@ every position ([C] vectors; the cost does not grow with batch or map), an
 *example* has full maps `[B, ..., C]`.
 """
 
+import math
+
 import keras
 import numpy as np
 from keras import ops
@@ -159,6 +161,15 @@ def conv_moments(mean, variance, kernel, bias=None, taps=None, groups=1):
     """
     window = tuple(kernel.shape[:-2])
     inputs, filters = kernel.shape[-2:]
+    if groups == 1 and all(np.all(masks) for masks, _ in taps or ()):
+        # Every position sees all taps: one product with the kernel as a matrix.
+        count = math.prod(window)
+        return dense_moments(
+            ops.tile(mean, (count,)),
+            ops.tile(variance, (count,)),
+            ops.reshape(kernel, (-1, filters)),
+            bias,
+        )
 
     def per_tap(weights, values):
         weights = ops.reshape(weights, (-1, inputs, groups, filters // groups))
