@@ -16,6 +16,7 @@ from bayesnorm import metrics
 
 __all__ = [
     "bar_comparison",
+    "batch_statistics",
     "channel_statistics",
     "entropy_cdf",
     "entropy_histogram",
@@ -353,6 +354,49 @@ def channel_statistics(statistics: Mapping[str, Mapping[str, tuple]], figure=Non
         else:
             ax.set_ylim(bottom=0)
     ax.legend(frameon=False)
+    return figure
+
+
+def batch_statistics(panels: Mapping[str, tuple], figure=None):
+    """Density of statistics of real batches against the normal law that stands for it.
+
+    Args:
+        panels: By title, in order, `(values, mean, stddev)`: numbers of real batches,
+            and mean and standard deviation of the law.
+        figure: Figure to draw into.
+
+    Returns:
+        The figure, up to four panels in a row: a kernel density estimate of the values
+        (Scott's rule), their places below it, and the normal density.
+    """
+    from scipy import stats
+
+    _not_empty("panels", panels)
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = figure or _figure((3.1 * columns, 2.7 * rows + 0.3))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for ax in grid.flat[len(panels) :]:
+        ax.axis("off")
+    for ax, (title, (values, mean, stddev)) in zip(
+        grid.flat, panels.items(), strict=False
+    ):
+        values = metrics._finite(title, values).ravel()
+        _style(ax)
+        low = min(values.min(), mean - 3.5 * stddev)
+        high = max(values.max(), mean + 3.5 * stddev)
+        x = np.linspace(low, high, 300)
+        if np.ptp(values) > 0:
+            density = stats.gaussian_kde(values)(x)
+            ax.fill_between(x, density, color=SKY, alpha=0.5, lw=0, label="batches")
+        ax.plot(values, np.zeros_like(values), "|", color=BLUE, ms=7, alpha=0.5)
+        if stddev > 0:
+            law = stats.norm(mean, stddev).pdf(x)
+            ax.plot(x, law, color=VERMILION, lw=1.8, label="law")
+        ax.set_title(title, fontsize=9)
+        ax.set_yticks([])
+        ax.set_ylim(bottom=0)
+    grid.flat[0].legend(frameon=False, fontsize=8)
     return figure
 
 

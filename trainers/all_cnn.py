@@ -33,6 +33,7 @@ from trainers.flags import FLAGS
 _COMMON = {
     "batch_size": 32,
     "optimizer": "sgd",
+    "schedule": "exponential",
     "initial_stddev": 0.1,
     "augment": True,
     "padding": "valid",
@@ -95,15 +96,17 @@ def main():
     workdir = session.open_workdir("all_cnn")
     model = build(splits)
     history = session.train(model, splits, workdir)
+    methods = report.posterior_methods(model, FLAGS.samples, FLAGS.seed)
     return report.write(
         workdir,
         model,
         splits,
         history,
         describe(),
-        FLAGS.samples,
-        FLAGS.seed,
-        FLAGS.dataset_title,
+        methods,
+        shown="averaged" if "averaged" in methods else "one_pass",
+        samples=FLAGS.samples,
+        title=FLAGS.dataset_title,
     )
 
 

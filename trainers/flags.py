@@ -20,11 +20,14 @@ MAX_SEED = 2**32 // SEED_STRIDE - 1
 _INDIFFERENT = {
     "workdir",
     "data_dir",
+    "ood_file",
     "dataset_title",
     "config",
     "steps_per_call",
     "checkpoint_every",
     "tensorboard",
+    "jobs",
+    "parallel",
 }
 
 flags.DEFINE_string(
@@ -43,6 +46,10 @@ flags.DEFINE_string("dataset_title", None, "Name of the data in the report.")
 flags.DEFINE_list(
     "held_out", None, "Classes held out of training, the out-of-distribution data."
 )
+flags.DEFINE_enum("ood", None, ["notmnist"], "Another set as out-of-distribution data.")
+flags.DEFINE_string(
+    "ood_file", None, "NumPy archive of --ood (images, labels); else --data_dir's."
+)
 flags.DEFINE_integer("split_seed", 0, "Seed of the division of the data.")
 flags.DEFINE_integer(
     "seed", 0, "Seed of the initial weights, of the order and of all noise."
@@ -59,6 +66,12 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer("search_epochs", 5, "Epochs of a step of the search.")
 flags.DEFINE_integer("search_evaluations", 12, "Steps of the search.")
+flags.DEFINE_enum(
+    "schedule",
+    None,
+    ["exponential", "linear"],
+    "How the learning rate falls: by the factor --decay over --decay_epochs, or to 0.",
+)
 flags.DEFINE_float("decay", 0.01, "Factor of the learning rate over --decay_epochs.")
 flags.DEFINE_integer("decay_epochs", None, "Defaults to --epochs.")
 flags.DEFINE_integer(
@@ -142,23 +155,26 @@ def set_defaults(values):
         FLAGS.set_default(name, value)
 
 
+def all_flags():
+    """Returns the flags of the package's binaries that have a value, text by name."""
+    return {
+        flag.name: _text(flag.value)
+        for module, defined in FLAGS.flags_by_module_dict().items()
+        if module.startswith("trainers.") or module == sys.argv[0]
+        for flag in defined
+        if flag.value is not None
+    }
+
+
 def defining_flags():
     """Returns the flags that figures depend on, as text, by name.
 
-    They are those of the package's binaries that have a value; of the search for a
-    learning rate only where there is one.
+    Of the search for a learning rate only where there is one.
     """
-    modules = FLAGS.flags_by_module_dict().items()
     indifferent = _INDIFFERENT
     if FLAGS.learning_rate != "auto":
         indifferent = indifferent | {"search_epochs", "search_evaluations"}
-    return {
-        flag.name: _text(flag.value)
-        for module, defined in modules
-        if module.startswith("trainers.") or module == sys.argv[0]
-        for flag in defined
-        if flag.name not in indifferent and flag.value is not None
-    }
+    return {k: v for k, v in all_flags().items() if k not in indifferent}
 
 
 def _text(value):

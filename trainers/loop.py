@@ -24,6 +24,7 @@ import numpy as np
 from keras import ops
 
 from bayesnorm import backend, datasets
+from bayesnorm.arguments import check_choice
 from bayesnorm.layers import kl_divergence, set_kl_weight
 from bayesnorm.layers.kl_weight import kl_weight_of_epoch
 
@@ -42,8 +43,10 @@ class Config:
             remainder, other examples in each epoch, is left out of it, so that
             every step weighs its examples alike.
         learning_rate: Learning rate of the first epoch.
+        schedule: `"exponential"` or `"linear"`.
         decay: Factor by which the learning rate falls within `decay_epochs`:
-            `learning_rate * decay ** (epoch / decay_epochs)`, constant in an epoch.
+            `learning_rate * decay ** (epoch / decay_epochs)`, constant in an epoch. A
+            linear one falls to 0: `learning_rate * (1 - epoch / decay_epochs)`.
         decay_epochs: None for `epochs`, so that a short run decays as far as a
             long one.
         kl_warmup_epochs: Epochs over which the weight of the KL rises to 1 / N.
@@ -59,6 +62,7 @@ class Config:
     epochs: int
     batch_size: int = 32
     learning_rate: float = 0.01
+    schedule: str = "exponential"
     decay: float = 0.01
     decay_epochs: int | None = None
     kl_warmup_epochs: int = 0
@@ -68,6 +72,7 @@ class Config:
     eval_batch_size: int = 256
 
     def __post_init__(self):
+        check_choice("schedule", self.schedule, ("exponential", "linear"))
         decay_epochs = 1 if self.decay_epochs is None else self.decay_epochs
         for name, value, smallest in (
             ("epochs", self.epochs, 1),
@@ -96,6 +101,8 @@ class Config:
     def learning_rate_of_epoch(self, epoch):
         """Returns the learning rate of an epoch, counted from 0."""
         over = self.decay_epochs or self.epochs
+        if self.schedule == "linear":
+            return self.learning_rate * max(0.0, 1.0 - epoch / over)
         return self.learning_rate * self.decay ** (epoch / over)
 
 

@@ -1,11 +1,13 @@
 """The report of a run: figures, plots, models, and a page that shows them."""
 
+import dataclasses
 import json
 import math
 import os
 import platform
 import shutil
 import sys
+from typing import Any
 
 import keras
 import numpy as np
@@ -22,18 +24,52 @@ _TITLES = {
     "cifar10": "CIFAR-10",
 }
 
-_HEADINGS = {
-    "training": "Training",
-    "reliability": "Reliability",
-    "error_coverage": "Rejecting uncertain examples",
-    "entropy_cdf": "Entropy in and out of the domain",
-    "scale_uncertainty": "Learned noise",
-    "examples": "Examples",
-}
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way to predict.
+
+    Attributes:
+        title: What the report calls it.
+        runs: Models, or lists of models for ensembles: one for each repetition, such as
+            with another seed. Figures are means over them, plots show the first.
+        arguments: Those of `bayesnorm.predict`.
+    """
+
+    title: str
+    runs: list
+    arguments: dict
 
 
-# The methods of prediction, as keys in metrics.json.
-_ONE_PASS, _AVERAGED, _MOMENTS = "one_pass", "averaged", "moments"
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A part of the page: a figure or None, and what it shows."""
+
+    heading: str
+    figure: Any
+    text: str
+
+
+def posterior_methods(model, samples, seed):
+    """Returns the methods for a network that may have a posterior.
+
+    By one pass (the posterior's means), and if there is a posterior also by the
+    average over sampled networks and by propagated moments.
+
+    Args:
+        model: The model.
+        samples: Number of sampled networks.
+        seed: Seed of the samples.
+    """
+    methods = {"one_pass": Method("one pass", [model], {"method": "mean"})}
+    if _posteriors(model):
+        sampling = {"method": "sample", "samples": samples, "seed": seed}
+        title = f"average of {samples} samples"
+        methods["averaged"] = Method(title, [model], sampling)
+        methods["moments"] = Method(
+            "propagated moments", [model], {"method": "moments"}
+        )
+    return methods
 
 
 def write(
@@ -42,77 +78,82 @@ def write(
     splits,
     history,
     description,
+    methods,
+    shown,
     samples=30,
-    seed=0,
     title=None,
+    sections=None,
     note=print,
 ):
     """Writes the report of a trained classifier.
 
-    Evaluates on the test part and on the out-of-distribution part, by one pass (the
-    posterior's means), by the average over sampled networks, and by propagated
-    moments where the network has a posterior. The folder gets `metrics.json`,
-    `report.md`, the plots as PNG, `model.keras` and, with TensorFlow,
-    `saved_model/1/`.
+    Evaluates all methods on the test part and on the out-of-distribution part. The
+    folder gets `metrics.json`, `report.md`, the plots as PNG, `model.keras` and, with
+    TensorFlow, `saved_model/1/`.
 
     Args:
         workdir: The `trainers.checkpoints.Workdir`.
-        model: The model, scaled images to logits.
+        model: The model to save and to serve, scaled images to logits.
         splits: The `Splits`.
         history: The history of `trainers.loop.fit`.
         description: What was trained, for the report: a noun phrase.
-        samples: Number of sampled networks.
-        seed: Seed of the samples.
+        methods: Dict from a key, a part of the names in `metrics.json`, to `Method`.
+        shown: The key of the method that the plots of one method show.
+        samples: Number of networks that the exported model samples.
         title: Name of the data in the report; None for the set's usual one.
+        sections: Function `(figures, predictions) -> {name: Section}` for more
+            sections, or None; it may add to the figures.
         note: Function that is given a line of text for each part that is done.
 
     Returns:
-        The content of `metrics.json`. NLL, entropy and KL in nats, seconds in seconds,
-        accuracies, errors and areas in per cent.
+        The content of `metrics.json`: `part/figure_method`, and for several runs of a
+        method the standard deviation over them as `part/figure_method_std`. NLL,
+        entropy and KL in nats, seconds in seconds, accuracies, errors and areas in per
+        cent.
     """
     title = title or _TITLES.get(splits.name, splits.name)
-    predictions = _predict(model, splits, samples, seed)
+    predictions = _predict(methods, splits, note)
     figures = _figures(model, splits, history, predictions, samples)
     figures |= {"dataset": title, "hardware": _hardware(), "versions": _versions()}
+    page = _plots(model, splits, history, predictions, methods, shown)
+    if sections is not None:
+        page |= sections(figures, predictions)
+    # JSON has no infinity: an NLL of probability 0 is no number there.
+    figures = {
+        name: None if isinstance(v, float) and not np.isfinite(v) else v
+        for name, v in figures.items()
+    }
     text = json.dumps(figures, indent=2, default=float)
     write_atomically(workdir / "metrics.json", text + "\n")
     note("wrote metrics.json")
-    names = _method_names(samples)
-    sections = _plots(model, splits, history, predictions, names)
-    for name, (figure, _) in sections.items():
+    drawn = {name: s.figure for name, s in page.items() if s.figure is not None}
+    for name, figure in drawn.items():
         figure.savefig(workdir / f"{name}.png")
     model.save(workdir / "model.keras")
-    note(f"wrote {len(sections)} plots and model.keras")
+    note(f"wrote {len(drawn)} plots and model.keras")
     serving = _export(workdir, model, samples, note)
-    page = _page(title, description, figures, sections, names, serving)
-    write_atomically(workdir / "report.md", page)
+    text = _page(title, description, figures, page, methods, serving)
+    write_atomically(workdir / "report.md", text)
     note(f"wrote {workdir / 'report.md'}")
     return figures
 
 
-def _predict(model, splits, samples, seed):
-    """Returns part -> method -> `Prediction`."""
-    methods = {_ONE_PASS: {"method": "mean"}}
-    if _posteriors(model):
-        methods[_AVERAGED] = {
-            "method": "sample",
-            "samples": samples,
-            "seed": seed,
-            "keep_samples": True,
-        }
-        methods[_MOMENTS] = {"method": "moments"}
+def _predict(methods, splits, note):
+    """Returns part -> method -> a `Prediction` of each run."""
     parts = {
         part: splits.inputs(getattr(splits, part).images)
         for part in ("test", "ood")
         if getattr(splits, part) is not None
     }
-    return {
-        part: {
-            name: predict(model, images, from_logits=True, **arguments)
-            for name, arguments in methods.items()
-        }
-        for part, images in parts.items()
-    }
+    predictions = {part: {} for part in parts}
+    for name, method in methods.items():
+        for part, images in parts.items():
+            predictions[part][name] = [
+                predict(model, images, from_logits=True, **method.arguments)
+                for model in method.runs
+            ]
+        note(f"evaluated: {method.title}")
+    return predictions
 
 
 def _posteriors(model):
@@ -134,15 +175,13 @@ def _relative_stddevs(model):
 def _figures(model, splits, history, predictions, samples):
     last = history[-1]
     figures = {}
-    for method, prediction in predictions["test"].items():
-        summary = metrics.classification_summary(
-            prediction.probs, splits.test.labels, prediction.samples
-        )
-        figures |= {f"test/{name}_{method}": v for name, v in summary.items()}
-    for method, prediction in predictions.get("ood", {}).items():
-        inside = predictions["test"][method].entropy
-        summary = metrics.ood_summary(inside, prediction.entropy)
-        figures |= {f"ood/{name}_{method}": v for name, v in summary.items()}
+    for method, runs in predictions["test"].items():
+        summaries = [_summary(run, splits.test.labels) for run in runs]
+        figures |= _over_runs("test", method, summaries)
+    for method, runs in predictions.get("ood", {}).items():
+        pairs = zip(predictions["test"][method], runs, strict=True)
+        summaries = [metrics.ood_summary(a.entropy, b.entropy) for a, b in pairs]
+        figures |= _over_runs("ood", method, summaries)
     for name in ("nll", "kl", "learning_rate", "kl_weight"):
         figures[f"train/{name}"] = last[name]
     best = min(history, key=lambda row: row["val_nll"])
@@ -160,25 +199,30 @@ def _figures(model, splits, history, predictions, samples):
     }
     for name, ratios in _relative_stddevs(model).items():
         figures[f"posterior/relative_stddev/{name}"] = float(np.median(ratios))
-    # JSON has no infinity: an NLL of probability 0 is no number there.
-    return {
-        name: None if isinstance(v, float) and not np.isfinite(v) else v
-        for name, v in figures.items()
-    }
+    return figures
+
+
+def _summary(prediction, labels):
+    summary = metrics.classification_summary(prediction.probs, labels)
+    return summary | {"mutual_information": float(prediction.mutual_information.mean())}
+
+
+def _over_runs(part, method, summaries):
+    """Means over runs, and their standard deviations if there are several."""
+    figures = {}
+    for name, value in summaries[0].items():
+        key = f"{part}/{name}_{method}"
+        values = [summary[name] for summary in summaries]
+        figures[key] = value if len(values) == 1 else float(np.mean(values))
+        if len(values) > 1 and not name.startswith("examples"):
+            figures[f"{key}_std"] = float(np.std(values, ddof=1))
+    return figures
 
 
 def _seconds_per_epoch(history):
     """Median, without the first epoch, which compiles, where there are others."""
     seconds = [row["seconds"] for row in history]
     return float(np.median(seconds[1:] or seconds))
-
-
-def _method_names(samples):
-    return {
-        _ONE_PASS: "one pass",
-        _AVERAGED: f"average of {samples} samples",
-        _MOMENTS: "propagated moments",
-    }
 
 
 def _hardware():
@@ -203,10 +247,10 @@ def _versions():
     return versions | {keras.backend.backend(): module.__version__}
 
 
-def _plots(model, splits, history, predictions, names):
-    """Returns name -> (figure, what is seen in it), in the order of the page."""
-    test = predictions["test"]
-    shown = _AVERAGED if _AVERAGED in test else _ONE_PASS
+def _plots(model, splits, history, predictions, methods, shown):
+    """Returns name -> `Section`, in the order of the page."""
+    test = {method: runs[0] for method, runs in predictions["test"].items()}
+    name = methods[shown].title
     probs, labels = test[shown].probs, splits.test.labels
     columns = {
         "epoch": [row["epoch"] for row in history],
@@ -218,7 +262,8 @@ def _plots(model, splits, history, predictions, names):
     first, last = history[0], history[-1]
     best = min(history, key=lambda row: row["val_nll"])
     sections = {
-        "training": (
+        "training": Section(
+            "Training",
             plots.training_curves(columns),
             f"In {_epochs(last['epoch'])} the training NLL went from "
             f"{first['nll']:.4f} to {last['nll']:.4f} nats, that of validation from "
@@ -227,34 +272,38 @@ def _plots(model, splits, history, predictions, names):
         )
     }
     bins = metrics.reliability_bins(probs, labels)
-    sections["reliability"] = (
+    sections["reliability"] = Section(
+        "Reliability",
         plots.reliability_diagram(probs, labels),
-        f"The prediction ({names[shown]}) is right as often as it says to within "
+        f"The prediction ({name}) is right as often as it says to within "
         f"{100 * bins.calibration_error:.2f} % on average; {bins.count[-1]} of "
         f"{bins.count.sum()} test predictions lie in the bin of highest confidence.",
     )
     curves = {
-        names[method]: (p.entropy, p.classes != labels) for method, p in test.items()
+        methods[method].title: (p.entropy, p.classes != labels)
+        for method, p in test.items()
     }
-    uncertainty, wrong = curves[names[shown]]
+    uncertainty, wrong = curves[name]
     coverage, risk = metrics.error_coverage(uncertainty, wrong)
     kept = int(np.searchsorted(coverage, 0.9))
-    sections["error_coverage"] = (
+    sections["error_coverage"] = Section(
+        "Rejecting uncertain examples",
         plots.error_coverage(curves),
-        f"Of all test examples {100 * risk[-1]:.2f} % are wrong ({names[shown]}); "
+        f"Of all test examples {100 * risk[-1]:.2f} % are wrong ({name}); "
         f"without the tenth of highest entropy, {100 * risk[kept]:.2f} %.",
     )
     entropies = {"test": test[shown].entropy}
     seen = f"Mean entropy {entropies['test'].mean():.3f} nats on the test part"
     if "ood" in predictions:
-        outside = predictions["ood"][shown].entropy
-        entropies["held-out classes"] = outside
+        outside = predictions["ood"][shown][0].entropy
+        entropies["out of distribution"] = outside
         found = metrics.ood_summary(entropies["test"], outside)
         seen += (
-            f", {outside.mean():.3f} on held-out classes "
+            f", {outside.mean():.3f} out of distribution "
             f"({', '.join(splits.ood_class_names)}): an AUROC of {found['auroc']:.1f} %"
         )
-    sections["entropy_cdf"] = (
+    sections["entropy_cdf"] = Section(
+        "Entropy in and out of the domain",
         plots.entropy_cdf(entropies, splits.num_classes),
         f"{seen}.",
     )
@@ -262,13 +311,15 @@ def _plots(model, splits, history, predictions, names):
     if ratios:
         medians = {name: float(np.median(ratio)) for name, ratio in ratios.items()}
         noisiest = max(medians, key=medians.get)
-        sections["scale_uncertainty"] = (
+        sections["scale_uncertainty"] = Section(
+            "Learned noise",
             plots.scale_uncertainty(ratios),
             "The median over the channels of stddev / |scale| is highest in "
             f"{noisiest} ({medians[noisiest]:.2f}) and lowest in "
             f"{min(medians, key=medians.get)} ({min(medians.values()):.2f}).",
         )
-    sections["examples"] = (
+    sections["examples"] = Section(
+        "Examples",
         plots.example_grid(splits.test.images, probs, labels, splits.class_names),
         "Test images by entropy, with what the network says of them.",
     )
@@ -293,7 +344,15 @@ def _epochs(count):
     return "1 epoch" if count == 1 else f"{count} epochs"
 
 
-def _page(title, description, figures, sections, names, serving):
+def _cell(figures, key, form):
+    if figures.get(key) is None:
+        return "-"
+    spread = figures.get(f"{key}_std")
+    text = format(figures[key], form)
+    return text if spread is None else f"{text} ± {format(spread, form)}"
+
+
+def _page(title, description, figures, sections, methods, serving):
     columns = {
         "NLL (nats)": ("test/nll", ".4f"),
         "error (%)": ("test/error", ".2f"),
@@ -301,33 +360,28 @@ def _page(title, description, figures, sections, names, serving):
         "ECE (%)": ("test/ece_equal_width", ".2f"),
         "AURC (%)": ("test/aurc", ".3f"),
     }
-    outside = f"ood/auroc_{_ONE_PASS}" in figures
+    outside = any(name.startswith("ood/") for name in figures)
     if outside:
         columns["OOD AUROC (%)"] = ("ood/auroc", ".1f")
     auroc = (
-        "; the AUROC is that of the predictive entropy, held-out classes against the "
-        "test part"
+        "; the AUROC is that of the predictive entropy, out-of-distribution data "
+        "against the test part"
         if outside
         else ""
     )
     rows = [["test", *columns], ["---"] + ["---:"] * len(columns)]
-    for method, name in names.items():
-        values = {
-            label: figures.get(f"{k}_{method}") for label, (k, _) in columns.items()
-        }
-        if any(value is not None for value in values.values()):
-            rows.append(
-                [name]
-                + [
-                    "-" if value is None else format(value, columns[label][1])
-                    for label, value in values.items()
-                ]
-            )
+    for key, method in methods.items():
+        cells = [
+            _cell(figures, f"{name}_{key}", form) for name, form in columns.values()
+        ]
+        rows.append([method.title, *cells])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     shown = "\n\n".join(
-        f"## {_HEADINGS[name]}\n\n{text}\n\n![{_HEADINGS[name]}]({name}.png)"
-        for name, (_, text) in sections.items()
+        f"## {section.heading}\n\n{section.text}"
+        + ("" if section.figure is None else f"\n\n![{section.heading}]({name}.png)")
+        for name, section in sections.items()
     )
+    examples = figures[f"test/examples_{next(iter(methods))}"]
     hardware = figures["hardware"]
     versions = ", ".join(f"{k} {v}" for k, v in figures["versions"].items())
     return f"""# {title}
@@ -342,7 +396,7 @@ The flags are in `flags.txt`, all figures in `metrics.json`, every epoch in \
 
 {table}
 
-Of {figures["test/examples_one_pass"]} test examples. NLL in nats, errors in per cent; \
+Of {examples} test examples. NLL in nats, errors in per cent; \
 ECE over 15 bins of equal width; AURC is the area under the error-coverage curve{auroc}.
 
 {shown}

@@ -8,7 +8,7 @@ from bayesnorm import backend, datasets
 from trainers import learning_rate
 from trainers.checkpoints import Checkpoints, Workdir, write_history
 from trainers.flags import FLAGS, defining_flags
-from trainers.loop import Config, Loop, fit, make_optimizer
+from trainers.loop import Config, Loop, fit, make_optimizer, training_order
 from trainers.progress import Progress
 
 
@@ -17,7 +17,36 @@ def load_data():
     held_out = FLAGS.held_out
     if held_out is not None:
         held_out = [int(name) if name.isdigit() else name for name in held_out]
-    return datasets.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.split_seed, held_out)
+    splits = datasets.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.split_seed, held_out)
+    if FLAGS.ood is None:
+        return splits
+    images, labels = datasets.load_notmnist(FLAGS.data_dir, FLAGS.ood_file)
+    return datasets.with_ood(splits, images, labels, datasets.NOTMNIST_CLASSES)
+
+
+class TrainingInputs:
+    """An epoch of training inputs in random batches, augmented as in training.
+
+    The same batches each time it is iterated over.
+
+    Args:
+        splits: The `Splits`.
+        batch_size: Integer; a remainder is left out.
+        seed: Integer from 0.
+    """
+
+    def __init__(self, splits, batch_size, seed):
+        self._splits, self._batch_size, self._seed = splits, batch_size, seed
+
+    def __iter__(self):
+        """Yields arrays `[batch_size, height, width, channels]`."""
+        train = self._splits.train
+        augment = make_augmentation(self._splits, self._seed)
+        for indices in training_order(len(train), self._batch_size, self._seed, 0):
+            images = self._splits.inputs(train.images[indices])
+            if augment is not None:
+                images = keras.ops.convert_to_numpy(augment(images, training=True))
+            yield images
 
 
 def open_workdir(name):
@@ -26,18 +55,23 @@ def open_workdir(name):
     return Workdir(path, name, defining_flags())
 
 
-def make_augmentation(splits):
-    """Returns the layer that augments the data set's images, or None."""
+def make_augmentation(splits, seed):
+    """Returns the layer that augments the data set's images, or None.
+
+    Args:
+        splits: The `Splits`.
+        seed: Integer from 0.
+    """
     if not FLAGS.augment:
         return None
     kind = datasets.augmentation_for(splits.name)
-    layers = [datasets.RandomShift(kind.max_shift, seed=2 * FLAGS.seed)]
+    layers = [datasets.RandomShift(kind.max_shift, seed=2 * seed)]
     if kind.flip:
-        layers.append(datasets.RandomFlip(seed=2 * FLAGS.seed + 1))
+        layers.append(datasets.RandomFlip(seed=2 * seed + 1))
     return keras.Sequential(layers, name="augmentation")
 
 
-def train(model, splits, workdir):
+def train(model, splits, workdir, seed=None):
     """Trains `model` as the flags say, in `workdir`, or goes on there.
 
     Args:
@@ -45,19 +79,22 @@ def train(model, splits, workdir):
         splits: The `Splits`.
         workdir: The `Workdir`; gets checkpoints, `history.csv`, `learning_rate.json`
             if the learning rate is searched for, and scalars for TensorBoard.
+        seed: Seed of the order and of the augmentation; None for the flag's.
 
     Returns:
         The history of `trainers.loop.fit`.
     """
+    seed = FLAGS.seed if seed is None else seed
     progress = Progress()
     config = Config(
         epochs=FLAGS.epochs,
         batch_size=FLAGS.batch_size,
+        schedule=FLAGS.schedule,
         decay=FLAGS.decay,
         decay_epochs=FLAGS.decay_epochs,
         kl_warmup_epochs=FLAGS.kl_warmup_epochs,
         augment_validation=FLAGS.augment_validation,
-        seed=FLAGS.seed,
+        seed=seed,
         steps_per_call=FLAGS.steps_per_call,
     )
     loop = Loop(
@@ -65,7 +102,7 @@ def train(model, splits, workdir):
         make_optimizer(FLAGS.optimizer),
         splits,
         config,
-        make_augmentation(splits),
+        make_augmentation(splits, seed),
     )
     if FLAGS.learning_rate == "auto":
         rate = learning_rate.search(

@@ -15,16 +15,20 @@ from bayesnorm.datasets.augment import (
     flip_images,
     shift_images,
 )
+from bayesnorm.datasets.notmnist import CLASS_NAMES as NOTMNIST_CLASSES
+from bayesnorm.datasets.notmnist import load as load_notmnist
 from bayesnorm.datasets.splits import (
     Split,
     Splits,
     channel_statistics,
     from_arrays,
     validate,
+    with_ood,
 )
 
 __all__ = [
     "NAMES",
+    "NOTMNIST_CLASSES",
     "Augmentation",
     "RandomFlip",
     "RandomShift",
@@ -35,8 +39,10 @@ __all__ = [
     "flip_images",
     "from_arrays",
     "load",
+    "load_notmnist",
     "shift_images",
     "validate",
+    "with_ood",
 ]
 
 NAMES = ("digits", *tfds.SOURCES)

@@ -284,6 +284,26 @@ def from_arrays(
     )
 
 
+def with_ood(splits, images, labels, class_names=()):
+    """Returns `Splits` with other out-of-distribution data.
+
+    Args:
+        splits: A `Splits`.
+        images: `[n, height, width]` or `[n, height, width, channels]`, of the type and
+            scale of the others.
+        labels: `[n]` integers.
+        class_names: Names that they index, if any.
+
+    Raises:
+        ValueError: See `validate`.
+    """
+    return dataclasses.replace(
+        splits,
+        ood=_split(splits.name, "ood", (images, labels)),
+        ood_class_names=tuple(class_names),
+    )
+
+
 def _split(name, part, arrays):
     try:
         images, labels = arrays

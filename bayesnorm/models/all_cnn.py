@@ -2,8 +2,8 @@
 
 import keras
 
-from bayesnorm.arguments import check_choice, check_number
-from bayesnorm.models.blocks import NormalizedBlocks
+from bayesnorm.arguments import check_choice
+from bayesnorm.models.blocks import NormalizedBlocks, image_inputs, scaled_widths
 
 _KERNELS = (3, 3, 3, 3, 3, 3, 3, 1, 1)
 _STRIDES = (1, 1, 2, 1, 1, 2, 1, 1, 1)
@@ -35,7 +35,7 @@ def all_cnn(
     Args:
         input_shape: `(height, width, channels)`.
         num_classes: Number of classes.
-        norm: None, `"batch"`, `"weight"` or `"analytic"`.
+        norm: None, `"batch"`, `"stochastic_batch"`, `"weight"` or `"analytic"`.
         scale: `"plain"` or `"stochastic"`.
         projection: Whether kernels are projected on `||w|| = 1`.
         width: Factor of the widths.
@@ -59,20 +59,14 @@ def all_cnn(
         Simplicity: The All Convolutional Net".
     """
     check_choice("padding", padding, ("valid", "same"))
-    check_number("width", width, positive=True)
     if padding == "valid" and min(input_shape[:2]) < _SMALLEST:
         raise ValueError(
             f"Without padding the network needs images of {_SMALLEST} pixels or more "
             f"a side: pass padding='same'. Received: input_shape={input_shape}"
         )
     block = NormalizedBlocks(norm, scale, projection, seed, scale_arguments)
-    widths = [max(1, round(w * width)) for w in _WIDTHS] + [num_classes]
-    inputs = keras.Input(input_shape, name="images")
-    x = inputs
-    if input_mean is not None:
-        x = keras.layers.Normalization(
-            mean=input_mean, variance=input_variance, name="standardize"
-        )(x)
+    widths = scaled_widths(_WIDTHS, width) + [num_classes]
+    inputs, x = image_inputs(input_shape, input_mean, input_variance)
     layers = zip(widths, _KERNELS, _STRIDES, strict=True)
     for i, (filters, kernel, stride) in enumerate(layers):
         x = block(

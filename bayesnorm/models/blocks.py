@@ -2,19 +2,37 @@
 
 import keras
 
-from bayesnorm.arguments import check_choice
+from bayesnorm.arguments import check_choice, check_number
 from bayesnorm.layers import (
     AnalyticNormalization,
+    MonteCarloDropout,
     ScaleNorm,
+    StochasticBatchNormalization,
     StochasticScaleNorm,
     WeightNormalization,
     project_kernels,
 )
 
-NORMS = (None, "batch", "weight", "analytic")
+NORMS = (None, "batch", "stochastic_batch", "weight", "analytic")
 SCALES = ("plain", "stochastic")
 
 _WRAPPERS = {"weight": WeightNormalization, "analytic": AnalyticNormalization}
+
+
+def image_inputs(input_shape, mean=None, variance=None):
+    """Returns the Input of images, and behind it the images standardized, if asked."""
+    inputs = x = keras.Input(input_shape, name="images")
+    if mean is not None:
+        x = keras.layers.Normalization(
+            mean=mean, variance=variance, name="standardize"
+        )(x)
+    return inputs, x
+
+
+def scaled_widths(widths, factor):
+    """Returns the numbers of filters times a factor, 1 at least."""
+    check_number("width", factor, positive=True)
+    return [max(1, round(width * factor)) for width in widths]
 
 
 def fan_in_uniform(seed=None):
@@ -28,7 +46,8 @@ class NormalizedBlocks:
     """Makes `linear layer -> normalization -> scale and bias` blocks.
 
     Args:
-        norm: None (a bias only), `"batch"`, `"weight"` or `"analytic"`.
+        norm: None (a bias only), `"batch"`, `"stochastic_batch"`, `"weight"` or
+            `"analytic"`.
         scale: `"plain"` or `"stochastic"`.
         projection: Whether kernels are projected on `||w|| = 1`; without a
             normalization there is nothing to project.
@@ -59,6 +78,28 @@ class NormalizedBlocks:
         self.seed += 1
         return self.seed
 
+    def _batch_norm(self, **kwargs):
+        if self.norm == "batch":
+            return keras.layers.BatchNormalization(**kwargs)
+        return StochasticBatchNormalization(seed=self._next_seed(), **kwargs)
+
+    def activation(self, x, dropout, name):
+        """Applies a ReLU and, at a rate above 0, Monte Carlo dropout."""
+        x = keras.layers.ReLU(name=f"{name}_relu")(x)
+        if not dropout:
+            return x
+        return MonteCarloDropout(dropout, seed=self._next_seed(), name=f"{name}_drop")(
+            x
+        )
+
+    def classifier(self, x, num_classes):
+        """Applies the last layer, which is dense and has no normalization."""
+        return keras.layers.Dense(
+            num_classes,
+            kernel_initializer=fan_in_uniform(self._next_seed()),
+            name="logits",
+        )(x)
+
     def __call__(self, x, layer_type, *args, name, **kwargs):
         """Applies a block.
 
@@ -85,10 +126,10 @@ class NormalizedBlocks:
             x = wrapper(layer, projection=self.projection, name=f"{name}_norm")(x)
         else:
             x = layer(x)
-        if self.norm == "batch":
+        if self.norm in ("batch", "stochastic_batch"):
             if self.projection:
                 project_kernels(layer)
-            x = keras.layers.BatchNormalization(
+            x = self._batch_norm(
                 center=not stochastic, scale=not stochastic, name=f"{name}_norm"
             )(x)
         if stochastic:

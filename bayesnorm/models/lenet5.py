@@ -1,0 +1,74 @@
+"""LeNet-5, as in the experiments of stochastic batch normalization."""
+
+import keras
+
+from bayesnorm.arguments import check_choice
+from bayesnorm.models.blocks import NormalizedBlocks, image_inputs, scaled_widths
+
+_WIDTHS = (20, 50, 500)
+
+
+def lenet5(
+    input_shape=(28, 28, 1),
+    num_classes=10,
+    norm="batch",
+    scale="plain",
+    projection=False,
+    width=1.0,
+    dropout=0.0,
+    padding="valid",
+    input_mean=None,
+    input_variance=None,
+    seed=None,
+    **scale_arguments,
+):
+    """Builds LeNet-5 with a normalization after each hidden linear layer.
+
+    Convolution 5x5 of 20 filters, normalization, ReLU, 2x2 max pooling; the same with
+    50 filters; dense of 500 units, normalization, ReLU; dense of the classes.
+
+    Args:
+        input_shape: `(height, width, channels)`.
+        num_classes: Number of classes.
+        norm: None, `"batch"`, `"stochastic_batch"`, `"weight"` or `"analytic"`.
+        scale: `"plain"` or `"stochastic"`.
+        projection: Whether kernels are projected on `||w|| = 1`.
+        width: Factor of the widths.
+        dropout: Rate of the Monte Carlo dropout after each ReLU.
+        padding: `"valid"` as in the paper, or `"same"` for images under 16 pixels.
+        input_mean: Per-channel mean of the images; None to take them as they come, as
+            in the paper.
+        input_variance: Per-channel variance of the images.
+        seed: Integer, seed of the initial weights and of the noise.
+        **scale_arguments: Arguments of `StochasticScaleNorm`.
+
+    Returns:
+        A Functional model, images `[batch, height, width, channels]` to logits
+        `[batch, classes]`.
+
+    Raises:
+        ValueError: If an argument is not as above or the image is too small.
+
+    Reference:
+        Atanov et al., 2018, "Uncertainty Estimation via Stochastic Batch
+        Normalization", section 4; LeCun et al., 1998, "Gradient-Based Learning
+        Applied to Document Recognition".
+    """
+    check_choice("padding", padding, ("valid", "same"))
+    if padding == "valid" and min(input_shape[:2]) < 16:
+        raise ValueError(
+            "Without padding the network needs images of 16 pixels or more a side: "
+            f"pass padding='same'. Received: input_shape={input_shape}"
+        )
+    block = NormalizedBlocks(norm, scale, projection, seed, scale_arguments)
+    *filters, units = scaled_widths(_WIDTHS, width)
+    inputs, x = image_inputs(input_shape, input_mean, input_variance)
+    for i, number in enumerate(filters):
+        name = f"conv{i}"
+        x = block(x, keras.layers.Conv2D, number, 5, padding=padding, name=name)
+        x = block.activation(x, dropout, name)
+        x = keras.layers.MaxPooling2D(name=f"pool{i}")(x)
+    x = keras.layers.Flatten(name="flatten")(x)
+    x = block(x, keras.layers.Dense, units, name="dense0")
+    x = block.activation(x, dropout, "dense0")
+    return keras.Model(inputs, block.classifier(x, num_classes), name="lenet5")

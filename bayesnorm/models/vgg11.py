@@ -1,0 +1,65 @@
+"""VGG-11 for small images."""
+
+import keras
+
+from bayesnorm.models.blocks import NormalizedBlocks, image_inputs, scaled_widths
+
+_STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))
+
+
+def vgg11(
+    input_shape=(32, 32, 3),
+    num_classes=10,
+    norm="batch",
+    scale="plain",
+    projection=False,
+    width=1.0,
+    dropout=0.0,
+    input_mean=None,
+    input_variance=None,
+    seed=None,
+    **scale_arguments,
+):
+    """Builds VGG-11: eight padded 3x3 convolutions in five stages, then dense.
+
+    Widths 64, M, 128, M, 256, 256, M, 512, 512, M, 512, 512, M, classes, M a 2x2 max
+    pooling; a normalization and a ReLU after every convolution. Poolings of maps that
+    are one pixel wide already (small images) are left out.
+
+    Args:
+        input_shape: `(height, width, channels)`.
+        num_classes: Number of classes.
+        norm: None, `"batch"`, `"stochastic_batch"`, `"weight"` or `"analytic"`.
+        scale: `"plain"` or `"stochastic"`.
+        projection: Whether kernels are projected on `||w|| = 1`.
+        width: Factor of the widths.
+        dropout: Rate of the Monte Carlo dropout after each ReLU.
+        input_mean: Per-channel mean of the images; None to take them as they come, as
+            in the paper.
+        input_variance: Per-channel variance of the images.
+        seed: Integer, seed of the initial weights and of the noise.
+        **scale_arguments: Arguments of `StochasticScaleNorm`.
+
+    Returns:
+        A Functional model, images `[batch, height, width, channels]` to logits
+        `[batch, classes]`.
+
+    Raises:
+        ValueError: If an argument is not as above.
+
+    Reference:
+        Atanov et al., 2018, "Uncertainty Estimation via Stochastic Batch
+        Normalization", section 4; Simonyan & Zisserman, 2015, "Very Deep
+        Convolutional Networks for Large-Scale Image Recognition".
+    """
+    block = NormalizedBlocks(norm, scale, projection, seed, scale_arguments)
+    inputs, x = image_inputs(input_shape, input_mean, input_variance)
+    for i, stage in enumerate(_STAGES):
+        for j, filters in enumerate(scaled_widths(stage, width)):
+            name = f"conv{i}_{j}"
+            x = block(x, keras.layers.Conv2D, filters, 3, padding="same", name=name)
+            x = block.activation(x, dropout, name)
+        if min(x.shape[1:3]) > 1:
+            x = keras.layers.MaxPooling2D(name=f"pool{i}")(x)
+    x = keras.layers.Flatten(name="flatten")(x)
+    return keras.Model(inputs, block.classifier(x, num_classes), name="vgg11")

@@ -1,0 +1,155 @@
+"""What the report of `trainers.sbn` adds: the paper's table and its figures."""
+
+import numpy as np
+from keras import ops
+from scipy import stats
+
+from bayesnorm import plots
+from bayesnorm.tools.minibatch import record_statistics
+from trainers.flags import FLAGS
+from trainers.report import Section
+
+# With so many batches a Kolmogorov-Smirnov distance is 0.06 where the law is right.
+_BATCHES = 200
+
+
+def sections(splits, model, figures, predictions):
+    """Returns the sections, and adds what they found to `figures`.
+
+    Args:
+        splits: The `Splits`.
+        model: A calibrated network.
+        figures: Dict of figures, changed.
+        predictions: Part -> method -> predictions of each run.
+    """
+    found = {"table": _table(figures)}
+    if "ood" in predictions:
+        found["entropy_cdf_methods"] = _entropy(splits, predictions["ood"])
+    if "mcbn" in predictions["test"]:
+        found["real_batches"] = _against_real_batches(figures, predictions)
+    found["statistics"] = _statistics(splits, model, figures)
+    return found
+
+
+def _table(figures):
+    """The paper's table 1: error and NLL without and with SBN."""
+    rows = [
+        ("single network", "bn", "sbn"),
+        ("ensemble", "ensemble", "ensemble_sbn"),
+        ("dropout", "dropout", "dropout_sbn"),
+    ]
+    lines = [
+        "| | error, % | error with SBN, % | NLL | NLL with SBN |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for title, without, with_sbn in rows:
+        if f"test/nll_{without}" not in figures:
+            continue
+        cells = [
+            _cell(figures, f"test/{name}_{method}", form)
+            for name, form in (("error", ".2f"), ("nll", ".4f"))
+            for method in (without, with_sbn)
+        ]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    text = (
+        "Without and with stochastic batch normalization; mean ± standard deviation "
+        "over members where there are several runs.\n\n" + "\n".join(lines)
+    )
+    return Section("Error and NLL, as table 1 of the paper", None, text)
+
+
+def _cell(figures, key, form):
+    text = format(figures[key], form)
+    spread = figures.get(f"{key}_std")
+    return text if spread is None else f"{text} ± {format(spread, form)}"
+
+
+_TITLES = {
+    "bn": "BN",
+    "sbn": "SBN",
+    "mcbn": "MCBN",
+    "ensemble": "ensemble",
+    "ensemble_sbn": "ensemble + SBN",
+    "dropout": "dropout",
+    "dropout_sbn": "dropout + SBN",
+}
+
+
+def _entropy(splits, outside):
+    entropies = {_TITLES[name]: runs[0].entropy for name, runs in outside.items()}
+    means = ", ".join(f"{name} {e.mean():.3f}" for name, e in entropies.items())
+    return Section(
+        "Entropy out of the domain, every method",
+        plots.entropy_cdf(entropies, splits.num_classes),
+        f"Figure 1 of the paper. Further right is better. Mean entropy, nats: {means}.",
+    )
+
+
+def _against_real_batches(figures, predictions):
+    """Total variation from MCBN, and the drift of the mean prediction."""
+    test = {name: runs[0].probs for name, runs in predictions["test"].items()}
+    distances = {
+        name: 0.5 * np.abs(test[name] - test["mcbn"]).sum(-1) for name in ("bn", "sbn")
+    }
+    for name, distance in distances.items():
+        figures[f"distance/mcbn_{name}"] = float(distance.mean())
+    drift = (test["sbn"] - test["bn"]).reshape(-1, test["bn"].shape[-1])
+    figures["distance/drift_of_class_shares"] = float(np.abs(drift.mean(0)).max())
+    closer = np.mean(distances["sbn"] < distances["bn"])
+    text = (
+        "Real training batches give the distribution that SBN approximates. Mean total "
+        "variation distance of the averaged prediction from theirs, over the test "
+        f"examples: SBN {distances['sbn'].mean():.4f}, plain BN "
+        f"{distances['bn'].mean():.4f}; SBN is the closer one for "
+        f"{100 * closer:.0f} % of them. (With {FLAGS.samples} samples each; their own "
+        "noise is part of the first.) The share that the test set gives to a class "
+        "moves by at most "
+        f"{100 * figures['distance/drift_of_class_shares']:.2f} % from BN to SBN."
+    )
+    return Section("Against the statistics of real batches", None, text)
+
+
+def _statistics(splits, model, figures):
+    """KS distances per layer on held-out batches, and densities of some channels."""
+    held_out = splits.inputs(splits.validation.images)
+    size = min(FLAGS.batch_size, len(held_out) // 2)
+    recorded = record_statistics(model, held_out, _BATCHES, size, FLAGS.seed)
+    start, panels, lines = 0, {}, []
+    for layer in recorded.layers:
+        moments = [ops.convert_to_numpy(x) for x in layer.statistics_moments()]
+        (channels,) = moments[0].shape
+        name = layer.name.removesuffix("_norm")
+        cells = []
+        for i, kind in enumerate(("mean", "log variance")):
+            values = recorded.values[:, start : start + channels]
+            start += channels
+            mean, stddev = moments[2 * i], np.maximum(moments[2 * i + 1], 1e-12)
+            distances = [
+                stats.kstest(values[:, c], stats.norm(mean[c], stddev[c]).cdf).statistic
+                for c in range(channels)
+            ]
+            key = f"statistics/ks_{kind.replace(' ', '_')}/{name}"
+            figures[key] = float(np.median(distances))
+            cells.append(f"{np.median(distances):.3f}")
+            middle = int(np.argsort(distances)[channels // 2])
+            panels[f"{name}, {kind}"] = values[:, middle], mean[middle], stddev[middle]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    table = "\n".join(
+        ["| layer | mean | log variance |", "| --- | ---: | ---: |", *lines]
+    )
+    text = (
+        f"Statistics of {_BATCHES} batches of {size} validation images against the "
+        "laws from the training data, figures 2 and 3 of the paper. Median over the "
+        "channels of the Kolmogorov-Smirnov distance (0.06 where the law is exact); "
+        f"the plot shows the channel of that distance.\n\n{table}"
+    )
+    shown = list(panels)
+    if len(shown) > 8:  # The first, a middle, and the last two layers.
+        layers = len(shown) // 2
+        chosen = sorted({0, layers // 2, layers - 2, layers - 1})
+        shown = [shown[2 * i + j] for i in chosen for j in (0, 1)]
+    return Section(
+        "Batch statistics",
+        plots.batch_statistics({name: panels[name] for name in shown}),
+        text,
+    )

@@ -1,0 +1,223 @@
+"""Trains batch-normalized networks and measures stochastic batch normalization.
+
+    python -m trainers.sbn
+    python -m trainers.sbn --dataset=mnist --data_dir=DIR --ood=notmnist --ood_file=FILE
+    python -m trainers.sbn --dataset=cifar10 --held_out=5,6,7,8,9 --network=vgg11
+
+Trains `--members` networks with plain batch normalization, and as many with dropout
+beside it; converts them, calibrates them, and compares plain batch normalization,
+stochastic batch normalization (SBN), the statistics of real batches (MCBN), dropout and
+ensembles, each alone and with SBN, in and out of the domain. Members are independent
+jobs (`--jobs`, `--parallel`); each can be stopped and goes on. Defaults:
+
+    --dataset         digits     mnist      cifar10
+    --network         lenet5     lenet5     vgg11
+    --epochs          30         50         200
+    --batch_size      16         16         16
+    --padding         same       valid      -
+    --augment         false      false      true
+    --held_out        8,9        -          5,6,7,8,9
+
+Adam from 0.001, falling linearly to 0, dropout 0.5: as in the authors' code.
+
+Reference:
+    Atanov et al., 2018, "Uncertainty Estimation via Stochastic Batch Normalization",
+    section 4.
+"""
+
+import keras
+from absl import flags as absl_flags
+
+from bayesnorm import models
+from bayesnorm.tools.calibrate import calibrate
+from bayesnorm.tools.convert import to_stochastic
+from trainers import flags, jobs, report, session
+from trainers.batch_statistics import sections
+from trainers.checkpoints import Workdir
+from trainers.flags import FLAGS
+
+absl_flags.DEFINE_enum("network", None, ["lenet5", "vgg11", "resnet18"], "Network.")
+absl_flags.DEFINE_integer("members", 3, "Networks of an ensemble.", 2)
+absl_flags.DEFINE_float(
+    "dropout",
+    0.5,
+    "Rate after each ReLU of the second family of networks; 0: no such family "
+    "(resnet18 has none).",
+    0.0,
+    0.95,
+)
+absl_flags.DEFINE_bool("minibatch", True, "Whether to compare with MCBN as well.")
+
+_COMMON = {
+    "batch_size": 16,
+    "optimizer": "adam",
+    "learning_rate": "0.001",
+    "schedule": "linear",
+    "width": 1.0,
+    "padding": "valid",
+    "augment": False,
+}
+_DEFAULTS = {
+    "digits": {"network": "lenet5", "epochs": 30, "padding": "same", "width": 0.5},
+    "mnist": {"network": "lenet5", "epochs": 50},
+    "cifar10": {
+        "network": "vgg11",
+        "epochs": 200,
+        "augment": True,
+        "held_out": ["5", "6", "7", "8", "9"],
+    },
+}
+_PLAIN, _DROPOUT = "plain", "dropout"
+
+
+def families():
+    """Returns the families of networks: name -> rate of dropout."""
+    rates = {_PLAIN: 0.0}
+    if FLAGS.dropout and FLAGS.network != "resnet18":
+        rates[_DROPOUT] = FLAGS.dropout
+    return rates
+
+
+def member_seed(family, number):
+    """Returns the seed of a member, its own in all runs of different `--seed`."""
+    families_and_members = 2 * FLAGS.members
+    offset = FLAGS.members * (family == _DROPOUT) + number
+    return FLAGS.seed * families_and_members + offset
+
+
+def build(splits, family, number):
+    """Returns the network of a member, initialized."""
+    arguments = {} if FLAGS.network == "resnet18" else {"dropout": families()[family]}
+    if FLAGS.network == "lenet5":
+        arguments["padding"] = FLAGS.padding
+    return getattr(models, FLAGS.network)(
+        splits.image_shape,
+        splits.num_classes,
+        width=FLAGS.width,
+        seed=flags.SEED_STRIDE * member_seed(family, number),
+        **arguments,
+    )
+
+
+def train_member(splits, path, family, number):
+    """Trains a member, or goes on, or loads what it has become.
+
+    Args:
+        splits: The `Splits`.
+        path: Folder of the whole run.
+        family: Name of its family.
+        number: Integer from 0.
+
+    Returns:
+        `(model, history)`.
+    """
+    seed = member_seed(family, number)
+    keras.utils.set_random_seed(seed)
+    model = build(splits, family, number)
+    name = f"{family}-{number}"
+    defining = flags.defining_flags() | {"family": family, "number": str(number)}
+    workdir = Workdir(f"{path}/{name}", "sbn member", defining)
+    print(f"network {name}")
+    return model, session.train(model, splits, workdir, seed)
+
+
+def train_in_a_job(path, family, number):
+    """Trains a member in a process of its own."""
+    train_member(session.load_data(), path, family, number)
+
+
+def make_stochastic(splits, model, seed):
+    """Returns the network with calibrated stochastic batch normalization."""
+    converted = to_stochastic(model, seed=flags.SEED_STRIDE * seed)
+    batches = session.TrainingInputs(splits, FLAGS.batch_size, seed)
+    return calibrate(converted, batches)
+
+
+def methods_of(splits, plain, stochastic):
+    """Returns the methods of the paper's comparison, by key.
+
+    Args:
+        splits: The `Splits`.
+        plain: Family -> the members as trained.
+        stochastic: Family -> the members, calibrated.
+    """
+    samples, seed = FLAGS.samples, FLAGS.seed
+    # An ensemble draws as many networks in all as a single network does.
+    share = -(-samples // FLAGS.members)
+    mean = {"method": "mean"}
+    sample = {"method": "sample", "samples": samples, "seed": seed}
+    shared = sample | {"samples": share}
+    method = report.Method
+    methods = {
+        "bn": method("BN", plain[_PLAIN], mean),
+        "sbn": method("SBN", stochastic[_PLAIN], sample),
+    }
+    if FLAGS.minibatch:
+        batches = session.TrainingInputs(splits, FLAGS.batch_size, seed)
+        real = sample | {"method": "minibatch", "train_data": batches}
+        methods["mcbn"] = method("MCBN (one member)", stochastic[_PLAIN][:1], real)
+    methods["ensemble"] = method("ensemble", [plain[_PLAIN]], mean)
+    methods["ensemble_sbn"] = method("ensemble + SBN", [stochastic[_PLAIN]], shared)
+    if _DROPOUT in plain:
+        methods["dropout"] = method("dropout", plain[_DROPOUT], sample)
+        methods["dropout_sbn"] = method("dropout + SBN", stochastic[_DROPOUT], sample)
+    return methods
+
+
+def main():
+    """Trains, calibrates and reports; returns the content of `metrics.json`."""
+    flags.set_defaults(_COMMON | _DEFAULTS[FLAGS.dataset])
+    splits = session.load_data()
+    workdir = session.open_workdir("sbn")
+    members = [(f, n) for f in families() for n in range(FLAGS.members)]
+    jobs.run(
+        "trainers.sbn",
+        "train_in_a_job",
+        [(str(workdir.path), *member) for member in members],
+    )
+    plain, histories = {}, {}
+    for family, number in members:
+        model, history = train_member(splits, workdir.path, family, number)
+        plain.setdefault(family, []).append(model)
+        histories[family, number] = history
+    stochastic = {
+        family: [
+            make_stochastic(splits, model, member_seed(family, i))
+            for i, model in enumerate(of_family)
+        ]
+        for family, of_family in plain.items()
+    }
+    print(f"calibrated {len(members)} networks")
+    first = stochastic[_PLAIN][0]
+    return report.write(
+        workdir,
+        first,
+        splits,
+        histories[_PLAIN, 0],
+        describe(),
+        methods_of(splits, plain, stochastic),
+        shown="sbn",
+        samples=FLAGS.samples,
+        title=FLAGS.dataset_title,
+        sections=lambda figures, predictions: sections(
+            splits, first, figures, predictions
+        ),
+    )
+
+
+def describe():
+    """Returns what the flags train, as a noun phrase."""
+    dropout = f", and with dropout {FLAGS.dropout:g}" if _DROPOUT in families() else ""
+    return (
+        f"{FLAGS.network} of width {FLAGS.width:g} with batch normalization, "
+        f"{FLAGS.members} members{dropout}, seed {FLAGS.seed}. Of one member"
+    )
+
+
+def run():
+    """Runs the binary."""
+    flags.run(main)
+
+
+if __name__ == "__main__":
+    run()
