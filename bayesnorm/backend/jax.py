@@ -119,6 +119,15 @@ def output_shape(function):
     return jax.eval_shape(function).shape
 
 
+def _distinct(values):
+    """Copies arrays that stand there twice: a buffer can be donated only once.
+
+    Assigning one variable's value to another leaves both with one array.
+    """
+    seen = set()
+    return [jnp.copy(v) if id(v) in seen else seen.add(id(v)) or v for v in values]
+
+
 def compiled_loop(body, variables):
     """Compiles a loop of `body`, which reads and writes `variables`.
 
@@ -151,7 +160,7 @@ def compiled_loop(body, variables):
         )
 
     def run(start, stop, carry, *tensors):
-        values = [v.value for v in variables]
+        values = _distinct([v.value for v in variables])
         if jax.default_backend() == "cpu":
             # There XLA runs what is inside a loop on one thread, and convolutions
             # ten times slower.
