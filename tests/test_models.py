@@ -56,7 +56,7 @@ def test_the_seed_fixes_the_weights_and_the_noise(rng):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"norm": "layer"}, "'batch', 'weight', 'analytic'"),
+        ({"norm": "layer"}, "'weight', 'analytic'"),
         ({"scale": "noisy"}, "'plain', 'stochastic'"),
         ({"padding": "full"}, "'valid', 'same'"),
         ({"width": 0}, "above 0"),
@@ -67,3 +67,61 @@ def test_the_seed_fixes_the_weights_and_the_noise(rng):
 def test_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         models.all_cnn(**arguments)
+
+
+def _filters(model):
+    linear = (keras.layers.Conv2D, keras.layers.Dense)
+    return [int(x.kernel.shape[-1]) for x in model.layers if isinstance(x, linear)]
+
+
+def _count(model, cls):
+    return sum(isinstance(x, cls) for x in model.layers)
+
+
+def test_lenet5_is_the_papers_network():
+    model = models.lenet5(dropout=0.5)
+    assert _filters(model) == [20, 50, 500, 10]
+    assert model.get_layer("conv0").output.shape[1:] == (24, 24, 20)
+    assert model.get_layer("conv1").output.shape[1:] == (8, 8, 50)
+    assert model.get_layer("flatten").output.shape[1:] == (800,)
+    assert _count(model, keras.layers.BatchNormalization) == 3
+    assert _count(model, bayesnorm.MonteCarloDropout) == 3
+    kernels = 25 * 20 + 25 * 20 * 50 + 800 * 500 + 500 * 10
+    assert model.count_params() >= kernels
+    assert len(model.trainable_weights) == 3 + 6 + 2
+
+
+def test_vgg11_is_the_papers_network():
+    model = models.vgg11(num_classes=5)
+    assert _filters(model) == [64, 128, 256, 256, 512, 512, 512, 512, 5]
+    assert _count(model, keras.layers.MaxPooling2D) == 5
+    assert model.get_layer("flatten").output.shape == (None, 512)
+    assert _count(model, keras.layers.BatchNormalization) == 8
+
+
+def test_resnet18_is_the_papers_network():
+    model = models.resnet18(num_classes=5)
+    assert _count(model, keras.layers.Conv2D) == 1 + 16 + 3
+    assert _count(model, keras.layers.BatchNormalization) == 20
+    assert _count(model, keras.layers.Add) == 8
+    assert model.get_layer("block3_1_relu").output.shape[1:] == (4, 4, 512)
+    # The number that is known of this form with 10 classes is 11,173,962.
+    trained = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+    assert trained == 11_173_962 - 5 * 513
+
+
+@pytest.mark.parametrize("norm", [None, "stochastic_batch", "weight", "analytic"])
+@pytest.mark.parametrize("name", ["lenet5", "vgg11", "resnet18"])
+def test_networks_with_other_normalizations(name, norm, rng):
+    padding = {"padding": "same"} if name == "lenet5" else {}
+    model = getattr(models, name)(
+        (8, 8, 1), 3, norm, "stochastic", width=0.05, seed=1, **padding
+    )
+    x = rng.normal(size=(4, 8, 8, 1)).astype("float32")
+    assert np.isfinite(np.asarray(model(x, training=True))).all()
+    assert float(bayesnorm.kl_divergence(model)) > 0
+
+
+def test_small_images_need_padding():
+    with pytest.raises(ValueError, match="16 pixels"):
+        models.lenet5((8, 8, 1))

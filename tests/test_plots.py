@@ -56,6 +56,17 @@ def test_reliability_diagram(tmp_path, predictions):
     np.testing.assert_array_equal(counts, found.count)
 
 
+def test_batch_statistics(tmp_path, rng):
+    values = rng.normal(2.0, 3.0, 200)
+    panels = {"a": (values, 2.0, 3.0), "constant": (np.ones(5), 1.0, 0.0)}
+    figure = drawn(plots.batch_statistics(panels), tmp_path)
+    x, density = data(figure.axes[0], "law")
+    assert x[np.argmax(density)] == pytest.approx(2.0, abs=0.1)
+    assert density.max() == pytest.approx(1 / (3 * np.sqrt(2 * np.pi)), rel=1e-3)
+    with pytest.raises(ValueError, match="`panels` is empty"):
+        plots.batch_statistics({})
+
+
 def test_error_coverage(tmp_path, rng):
     uncertainty, errors = rng.random(50), rng.random(50) < 0.3
     figure = plots.error_coverage({"a": (uncertainty, errors), "b": (errors, errors)})

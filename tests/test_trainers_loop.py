@@ -216,6 +216,14 @@ def test_loss_is_nll_plus_weighted_kl(splits):
     assert row["kl"] == pytest.approx(5 * (np.log(100) + 0.5e-4 - 0.5), rel=1e-5)
 
 
+def test_the_linear_schedule_falls_to_zero():
+    config = Config(epochs=4, learning_rate=0.2, schedule="linear")
+    rates = [config.learning_rate_of_epoch(epoch) for epoch in range(5)]
+    assert rates == pytest.approx([0.2, 0.15, 0.1, 0.05, 0.0])
+    with pytest.raises(ValueError, match="schedule"):
+        Config(epochs=4, schedule="cosine")
+
+
 def test_learning_rate_falls_as_in_the_paper():
     config = Config(epochs=1200, learning_rate=0.3, decay=0.1, decay_epochs=600)
     assert config.learning_rate_of_epoch(0) == 0.3

@@ -213,8 +213,10 @@ def _over_runs(part, method, summaries):
     for name, value in summaries[0].items():
         key = f"{part}/{name}_{method}"
         values = [summary[name] for summary in summaries]
-        figures[key] = value if len(values) == 1 else float(np.mean(values))
-        if len(values) > 1 and not name.startswith("examples"):
+        if len(values) == 1 or name.startswith("examples"):
+            figures[key] = value
+        else:
+            figures[key] = float(np.mean(values))
             figures[f"{key}_std"] = float(np.std(values, ddof=1))
     return figures
 

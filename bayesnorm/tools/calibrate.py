@@ -1,6 +1,7 @@
 """The posterior of a network's batch statistics, from training data."""
 
 import itertools
+import weakref
 
 import keras
 import numpy as np
@@ -97,16 +98,27 @@ def calibrate(
     return model
 
 
-def _step(model):
-    """Compiles the pass of a batch, in which the layers observe it."""
+_compiled = weakref.WeakKeyDictionary()
 
+
+def _step(model):
+    """Returns the compiled pass of a batch, in which the layers observe it."""
+    variables, step = _compiled.get(model, ((), None))
+    if [id(v) for v in variables] != [id(v) for v in model.variables]:
+        variables = list(model.variables)
+        step = backend.compiled_loop(_observing(weakref.ref(model)), variables)
+        _compiled[model] = variables, step
+    return step
+
+
+def _observing(model):
     def step(i, carry, batch):
         del i
         with batch_statistics(lambda layer, x, mask: layer.observe(x, mask)):
-            model(batch, training=True)
+            model()(batch, training=True)
         return carry
 
-    return backend.compiled_loop(step, list(model.variables))
+    return step
 
 
 def check_has_layers(model, layers):
