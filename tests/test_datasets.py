@@ -474,6 +474,16 @@ def test_augmentation_refuses():
 def test_augmentation_for_every_set():
     for name in datasets.NAMES:
         assert isinstance(datasets.augmentation_for(name), datasets.Augmentation)
-    assert datasets.augmentation_for("cifar10") == (2, True)
+    assert datasets.augmentation_for("cifar10") == datasets.Augmentation(2, True)
     with pytest.raises(ValueError, match=r"No default augmentation .*'cells'"):
         datasets.augmentation_for("cells")
+
+
+def test_reflected_shifts_are_crops_of_a_padded_image(rng):
+    images = rng.integers(0, 256, (9, 5, 6, 2), "uint8")
+    offsets = rng.integers(-4, 5, (9, 2))
+    got = datasets.shift_images(images, offsets, reflect=True)
+    padded = np.pad(images, [(0, 0), (4, 4), (4, 4), (0, 0)], mode="reflect")
+    for i, (down, right) in enumerate(offsets):
+        expected = padded[i, 4 - down : 9 - down, 4 - right : 10 - right]
+        np.testing.assert_array_equal(np.asarray(got)[i], expected)

@@ -28,7 +28,7 @@ Reference:
 import keras
 from absl import flags as absl_flags
 
-from bayesnorm import models
+from bayesnorm import datasets, models
 from bayesnorm.tools.calibrate import calibrate
 from bayesnorm.tools.convert import to_stochastic
 from trainers import flags, jobs, report, session
@@ -56,6 +56,7 @@ _COMMON = {
     "width": 1.0,
     "padding": "valid",
     "augment": False,
+    "augment_validation": False,
 }
 _DEFAULTS = {
     "digits": {"network": "lenet5", "epochs": 30, "padding": "same", "width": 0.5},
@@ -67,6 +68,8 @@ _DEFAULTS = {
         "held_out": ["5", "6", "7", "8", "9"],
     },
 }
+# Padded by reflection by 4 pixels and cropped, as in the authors' code.
+_AUGMENTATION = {"cifar10": datasets.Augmentation(4, flip=True, reflect=True)}
 _PLAIN, _DROPOUT = "plain", "dropout"
 
 
@@ -118,7 +121,8 @@ def train_member(splits, path, family, number):
     defining = flags.defining_flags() | {"family": family, "number": str(number)}
     workdir = Workdir(f"{path}/{name}", "sbn member", defining)
     print(f"network {name}")
-    return model, session.train(model, splits, workdir, seed)
+    augmentation = _AUGMENTATION.get(splits.name)
+    return model, session.train(model, splits, workdir, seed, augmentation)
 
 
 def train_in_a_job(path, family, number):
@@ -129,8 +133,13 @@ def train_in_a_job(path, family, number):
 def make_stochastic(splits, model, seed):
     """Returns the network with calibrated stochastic batch normalization."""
     converted = to_stochastic(model, seed=flags.SEED_STRIDE * seed)
-    batches = session.TrainingInputs(splits, FLAGS.batch_size, seed)
-    return calibrate(converted, batches)
+    return calibrate(converted, training_inputs(splits, seed))
+
+
+def training_inputs(splits, seed):
+    """Returns an epoch of training inputs, as the networks were trained."""
+    augmentation = _AUGMENTATION.get(splits.name)
+    return session.TrainingInputs(splits, FLAGS.batch_size, seed, augmentation)
 
 
 def methods_of(splits, plain, stochastic):
@@ -153,9 +162,9 @@ def methods_of(splits, plain, stochastic):
         "sbn": method("SBN", stochastic[_PLAIN], sample),
     }
     if FLAGS.minibatch:
-        batches = session.TrainingInputs(splits, FLAGS.batch_size, seed)
+        batches = training_inputs(splits, seed)
         real = sample | {"method": "minibatch", "train_data": batches}
-        methods["mcbn"] = method("MCBN (one member)", stochastic[_PLAIN][:1], real)
+        methods["mcbn"] = method("MCBN (member 0)", stochastic[_PLAIN][:1], real)
     methods["ensemble"] = method("ensemble", [plain[_PLAIN]], mean)
     methods["ensemble_sbn"] = method("ensemble + SBN", [stochastic[_PLAIN]], shared)
     if _DROPOUT in plain:

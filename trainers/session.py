@@ -33,15 +33,17 @@ class TrainingInputs:
         splits: The `Splits`.
         batch_size: Integer; a remainder is left out.
         seed: Integer from 0.
+        augmentation: As `kind` of `make_augmentation`.
     """
 
-    def __init__(self, splits, batch_size, seed):
+    def __init__(self, splits, batch_size, seed, augmentation=None):
         self._splits, self._batch_size, self._seed = splits, batch_size, seed
+        self._augmentation = augmentation
 
     def __iter__(self):
         """Yields arrays `[batch_size, height, width, channels]`."""
         train = self._splits.train
-        augment = make_augmentation(self._splits, self._seed)
+        augment = make_augmentation(self._splits, self._seed, self._augmentation)
         for indices in training_order(len(train), self._batch_size, self._seed, 0):
             images = self._splits.inputs(train.images[indices])
             if augment is not None:
@@ -55,23 +57,21 @@ def open_workdir(name):
     return Workdir(path, name, defining_flags())
 
 
-def make_augmentation(splits, seed):
+def make_augmentation(splits, seed, kind=None):
     """Returns the layer that augments the data set's images, or None.
 
     Args:
         splits: The `Splits`.
         seed: Integer from 0.
+        kind: A `datasets.Augmentation`; None for the data set's default.
     """
     if not FLAGS.augment:
         return None
-    kind = datasets.augmentation_for(splits.name)
-    layers = [datasets.RandomShift(kind.max_shift, seed=2 * seed)]
-    if kind.flip:
-        layers.append(datasets.RandomFlip(seed=2 * seed + 1))
-    return keras.Sequential(layers, name="augmentation")
+    kind = kind or datasets.augmentation_for(splits.name)
+    return keras.Sequential(kind.layers(seed), name="augmentation")
 
 
-def train(model, splits, workdir, seed=None):
+def train(model, splits, workdir, seed=None, augmentation=None):
     """Trains `model` as the flags say, in `workdir`, or goes on there.
 
     Args:
@@ -80,6 +80,7 @@ def train(model, splits, workdir, seed=None):
         workdir: The `Workdir`; gets checkpoints, `history.csv`, `learning_rate.json`
             if the learning rate is searched for, and scalars for TensorBoard.
         seed: Seed of the order and of the augmentation; None for the flag's.
+        augmentation: As `kind` of `make_augmentation`.
 
     Returns:
         The history of `trainers.loop.fit`.
@@ -102,7 +103,7 @@ def train(model, splits, workdir, seed=None):
         make_optimizer(FLAGS.optimizer),
         splits,
         config,
-        make_augmentation(splits, seed),
+        make_augmentation(splits, seed, augmentation),
     )
     if FLAGS.learning_rate == "auto":
         rate = learning_rate.search(

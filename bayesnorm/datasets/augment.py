@@ -14,10 +14,21 @@ class Augmentation(NamedTuple):
     Attributes:
         max_shift: Largest shift along each axis, in pixels; 0 for none.
         flip: Whether left and right may be exchanged.
+        reflect: Whether what comes in at the edges is the image's mirror image.
     """
 
     max_shift: int
     flip: bool
+    reflect: bool = False
+
+    def layers(self, seed):
+        """Returns the layers that do it.
+
+        Args:
+            seed: Integer from 0, from which theirs follow.
+        """
+        layers = [RandomShift(self.max_shift, reflect=self.reflect, seed=2 * seed)]
+        return [*layers, RandomFlip(seed=2 * seed + 1)] if self.flip else layers
 
 
 _AUGMENTATION = {
@@ -44,14 +55,18 @@ def augmentation_for(name):
     return _AUGMENTATION[name]
 
 
-def shift_images(images, offsets):
+def shift_images(images, offsets, reflect=False):
     """Shifts each image by its own offset; zeros come in at the edges.
 
     `out[i, r, c] = images[i, r - offsets[i, 0], c - offsets[i, 1]]`, 0 outside.
+    With `reflect` an index -k outside stands for k, and likewise at the other edge:
+    shifts by up to p are crops of an image padded by reflection by p pixels.
 
     Args:
         images: `[n, height, width, channels]`, any type; the last three sizes static.
-        offsets: `[n, 2]` integers, down and right, in pixels.
+        offsets: `[n, 2]` integers, down and right, in pixels; with `reflect` smaller
+            than the image.
+        reflect: Whether edges are reflected.
 
     Returns:
         `[n, height, width, channels]`, type of `images`.
@@ -66,6 +81,9 @@ def shift_images(images, offsets):
     flat = ops.pad(flat, ((0, 0), (0, 1), (0, 0)))
     rows = (ops.arange(height)[None, :] - offsets[:, :1])[:, :, None]
     columns = (ops.arange(width)[None, :] - offsets[:, 1:])[:, None, :]
+    if reflect:
+        rows = (height - 1) - ops.abs(height - 1 - ops.abs(rows))
+        columns = (width - 1) - ops.abs(width - 1 - ops.abs(columns))
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     index = ops.where(inside, rows * width + columns, height * width)
     index = index + (ops.arange(size) * (height * width + 1))[:, None, None]
@@ -142,6 +160,7 @@ class RandomShift(_RandomLayer):
 
     Args:
         max_shift: Largest shift, in pixels, from 0 to less than the image's size.
+        reflect: Whether the image's mirror image comes in instead of zeros.
         seed: Integer, None for a random one. The state that follows from it is saved
             and loaded with the weights.
 
@@ -150,7 +169,7 @@ class RandomShift(_RandomLayer):
         training: Whether to shift; images pass unchanged otherwise.
     """
 
-    def __init__(self, max_shift=2, seed=None, **kwargs):
+    def __init__(self, max_shift=2, reflect=False, seed=None, **kwargs):
         super().__init__(seed=seed, **kwargs)
         if isinstance(max_shift, bool) or not isinstance(max_shift, int):
             raise TypeError(
@@ -159,6 +178,7 @@ class RandomShift(_RandomLayer):
         if max_shift < 0:
             raise ValueError(f"`max_shift` must be 0 or more pixels, got {max_shift}.")
         self.max_shift = max_shift
+        self.reflect = reflect
 
     def build(self, input_shape):
         """Checks that the shift leaves something of the image."""
@@ -179,11 +199,12 @@ class RandomShift(_RandomLayer):
             self.max_shift + 1,
             seed=self.seed_generator,
         )
-        return shift_images(images, offsets)
+        return shift_images(images, offsets, self.reflect)
 
     def get_config(self):
         """The constructor's arguments."""
-        return {**super().get_config(), "max_shift": self.max_shift}
+        config = {"max_shift": self.max_shift, "reflect": self.reflect}
+        return {**super().get_config(), **config}
 
 
 @keras.saving.register_keras_serializable("bayesnorm")
