@@ -26,6 +26,9 @@ __all__ = [
 ]
 
 
+_UNROLLED = 16
+
+
 def seed_from_int(seed):
     """Returns the seed tensor `[2]` of a Python integer."""
     return jnp.array([(seed >> 32) & 0xFFFFFFFF, seed & 0xFFFFFFFF], "uint32")
@@ -111,7 +114,10 @@ def scan(body, carry, xs, collect=False):
         `(carry, outputs)`, outputs `[steps, ...]` or None.
     """
     del collect
-    return jax.lax.scan(body, carry, xs)
+    # On a CPU XLA runs what is inside a loop on one thread; written out it takes
+    # longer to compile.
+    unroll = _UNROLLED if jax.default_backend() == "cpu" else 1
+    return jax.lax.scan(body, carry, xs, unroll=min(unroll, xs[0].shape[0]))
 
 
 def output_shape(function):
