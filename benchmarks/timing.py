@@ -1,8 +1,12 @@
-"""Timing side by side: candidates take turns, ratios are taken turn by turn."""
+"""Timing side by side: candidates take turns, ratios are taken turn by turn.
+
+`python -m benchmarks.timing FILE...` prints the tables of what `--output` wrote.
+"""
 
 import json
 import os
 import platform
+import sys
 import time
 
 import keras
@@ -90,3 +94,15 @@ def write(path, results):
     if path:
         with open(path, "w") as file:
             json.dump(results, file, indent=2)
+
+
+def main(paths):
+    """Prints the tables of files that `write` wrote."""
+    for path in paths:
+        with open(path) as file:
+            for summary in json.load(file):
+                print(table(summary))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
