@@ -209,7 +209,11 @@ def main():
         samples=FLAGS.samples,
         title=FLAGS.dataset_title,
         sections=lambda figures, predictions: sections(
-            splits, first, figures, predictions
+            splits,
+            first,
+            training_inputs(splits, member_seed(_PLAIN, 0)),
+            figures,
+            predictions,
         ),
     )
 
