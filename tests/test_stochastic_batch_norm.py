@@ -85,6 +85,21 @@ def test_moments_while_training_are_debiased_exponential_averages(rng):
         np.testing.assert_allclose(got[2 * i + 1], np.sqrt(variance), rtol=2e-4)
 
 
+@pytest.mark.parametrize("momentum", [0.99, 0.999, 0.0, 1.0])
+def test_the_first_averages_are_not_negative(rng, momentum):
+    layer = SBN(momentum=momentum)
+    layer.build((None, 2))
+    # A rate that rounding puts above 1 would cost 1e-6 mean^2 here.
+    batches = rng.normal(1000.0, 0.5, size=(5, 16, 2)).astype("float32")
+    for i, batch in enumerate(batches):
+        layer(batch, training=True)
+        assert (numpy(layer.mu_variance) >= 0).all()
+        if i and momentum > 0.9:
+            means = batches[: i + 1].astype("float64").mean(1)
+            stddev = numpy(layer.statistics_moments()[1])
+            np.testing.assert_allclose(stddev, means.std(0, ddof=1), rtol=0.05)
+
+
 def test_frozen_it_sees_nothing(rng):
     layer = SBN(trainable=False)
     layer(rng.normal(size=(8, 3)).astype("float32"), training=True)
@@ -127,7 +142,7 @@ def test_statistics_given_from_outside(rng):
     layer = SBN(epsilon=0.05)
     x = rng.normal(2.0, 3.0, size=(9, 3, 3, 2)).astype("float32")
     expected = numpy(layer(x, training=True))
-    with batch_statistics(lambda layer, x, mask: layer.batch_statistics(x, mask)):
+    with batch_statistics(lambda layer, x, mask, _: layer.batch_statistics(x, mask)):
         got = numpy(layer(x, training=False))
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
@@ -192,6 +207,73 @@ def test_conversion_keeps_the_function_to_the_bit(rng):
 
 def _flat(model):
     return model._flatten_layers(include_self=True, recursive=True)
+
+
+def test_layers_that_derive_more_from_their_weights(rng):
+    x = rng.normal(5.0, 3.0, size=(32, 4)).astype("float32")
+    normalization = layers.Normalization()
+    normalization.adapt(x)
+    inputs = keras.Input((4,))
+    y = layers.Dense(3)(layers.BatchNormalization()(normalization(inputs)))
+    model = keras.Model(inputs, y)
+    converted = bayesnorm.to_stochastic(model)
+    np.testing.assert_array_equal(numpy(converted(x)), numpy(model(x)))
+
+
+def test_a_normalization_shared_by_two_nested_models(rng):
+    shared = layers.BatchNormalization(name="shared")
+    nested = []
+    for _ in range(2):
+        i = keras.Input((4,))
+        nested.append(keras.Model(i, layers.Dense(3)(shared(i))))
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Add()([n(inputs) for n in nested]))
+    x = rng.normal(2.0, 3.0, size=(32, 4)).astype("float32")
+    model(x, training=True)
+    converted = bayesnorm.to_stochastic(model)
+    assert sum(isinstance(layer, SBN) for layer in _flat(converted)) == 1
+    np.testing.assert_array_equal(numpy(converted(x)), numpy(model(x)))
+
+
+def test_functions_and_losses_that_nobody_registered(rng):
+    def loss(y, p):
+        return ops.mean(ops.square(y - p), axis=-1)
+
+    inputs = keras.Input((4,))
+    y = layers.Lambda(lambda t: ops.relu(t) + 1.0, output_shape=(4,))(inputs)
+    model = keras.Model(inputs, layers.BatchNormalization()(y))
+    model.compile("adam", loss)
+    with pytest.warns(UserWarning, match="without its metrics"):
+        converted = bayesnorm.to_stochastic(model)
+    assert converted.loss is loss
+    assert model.compiled
+    x = rng.normal(size=(8, 4)).astype("float32")
+    np.testing.assert_array_equal(numpy(converted(x)), numpy(model(x)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "mask"),
+    [
+        (layers.Dropout(0.5, noise_shape=(1, 4)), (4,), (4,)),
+        (layers.SpatialDropout1D(0.5), (5, 4), (1, 4)),
+        (layers.SpatialDropout2D(0.5), (5, 5, 4), (1, 1, 4)),
+        (
+            layers.SpatialDropout2D(0.5, data_format="channels_first"),
+            (4, 5, 5),
+            (4, 1, 1),
+        ),
+        (layers.SpatialDropout3D(0.5), (5, 5, 5, 4), (1, 1, 1, 4)),
+    ],
+)
+def test_every_dropout_keeps_its_mask(rng, layer, shape, mask):
+    model = bayesnorm.to_stochastic(single(layer, shape), dropout=True)
+    found = model.layers[-1]
+    assert found.noise_shapes == {"mask": mask}
+    x = np.ones((64, *shape), "float32")
+    y = numpy(model(x, training=True))
+    assert set(np.unique(y)) == {0.0, 2.0}
+    shared = y.std(0).max() == 0
+    assert shared == (type(layer) is layers.Dropout)
 
 
 def test_dropout_is_converted_when_asked(rng):
@@ -344,15 +426,73 @@ def test_calibration_goes_on_with_more_data(rng):
     x = rng.normal(size=(64, 4)).astype("float32")
     whole, parts = single(SBN(), (4,)), single(SBN(), (4,))
     bayesnorm.calibrate(whole, x, batch_size=8, shuffle=False)
-    with pytest.raises(ValueError, match="there is none"):
+    with pytest.raises(ValueError, match="calibrate with reset=True"):
         bayesnorm.calibrate(parts, x, batch_size=8, reset=False)
     bayesnorm.calibrate(parts, x[:24], batch_size=8, shuffle=False)
     bayesnorm.calibrate(parts, x[24:], batch_size=8, shuffle=False, reset=False)
     pairs = zip(whole.get_weights(), parts.get_weights(), strict=True)
     for a, b in pairs:
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
-    with pytest.raises(ValueError, match="same size"):
+    with pytest.raises(ValueError, match="had batches of"):
         bayesnorm.calibrate(parts, x, batch_size=4, reset=False)
+
+
+def transfer(rng):
+    """A backbone on its moving averages, and a head that is trained by batches."""
+    base = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(6), SBN(name="base_norm")], name="base"
+    )
+    base(rng.normal(size=(64, 4)).astype("float32"), training=True)
+    base.trainable = False
+    inputs = keras.Input((4,))
+    x = SBN(name="head_norm")(layers.Dense(5)(base(inputs)))
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+def test_what_was_not_trained_by_batches_keeps_its_averages(rng):
+    model = transfer(rng)
+    x = rng.normal(1.0, 2.0, size=(160, 4)).astype("float32")
+    with pytest.warns(UserWarning, match="base_norm"):
+        bayesnorm.calibrate(model, x, batch_size=16)
+    base = model.get_layer("base").layers[-1]
+    assert numpy(base.statistics_moments()[1]).max() == 0
+    with bayesnorm.noise_mode("sample"):
+        sampled = numpy(model.get_layer("base")(x, training=False))
+    plain = numpy(model.get_layer("base")(x, training=False))
+    np.testing.assert_allclose(sampled, plain, rtol=1e-4, atol=1e-5)
+    recorded = record_statistics(model, x, 3)
+    assert [layer.name for layer in recorded.layers] == ["head_norm"]
+    for method in ("sample", "minibatch"):
+        got = bayesnorm.predict(
+            model, x, 3, method=method, train_data=x, from_logits=True
+        )
+        assert got.mutual_information.max() > 0
+    model.trainable = False
+    with pytest.raises(ValueError, match="trainable = True"):
+        bayesnorm.calibrate(model, x, batch_size=16)
+
+
+def test_going_on_after_training_is_refused(rng):
+    model = single(SBN(), (4,))
+    x = rng.normal(size=(160, 4)).astype("float32")
+    bayesnorm.calibrate(model, x, batch_size=16)
+    bayesnorm.calibrate(model, x, batch_size=16, reset=False)
+    for _ in range(3):
+        model(x + 5, training=True)
+    with pytest.raises(ValueError, match="not trained"):
+        bayesnorm.calibrate(model, x, batch_size=16, reset=False)
+
+
+def test_one_channel_and_a_mask(rng):
+    inputs = keras.Input((6, 1))
+    model = keras.Model(inputs, SBN()(layers.Masking(0.0)(inputs)))
+    x = rng.normal(size=(64, 6, 1)).astype("float32")
+    x[:, 4:] = 0.0
+    bayesnorm.calibrate(model, x, batch_size=16)
+    got = bayesnorm.predict(
+        model, x, 4, method="minibatch", train_data=x, task="regression"
+    )
+    assert np.isfinite(got.mean).all()
 
 
 def test_calibration_that_fails_loses_nothing(rng):
@@ -431,7 +571,8 @@ def test_minibatch_samples_are_the_networks_of_real_batches(rng):
 
 
 def _recorder(recorded):
-    def record(layer, x, mask):
+    def record(layer, x, mask, by_batch):
+        assert by_batch
         recorded.append(layer.batch_statistics(x, mask))
         return recorded[-1]
 

@@ -8,7 +8,7 @@ from bayesnorm import plots
 from bayesnorm.tools.minibatch import record_statistics
 from bayesnorm.tools.predict import predict
 from trainers.flags import FLAGS
-from trainers.report import Section
+from trainers.report import Section, cell
 
 # With so many batches a Kolmogorov-Smirnov distance is 0.06 where the law is right.
 _BATCHES = 200
@@ -16,19 +16,20 @@ _BATCHES = 200
 _EXAMPLES, _SAMPLES = 500, 200
 
 
-def sections(splits, model, batches, figures, predictions):
+def sections(splits, model, batches, methods, figures, predictions):
     """Returns the sections, and adds what they found to `figures`.
 
     Args:
         splits: The `Splits`.
         model: A calibrated network.
         batches: An epoch of training batches, an iterable.
+        methods: The methods of the report, by key.
         figures: Dict of figures, changed.
         predictions: Part -> method -> predictions of each run.
     """
     found = {"table": _table(figures)}
     if "ood" in predictions:
-        found["entropy_cdf_methods"] = _entropy(splits, predictions["ood"])
+        found["entropy_cdf_methods"] = _entropy(splits, methods, predictions["ood"])
     if "mcbn" in predictions["test"]:
         found["real_batches"] = _against_real_batches(splits, model, batches, figures)
     found["statistics"] = _statistics(splits, model, figures)
@@ -50,7 +51,7 @@ def _table(figures):
         if f"test/nll_{without}" not in figures:
             continue
         cells = [
-            _cell(figures, f"test/{name}_{method}", form)
+            cell(figures, f"test/{name}_{method}", form)
             for name, form in (("error", ".2f"), ("nll", ".4f"))
             for method in (without, with_sbn)
         ]
@@ -62,25 +63,8 @@ def _table(figures):
     return Section("Error and NLL, as table 1 of the paper", None, text)
 
 
-def _cell(figures, key, form):
-    text = format(figures[key], form)
-    spread = figures.get(f"{key}_std")
-    return text if spread is None else f"{text} ± {format(spread, form)}"
-
-
-_TITLES = {
-    "bn": "BN",
-    "sbn": "SBN",
-    "mcbn": "MCBN",
-    "ensemble": "ensemble",
-    "ensemble_sbn": "ensemble + SBN",
-    "dropout": "dropout",
-    "dropout_sbn": "dropout + SBN",
-}
-
-
-def _entropy(splits, outside):
-    entropies = {_TITLES[name]: runs[0].entropy for name, runs in outside.items()}
+def _entropy(splits, methods, outside):
+    entropies = {methods[name].title: runs[0].entropy for name, runs in outside.items()}
     means = ", ".join(f"{name} {e.mean():.3f}" for name, e in entropies.items())
     return Section(
         "Entropy out of the domain, every method",

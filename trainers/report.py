@@ -346,7 +346,8 @@ def _epochs(count):
     return "1 epoch" if count == 1 else f"{count} epochs"
 
 
-def _cell(figures, key, form):
+def cell(figures, key, form):
+    """Returns a figure, and its standard deviation over runs if there is one."""
     if figures.get(key) is None:
         return "-"
     spread = figures.get(f"{key}_std")
@@ -374,7 +375,7 @@ def _page(title, description, figures, sections, methods, serving):
     rows = [["test", *columns], ["---"] + ["---:"] * len(columns)]
     for key, method in methods.items():
         cells = [
-            _cell(figures, f"{name}_{key}", form) for name, form in columns.values()
+            cell(figures, f"{name}_{key}", form) for name, form in columns.values()
         ]
         rows.append([method.title, *cells])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)

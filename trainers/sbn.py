@@ -29,6 +29,7 @@ import keras
 from absl import flags as absl_flags
 
 from bayesnorm import datasets, models
+from bayesnorm.layers.stochastic_batch_norm import stochastic_batch_normalizations
 from bayesnorm.tools.calibrate import calibrate
 from bayesnorm.tools.convert import to_stochastic
 from trainers import flags, jobs, report, session
@@ -136,6 +137,18 @@ def make_stochastic(splits, model, seed):
     return calibrate(converted, training_inputs(splits, seed))
 
 
+def reestimated(model):
+    """Returns the network with the calibration's means as its moving averages."""
+    new = keras.models.clone_model(model)
+    new.set_weights(model.get_weights())
+    for layer in stochastic_batch_normalizations(new):
+        mean, _, log_variance, stddev = layer.statistics_moments()
+        layer.moving_mean.assign(mean)
+        variance = keras.ops.exp(log_variance + 0.5 * stddev**2) - layer.epsilon
+        layer.moving_variance.assign(variance)
+    return new
+
+
 def training_inputs(splits, seed):
     """Returns an epoch of training inputs, as the networks were trained."""
     augmentation = _AUGMENTATION.get(splits.name)
@@ -159,6 +172,10 @@ def methods_of(splits, plain, stochastic):
     method = report.Method
     methods = {
         "bn": method("BN", plain[_PLAIN], mean),
+        # The same passes over the data that SBN is calibrated by, without its noise.
+        "bn_reestimated": method(
+            "BN, averages re-estimated", [*map(reestimated, stochastic[_PLAIN])], mean
+        ),
         "sbn": method("SBN", stochastic[_PLAIN], sample),
     }
     if FLAGS.minibatch:
@@ -198,13 +215,14 @@ def main():
     }
     print(f"calibrated {len(members)} networks")
     first = stochastic[_PLAIN][0]
+    methods = methods_of(splits, plain, stochastic)
     return report.write(
         workdir,
         first,
         splits,
         histories[_PLAIN, 0],
         describe(),
-        methods_of(splits, plain, stochastic),
+        methods,
         shown="sbn",
         samples=FLAGS.samples,
         title=FLAGS.dataset_title,
@@ -212,6 +230,7 @@ def main():
             splits,
             first,
             training_inputs(splits, member_seed(_PLAIN, 0)),
+            methods,
             figures,
             predictions,
         ),

@@ -48,7 +48,10 @@ def _from_file(file):
     try:
         with np.load(os.path.expanduser(file), allow_pickle=False) as archive:
             return archive["images"], archive["labels"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (AttributeError, EOFError, KeyError, OSError, TypeError) + (
+        ValueError,
+        zipfile.BadZipFile,
+    ) as error:
         raise ValueError(
             f"notMNIST could not be read from {file!r}: {type(error).__name__}: "
             f"{error}. Expected a NumPy archive (.npz) with `images` and `labels`."

@@ -47,6 +47,7 @@ class MonteCarloDropout(StochasticLayer):
         self.rate = rate
         self.noise_shape = None if noise_shape is None else tuple(noise_shape)
         self.supports_masking = True
+        self._rows = self.noise_shape[0] if self.noise_shape else None
         self._mask_shape = None
 
     def build(self, input_shape):
@@ -78,12 +79,15 @@ class MonteCarloDropout(StochasticLayer):
         if not self.rate:
             return inputs
         if training and current_noise_mode() == "auto":
-            shape = (ops.shape(inputs)[0], *self._mask_shape)
             shape = tuple(
-                ops.shape(inputs)[i] if n is None else n for i, n in enumerate(shape)
+                ops.shape(inputs)[i] if n is None else n
+                for i, n in enumerate((self._rows, *self._mask_shape))
             )
             return keras.random.dropout(inputs, self.rate, shape, self.seed_generator)
-        draws = self.standard_normal("mask", ops.shape(inputs)[0], training)
+        # A function hands out the draws of several networks, stacked in a batch.
+        shared = self._rows and not callable(current_noise_mode())
+        rows = self._rows if shared else ops.shape(inputs)[0]
+        draws = self.standard_normal("mask", rows, training)
         if draws is None:
             return inputs
         kept = ops.cast(draws < float(special.ndtri(1 - self.rate)), inputs.dtype)

@@ -40,9 +40,10 @@ def noise_mode(mode):
     Args:
         mode: `"auto"`, noise when `training`, the mean otherwise (what holds
             outside of any context); `"mean"`, no noise; `"sample"`, noise, an
-            own draw for each example; or a function `(layer, name, shape,
-            batch_size) -> [batch_size, *shape]` that supplies the standard
-            normal draws of `layer`, float32.
+            own draw for each example (a `StochasticBatchNormalization` with
+            `noise="batch"`, its default: one for the call); or a function
+            `(layer, name, shape, batch_size) -> [batch_size, *shape]` that supplies
+            the standard normal draws of `layer`, float32.
 
     Raises:
         ValueError: If `mode` is something else.

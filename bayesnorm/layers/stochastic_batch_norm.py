@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import math
 
 import keras
 from keras import ops
@@ -13,18 +14,22 @@ from bayesnorm.moments import Moments, register
 
 _KINDS = ("batch", "example")
 _MEAN, _LOG_VARIANCE = "mean", "log_variance"
+# The number of batches that a layer counts whose statistics do not vary.
+_FIXED = 1e9
 
 _source = contextvars.ContextVar("bayesnorm_batch_statistics", default=None)
 
 
 @contextlib.contextmanager
 def batch_statistics(source):
-    """Sets what stochastic batch normalizations normalize with, trainable or not.
+    """Sets what stochastic batch normalizations normalize with.
 
     Args:
-        source: Function `(layer, inputs, mask) -> (mean, log_variance)`, the latter
-            the logarithm of variance + epsilon, both `[channels]` or
-            `[batch, channels]`.
+        source: Function `(layer, inputs, mask, by_batch) -> (mean, log_variance)`, the
+            latter the logarithm of variance + epsilon, both `[channels]` or
+            `[batch, channels]`; or None for the moving averages. `by_batch` says
+            whether the layer would now normalize by the batch: in training, unless it
+            is frozen or was called with `training=False`.
     """
     token = _source.set(source)
     try:
@@ -54,6 +59,9 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
     weights. `bayesnorm.calibrate` replaces them by exact ones after training. Until
     there has been either, the outputs of a sampling call are NaN, and
     `bayesnorm.predict` refuses to sample.
+
+    A layer that is called several times in a pass (shared, or inside `TimeDistributed`)
+    has one law for all its calls, and a sample one draw.
 
     The size of the training batches is part of the posterior: smaller ones have
     noisier statistics. `calibrate` notes its own in `calibration_batch_size`.
@@ -95,7 +103,7 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
     ):
         super().__init__(seed=seed, axis=axis, **kwargs)
         check_choice("noise", noise, _KINDS)
-        if self.renorm:
+        if getattr(self, "renorm", False):  # Keras has it from 3.14 on.
             raise ValueError(
                 "`renorm=True` does not go with stochastic batch normalization: it "
                 "does not normalize by the batch's statistics, so these are not "
@@ -151,7 +159,7 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
 
     def check_noise(self):
         """Checks that the layer has seen batches enough to know how they differ."""
-        count = float(ops.convert_to_numpy(self.statistics_count.value))
+        count = float(ops.convert_to_numpy(self.statistics_count))
         if count < 2:
             raise ValueError(
                 f"Layer {self.name!r} cannot sample: it has the statistics of "
@@ -187,8 +195,12 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
         mean, variance = super()._moments(inputs, mask)
         count = self.statistics_count + 1.0
         keep = float(self.momentum)
-        # For keep = 1 the limit: all batches weigh the same.
-        rate = (1.0 - keep) / (1.0 - keep**count) if keep < 1 else 1.0 / count
+        if keep in (0.0, 1.0):  # The limits: the last batch alone, all batches alike.
+            rate = keep / count + (1.0 - keep)
+        else:
+            # At most 1, by whatever rounding: a variance must not become negative.
+            rate = (1.0 - keep) / -ops.expm1(count * math.log(keep))
+            rate = ops.where(count < 1.5, 1.0, ops.minimum(rate, 1.0))
         self._average(mean, ops.log(variance + self.epsilon), rate)
         return mean, variance
 
@@ -209,7 +221,37 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
     def batch_statistics(self, inputs, mask=None):
         """Returns mean and `log(variance + epsilon)` of a batch, `[channels]` each."""
         mean, variance = super()._moments(_at_least_float32(inputs), mask)
+        # Keras squeezes: one channel would come as a scalar.
+        shape = tuple(self.moving_mean.shape)
+        mean, variance = ops.reshape(mean, shape), ops.reshape(variance, shape)
         return mean, ops.log(variance + self.epsilon)
+
+    def fix(self):
+        """Takes the moving averages for the statistics of all batches, without spread.
+
+        What a layer normalizes with that is frozen while the rest is trained.
+        """
+        self.mu_mean.assign(self.moving_mean.value)
+        self.mu_variance.assign(ops.zeros_like(self.mu_variance.value))
+        variance = ops.convert_to_tensor(self.moving_variance)
+        self.log_variance_mean.assign(ops.log(variance + self.epsilon))
+        self.log_variance_variance.assign(
+            ops.zeros_like(self.log_variance_variance.value)
+        )
+        self.statistics_squared_weight.assign(0.0)
+        self.statistics_count.assign(_FIXED)
+
+    def is_fixed(self):
+        """Whether `fix` was called last."""
+        return float(ops.convert_to_numpy(self.statistics_count)) >= _FIXED
+
+    def has_exact_moments(self):
+        """Whether all batches weighed the same: a calibration, no training since."""
+        count, weight = (
+            float(ops.convert_to_numpy(v))
+            for v in (self.statistics_count, self.statistics_squared_weight)
+        )
+        return count > 0 and abs(weight * count - 1.0) < 1e-3
 
     def _average(self, mean, log_variance, rate):
         """Takes a batch's statistics into the averages, centrally.
@@ -232,7 +274,11 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
         """Normalizes `inputs`."""
         source = _source.get()
         if source is not None:
-            return self._normalized(inputs, *source(self, inputs, mask))
+            by_batch = bool(training and self.trainable)
+            statistics = source(self, inputs, mask, by_batch)
+            if statistics is None:
+                return super().call(inputs, training=False, mask=mask)
+            return self._normalized(inputs, *statistics)
         if training and self.trainable:
             return super().call(inputs, training=True, mask=mask)
         statistics = self._draw(ops.shape(inputs)[0])
@@ -271,6 +317,16 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
         )
         return ops.cast(x * scale + shift, self.compute_dtype)
 
+    def load_own_variables(self, store):
+        """Loads what was saved; of a plain batch normalization, what it has."""
+        values = {k: store[k] for k in store.keys()}  # noqa: SIM118 (an h5 group)
+        variables = self._trainable_variables + self._non_trainable_variables
+        plain = len(variables) - len(self.statistics_variables)
+        if sum(key.isdigit() for key in values) == plain:
+            for i, variable in enumerate(self.statistics_variables, plain):
+                values[str(i)] = ops.convert_to_numpy(variable)
+        super().load_own_variables(values)
+
     def get_config(self):
         """Returns the constructor's arguments."""
         return {
@@ -293,15 +349,18 @@ def stochastic_batch_normalizations(model):
 
 @register(StochasticBatchNormalization, needs_inputs=False)
 def _moments(layer, moments):
-    gamma = ops.convert_to_tensor(layer.gamma) if layer.scale else 1.0
-    beta = ops.convert_to_tensor(layer.beta) if layer.center else 0.0
+    dtype = moments.mean.dtype if moments.known else "float32"
+    gamma = ops.cast(layer.gamma, dtype) if layer.scale else 1.0
+    beta = ops.cast(layer.beta, dtype) if layer.center else 0.0
     if moments.stationary:
         # What it is there for, as for batch normalization itself.
         x = Moments.standardized(moments.shape, axis=layer.axis).over(layer.axis)
         return x.affine(gamma, beta)
     # (x - mean) / stddev with E[1 / stddev] = exp(-m / 2 + s^2 / 8) and
     # E[1 / stddev^2] = exp(-m + s^2 / 2); the mean's own noise is shared.
-    mean, mean_stddev, log_variance, stddev = layer.statistics_moments()
+    mean, mean_stddev, log_variance, stddev = (
+        ops.cast(x, dtype) for x in layer.statistics_moments()
+    )
     inverse = ops.exp(-0.5 * log_variance + 0.125 * ops.square(stddev))
     noise = ops.square(inverse) * ops.expm1(0.25 * ops.square(stddev))
     shared = moments.along(ops.square(mean_stddev), layer.axis)

@@ -1,6 +1,7 @@
 """The posterior of a network's batch statistics, from training data."""
 
 import itertools
+import warnings
 import weakref
 
 import keras
@@ -9,6 +10,7 @@ from keras import ops
 
 from bayesnorm import backend
 from bayesnorm.arguments import positive_integer
+from bayesnorm.layers.noise import noise_mode
 from bayesnorm.layers.stochastic_batch_norm import (
     batch_statistics,
     stochastic_batch_normalizations,
@@ -29,6 +31,10 @@ def calibrate(
     it meets, and their variances over batches: exact averages, by updates that are
     stable in float32. Weights and moving averages stay as they are, and so does the
     deterministic output.
+
+    Layers that are frozen (`trainable=False`), or stand in a part of the graph that is
+    called with `training=False`, were not trained on batch statistics: they keep their
+    moving averages, without noise, and a warning names them.
 
     Batches smaller than `batch_size` (the last one) are left out: their statistics
     follow another law.
@@ -52,8 +58,9 @@ def calibrate(
 
     Raises:
         ValueError: If the model has no stochastic batch normalization, if the data
-            are empty, not finite, or of fewer than 2 full batches, or if statistics
-            are not finite. The layers then keep the moments that they had.
+            are empty, not finite, or of fewer than 2 full batches, if statistics are
+            not finite, or if all layers are frozen. The layers then keep the moments
+            that they had.
     """
     layers = stochastic_batch_normalizations(model)
     check_has_layers(model, layers)
@@ -62,22 +69,17 @@ def calibrate(
     size, batches = sized_stream(
         reshuffled(dataset, seed) if shuffle else dataset, batch_size, model
     )
-    earlier = {layer.calibration_batch_size for layer in layers}
-    if not reset and earlier != {size}:
-        raise ValueError(
-            "reset=False goes on with batches of the same size as before. Received: "
-            f"batches of {size}, where the layers' calibration had {sorted(earlier)}."
-            if None not in earlier
-            else "reset=False goes on with an earlier calibration, and there is none."
-        )
     first = next(batches)
     build(model, first)
+    layers = [layer for layer in layers if layer.built]
+    if not reset:
+        _check_goes_on(layers, size)
     statistics = [v for layer in layers for v in layer.statistics_variables]
     progress = Progress(number_of_batches(dataset, size), verbose)
     with restored_on_error(statistics), restored(changing(model, statistics)):
         if reset:
             for variable in statistics:
-                variable.assign(ops.zeros_like(variable.value))
+                variable.assign(np.zeros(variable.shape, "float32"))
         step = _step(model)
         count = 0
         for batch in itertools.chain([first], batches):
@@ -92,10 +94,28 @@ def calibrate(
                 f"differ. Received: {count} full batches of {size} examples. Give "
                 "more data, or the batch size of the training if that is smaller."
             )
-        _check(layers)
+        frozen = [layer for layer in layers if not _count(layer)]
+        _check(model, layers, frozen)
+        for layer in frozen:
+            layer.fix()
     for layer in layers:
         layer.calibration_batch_size = size
     return model
+
+
+def _count(layer):
+    return float(ops.convert_to_numpy(layer.statistics_count))
+
+
+def _check_goes_on(layers, size):
+    learning = [layer for layer in layers if not layer.is_fixed()]
+    sizes = {layer.calibration_batch_size for layer in learning}
+    if sizes != {size} or not all(layer.has_exact_moments() for layer in learning):
+        raise ValueError(
+            f"reset=False goes on with a calibration of batches of {size}, after which "
+            "the network was not trained. Received: layers whose latest calibration "
+            f"had batches of {sorted(map(str, sizes))}; calibrate with reset=True."
+        )
 
 
 _compiled = weakref.WeakKeyDictionary()
@@ -103,18 +123,30 @@ _compiled = weakref.WeakKeyDictionary()
 
 def _step(model):
     """Returns the compiled pass of a batch, in which the layers observe it."""
-    variables, step = _compiled.get(model, ((), None))
-    if [id(v) for v in variables] != [id(v) for v in model.variables]:
+    layers = stochastic_batch_normalizations(model)
+    # What the compiled pass depends on besides the values of its variables.
+    state = (
+        [id(v) for v in model.variables],
+        [layer.trainable for layer in layers],
+        keras.config.floatx(),
+    )
+    known, step = _compiled.get(model, (None, None))
+    if known != state:
         variables = list(model.variables)
         step = backend.compiled_loop(_observing(weakref.ref(model)), variables)
-        _compiled[model] = variables, step
+        _compiled[model] = state, step
     return step
+
+
+def _observe(layer, inputs, mask, by_batch):
+    return layer.observe(inputs, mask) if by_batch else None
 
 
 def _observing(model):
     def step(i, carry, batch):
         del i
-        with batch_statistics(lambda layer, x, mask: layer.observe(x, mask)):
+        # Dropout and the like as in training, whatever the caller has set.
+        with batch_statistics(_observe), noise_mode("auto"):
             model()(batch, training=True)
         return carry
 
@@ -131,21 +163,29 @@ def check_has_layers(model, layers):
         )
 
 
-def _check(layers):
+def _check(model, layers, frozen):
+    if len(frozen) == len(layers):
+        raise ValueError(
+            f"All {len(layers)} stochastic batch normalizations of model "
+            f"{model.name!r} are frozen or not called in training mode, so no batch "
+            "statistics reach them. If the network was trained by them, set "
+            "trainable = True to calibrate."
+        )
     for layer in layers:
-        seen = float(ops.convert_to_numpy(layer.statistics_count.value))
-        if not seen:
-            raise ValueError(
-                f"Layer {layer.name!r} was not called in a pass of the model: is it "
-                "on no path from the inputs to the outputs?"
-            )
-        values = [ops.convert_to_numpy(v.value) for v in layer.statistics_variables]
+        values = [ops.convert_to_numpy(v) for v in layer.statistics_variables]
         if not all(np.isfinite(value).all() for value in values):
             raise ValueError(
                 f"The batch statistics of layer {layer.name!r} are not finite: the "
                 "weights may have diverged, or activations overflow (try float32 or "
                 "mixed_bfloat16)."
             )
+    if frozen:
+        warnings.warn(
+            "These batch normalizations are frozen or called with training=False, and "
+            "keep their moving averages, without noise: "
+            f"{', '.join(layer.name for layer in frozen)}.",
+            stacklevel=3,
+        )
 
 
 def build(model, batch):

@@ -1,20 +1,21 @@
 """Networks that people have, made stochastic."""
 
-import copy
+import contextlib
+import tempfile
 import warnings
 
 import keras
-from keras import ops
 
 from bayesnorm.arguments import check_choice, seed_integer
 from bayesnorm.graph import is_graph
 from bayesnorm.layers import MonteCarloDropout, StochasticBatchNormalization
 
-_DROPOUT_SHAPES = {
-    "Dropout": None,
-    "SpatialDropout1D": (None, 1, None),
-    "SpatialDropout2D": (None, 1, 1, None),
-    "SpatialDropout3D": (None, 1, 1, 1, None),
+# Number of axes over which a dropout layer of Keras drops as one.
+_SPATIAL_AXES = {
+    "Dropout": 0,
+    "SpatialDropout1D": 1,
+    "SpatialDropout2D": 2,
+    "SpatialDropout3D": 3,
 }
 
 
@@ -62,15 +63,14 @@ def to_stochastic(model, noise="batch", dropout=False, seed=None):
             "keras.layers.BatchNormalization in its code."
         )
     replacer = _Replacer(noise, dropout, seed)
-    config = replacer.replaced(_config(model))
+    with _uncompiled(model):
+        new = keras.models.clone_model(
+            model, clone_function=replacer.copy, recursive=True
+        )
     if not replacer.count:
         _raise_nothing_to_convert(model, dropout)
-    custom = {type(layer).__name__: type(layer) for layer in _layers(model)}
-    custom = {k: v for k, v in custom.items() if not v.__module__.startswith("keras.")}
-    with keras.saving.CustomObjectScope(custom):
-        new = keras.saving.deserialize_keras_object(config, safe_mode=False)
-        _copy_compilation(model, new)
     _copy_weights(model, new)
+    _copy_compilation(model, new)
     left = [layer.name for layer in _layers(new) if _is_plain(layer)]
     if left:
         warnings.warn(
@@ -83,15 +83,53 @@ def to_stochastic(model, noise="batch", dropout=False, seed=None):
 
 
 class _Replacer:
-    """Rewrites a configuration; counts what it replaced."""
+    """Copies layers, stochastic ones in place of some; counts what it replaced."""
 
     def __init__(self, noise, dropout, seed):
         self._noise, self._dropout = noise, dropout
         self._seed = None if seed is None else seed_integer(seed, bits=32)
+        self._copies = {}
         self.count = 0
 
+    def copy(self, layer):
+        """Returns the copy of a layer: the same one however often it is asked for."""
+        if id(layer) not in self._copies:
+            self._copies[id(layer)] = self._copy(layer)
+        return self._copies[id(layer)]
+
+    def _copy(self, layer):
+        if isinstance(layer, keras.layers.Lambda):
+            # Its function as it is: one rebuilt of bytecode misses its globals.
+            return keras.layers.Lambda(
+                layer.function,
+                output_shape=layer._output_shape,
+                mask=layer.mask,
+                arguments=layer.arguments,
+                name=layer.name,
+                dtype=layer.dtype_policy,
+            )
+        before = self.count
+        try:
+            # With its own class: nobody needs to have registered that.
+            config = {
+                "module": type(layer).__module__,
+                "class_name": type(layer).__name__,
+                "config": layer.get_config(),
+            }
+            config = self.replaced(config)
+            if self.count == before:
+                return type(layer).from_config(layer.get_config())
+            return keras.saving.deserialize_keras_object(config, safe_mode=False)
+        except Exception as error:
+            raise ValueError(
+                f"Layer {layer.name!r} of type {type(layer).__name__} cannot be copied "
+                f"({type(error).__name__}: {error}). A layer needs get_config and "
+                "from_config, and functions in it keras.saving."
+                "register_keras_serializable."
+            ) from error
+
     def replaced(self, config):
-        """Returns the configuration with the stochastic layers."""
+        """Returns a configuration with the stochastic layers."""
         if isinstance(config, list | tuple):
             return type(config)(self.replaced(entry) for entry in config)
         if not isinstance(config, dict):
@@ -104,8 +142,10 @@ class _Replacer:
             return self._as(
                 StochasticBatchNormalization, config, {"noise": self._noise}
             )
-        if self._dropout and name in _DROPOUT_SHAPES:
-            shape = config["config"].get("noise_shape") or _DROPOUT_SHAPES[name]
+        if self._dropout and name in _SPATIAL_AXES:
+            shape = config["config"].get("noise_shape")
+            if _SPATIAL_AXES[name]:
+                shape = _spatial_mask(_SPATIAL_AXES[name], config["config"])
             return self._as(MonteCarloDropout, config, {"noise_shape": shape})
         return config
 
@@ -114,8 +154,9 @@ class _Replacer:
         self.count += 1
         kept = dict(config["config"])
         if cls is MonteCarloDropout:
-            kept = {k: kept[k] for k in ("name", "trainable", "dtype", "rate")}
-        return config | {
+            names = ("name", "trainable", "dtype", "rate")
+            kept = {k: kept[k] for k in names if k in kept}
+        return {
             "module": cls.__module__,
             "class_name": cls.__name__,
             "registered_name": keras.saving.get_registered_name(cls),
@@ -123,11 +164,26 @@ class _Replacer:
         }
 
 
-def _config(model):
-    config = copy.deepcopy(keras.saving.serialize_keras_object(model))
-    # The compilation may hold objects that nobody registered.
-    config.pop("compile_config", None)
-    return config
+def _spatial_mask(axes, config):
+    """The shape of the mask that drops whole maps."""
+    ones = (1,) * axes
+    default = keras.config.image_data_format()
+    if axes > 1 and (config.get("data_format") or default) == "channels_first":
+        return (None, None, *ones)
+    return (None, *ones, None)
+
+
+@contextlib.contextmanager
+def _uncompiled(model):
+    """Hides the compilation, which may hold what nobody registered, from Keras."""
+    models = [x for x in _layers(model) if getattr(x, "compiled", False)]
+    for compiled in models:
+        compiled.compiled = False
+    try:
+        yield
+    finally:
+        for compiled in models:
+            compiled.compiled = True
 
 
 def _layers(model):
@@ -161,29 +217,28 @@ def _raise_nothing_to_convert(model, dropout):
 def _copy_compilation(old, new):
     if not getattr(old, "compiled", False):
         return
-    config = old.get_compile_config()
-    if config is not None:
-        new.compile_from_config(config)
+    try:
+        new.compile_from_config(old.get_compile_config())
+    except Exception:
+        # A loss or metric of the user's own: the objects themselves.
+        optimizer = type(old.optimizer).from_config(old.optimizer.get_config())
+        new.compile(optimizer, loss=old.loss)
+        warnings.warn(
+            "The new model is compiled with the loss and the optimizer of the old one, "
+            "without its metrics: these cannot be copied.",
+            stacklevel=3,
+        )
 
 
 def _copy_weights(old, new):
-    pairs = list(zip(_layers(old), _layers(new), strict=True))
-    for source, target in pairs:
-        _copy_own_weights(source, target)
-
-
-def _copy_own_weights(source, target):
-    if isinstance(target, StochasticBatchNormalization) and _is_plain(source):
-        names = ("gamma", "beta", "moving_mean", "moving_variance")
-        values = [(getattr(source, n), getattr(target, n)) for n in names]
-        values = [(v, w) for v, w in values if v is not None]
-    else:
-        values = list(
-            zip(
-                source._trainable_variables + source._non_trainable_variables,
-                target._trainable_variables + target._non_trainable_variables,
-                strict=True,
-            )
-        )
-    for value, variable in values:
-        variable.assign(ops.convert_to_numpy(value.value))
+    for source, target in zip(_layers(old), _layers(new), strict=True):
+        if not source.built or isinstance(source, keras.Model):
+            continue
+        # As a file would: some layers derive more from their weights on loading.
+        store = {}
+        source.save_own_variables(store)
+        target.load_own_variables(store)
+        if hasattr(source, "save_assets"):
+            with tempfile.TemporaryDirectory() as folder:
+                source.save_assets(folder)
+                target.load_assets(folder)

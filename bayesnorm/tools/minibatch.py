@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from bayesnorm import backend
+from bayesnorm.layers.noise import noise_mode
 from bayesnorm.layers.stochastic_batch_norm import (
     batch_statistics,
     stochastic_batch_normalizations,
@@ -37,7 +38,7 @@ def record_statistics(model, data, number, batch_size=None, seed=0):
     Args:
         model: A model with stochastic batch normalizations.
         data: Training inputs, as for `bayesnorm.calibrate`. Arrays are gone through in
-            a random order, as often as needed; of a stream, the first batches count.
+            a random order, data sets in theirs, as often as needed; an iterator once.
         number: Integer.
         batch_size: Integer; None for that of the calibration.
         seed: Integer from 0, of the order.
@@ -73,15 +74,23 @@ def _statistics(model, batch, calls=None):
     """Returns what the layers meet in a batch, `[size]`; `calls` gets the layers."""
     met = []
 
-    def record(layer, inputs, mask):
+    def record(layer, inputs, mask, by_batch):
+        if not by_batch:
+            return None
         statistics = layer.batch_statistics(inputs, mask)
         met.extend(ops.cast(value, "float32") for value in statistics)
         if calls is not None:
             calls.append(layer)
         return statistics
 
-    with batch_statistics(record):
+    # Dropout and the like as in training, whatever the caller has set.
+    with batch_statistics(record), noise_mode("auto"):
         model(batch, training=True)
+    if not met:
+        raise ValueError(
+            f"All stochastic batch normalizations of model {model.name!r} are frozen "
+            "or called with training=False: there are no batch statistics to record."
+        )
     return ops.concatenate(met)
 
 
@@ -95,7 +104,8 @@ def _full_batches(model, data, number, batch_size, seed):
                 taken += 1
                 yield batch
         passes += 1
-        if reshuffled(data, 0) is data or taken == before:
+        once = hasattr(data, "__next__")  # An iterator, which has an end.
+        if once or taken == before:
             break
     if taken < number:
         raise ValueError(
@@ -113,6 +123,7 @@ def source_of(layers, values):
             belong to the networks in equal, consecutive parts.
     """
     calls, start = iter(layers), 0
+    recorded = set(map(id, layers))
 
     def take(networks, rows, channels):
         nonlocal start
@@ -121,8 +132,10 @@ def source_of(layers, values):
         taken = ops.repeat(taken[:, None], rows // networks, axis=1)
         return ops.reshape(taken, (rows, channels))
 
-    def source(layer, inputs, mask):
-        del mask
+    def source(layer, inputs, mask, by_batch):
+        del mask, by_batch
+        if id(layer) not in recorded:
+            return None  # Frozen: its moving averages.
         if next(calls, None) is not layer:
             raise ValueError(
                 f"Layer {layer.name!r} was called in another order than when the "

@@ -61,7 +61,8 @@ def sampling_model(model, mode="sample"):
     It shares the layers and weights of `model`. In contrast to `noise_mode`
     around a call, the mode holds in compiled functions: `compile`, `predict`,
     `evaluate`, an exported model. With `"sample"` each example of each call has
-    its own draws, from the layers' own generators; nothing else changes
+    its own draws (of a `StochasticBatchNormalization` only with `noise="example"`),
+    from the layers' own generators; nothing else changes
     (`training` stays False in evaluation, so batch statistics stay untouched).
 
     Args:

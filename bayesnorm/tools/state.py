@@ -42,7 +42,7 @@ def restored_on_error(variables):
 
 def _values(variables):
     # Copies: JAX's arrays on a CPU share the buffers that a compiled step donates.
-    return [np.array(ops.convert_to_numpy(v.value)) for v in variables]
+    return [np.array(ops.convert_to_numpy(v)) for v in variables]
 
 
 def _assign(variables, values):
