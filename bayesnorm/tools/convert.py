@@ -5,6 +5,8 @@ import tempfile
 import warnings
 
 import keras
+import numpy as np
+from keras import ops
 
 from bayesnorm.arguments import check_choice, seed_integer
 from bayesnorm.graph import is_graph
@@ -237,6 +239,9 @@ def _copy_weights(old, new):
         # As a file would: some layers derive more from their weights on loading.
         store = {}
         source.save_own_variables(store)
+        # Copies: with JAX two variables would share an array, and a compiled step of
+        # one model that writes into its own would take it from the other.
+        store = {k: np.array(ops.convert_to_numpy(v)) for k, v in store.items()}
         target.load_own_variables(store)
         if hasattr(source, "save_assets"):
             with tempfile.TemporaryDirectory() as folder:
