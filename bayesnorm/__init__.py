@@ -6,6 +6,7 @@ from bayesnorm.layers import (
     AnalyticNormalization,
     KLWeight,
     MonteCarloDropout,
+    NoisyScaleNorm,
     ScaleNorm,
     StochasticBatchNormalization,
     StochasticScaleNorm,
@@ -14,6 +15,7 @@ from bayesnorm.layers import (
     noise_mode,
     set_kl_weight,
 )
+from bayesnorm.tools.batch_noise import batch_noise
 from bayesnorm.tools.calibrate import calibrate
 from bayesnorm.tools.convert import to_stochastic
 from bayesnorm.tools.export import export
@@ -28,12 +30,14 @@ __all__ = [
     "AnalyticNormalization",
     "KLWeight",
     "MonteCarloDropout",
+    "NoisyScaleNorm",
     "Prediction",
     "ScaleNorm",
     "StochasticBatchNormalization",
     "StochasticScaleNorm",
     "WeightNormalization",
     "__version__",
+    "batch_noise",
     "calibrate",
     "channel_statistics",
     "data_dependent_init",

@@ -74,6 +74,13 @@ CASES = {
         ),
         IMAGE,
     ),
+    "noisy_scale": (lambda **kw: bayesnorm.NoisyScaleNorm(0.3, 0.2, **kw), IMAGE),
+    "noisy_scale-vectors-axis1": (
+        lambda **kw: bayesnorm.NoisyScaleNorm(
+            [0.1, 0.2, 0.3, 0.4, 0.5], 0.1, axis=1, seed=3, **kw
+        ),
+        VECTOR,
+    ),
     "stochastic_batch": (
         lambda **kw: bayesnorm.StochasticBatchNormalization(noise="example", **kw),
         IMAGE,

@@ -5,6 +5,7 @@ from bayesnorm.layers.kernels import project_kernels
 from bayesnorm.layers.kl_weight import KLWeight, kl_divergence, set_kl_weight
 from bayesnorm.layers.monte_carlo_dropout import MonteCarloDropout
 from bayesnorm.layers.noise import noise_mode
+from bayesnorm.layers.noisy_scale_norm import NoisyScaleNorm
 from bayesnorm.layers.scale_norm import ScaleNorm
 from bayesnorm.layers.stochastic_batch_norm import StochasticBatchNormalization
 from bayesnorm.layers.stochastic_scale_norm import StochasticScaleNorm
@@ -14,6 +15,7 @@ __all__ = [
     "AnalyticNormalization",
     "KLWeight",
     "MonteCarloDropout",
+    "NoisyScaleNorm",
     "ScaleNorm",
     "StochasticBatchNormalization",
     "StochasticScaleNorm",
