@@ -57,7 +57,12 @@ def test_the_seed_fixes_the_weights_and_the_noise(rng):
     ("arguments", "message"),
     [
         ({"norm": "layer"}, "'weight', 'analytic'"),
-        ({"scale": "noisy"}, "'plain', 'stochastic'"),
+        ({"scale": "loud"}, "'plain', 'noisy', 'stochastic'"),
+        ({"scale": "noisy", "scale_stddev": 0.1}, r"needs \['shift_stddev'\]"),
+        (
+            {"scale": "noisy", "scale_stddev": [0.1] * 3, "shift_stddev": 0.1},
+            "3 entries, and block 3",
+        ),
         ({"padding": "full"}, "'valid', 'same'"),
         ({"width": 0}, "above 0"),
         ({"input_shape": (20, 20, 3)}, "27 pixels"),
@@ -120,6 +125,20 @@ def test_networks_with_other_normalizations(name, norm, rng):
     x = rng.normal(size=(4, 8, 8, 1)).astype("float32")
     assert np.isfinite(np.asarray(model(x, training=True))).all()
     assert float(bayesnorm.kl_divergence(model)) > 0
+
+
+def test_noises_are_given_layer_by_layer():
+    deviations = [0.1 * i for i in range(9)]
+    model = models.all_cnn(
+        norm="weight",
+        scale="noisy",
+        width=0.05,
+        scale_stddev=deviations,
+        shift_stddev=0.5,
+    )
+    noisy = [x for x in model.layers if isinstance(x, bayesnorm.NoisyScaleNorm)]
+    assert [layer.scale_stddev for layer in noisy] == deviations
+    assert {layer.shift_stddev for layer in noisy} == {0.5}
 
 
 def test_small_images_need_padding():

@@ -6,6 +6,7 @@ from bayesnorm.arguments import check_choice, check_number
 from bayesnorm.layers import (
     AnalyticNormalization,
     MonteCarloDropout,
+    NoisyScaleNorm,
     ScaleNorm,
     StochasticBatchNormalization,
     StochasticScaleNorm,
@@ -14,7 +15,7 @@ from bayesnorm.layers import (
 )
 
 NORMS = (None, "batch", "stochastic_batch", "weight", "analytic")
-SCALES = ("plain", "stochastic")
+SCALES = ("plain", "noisy", "stochastic")
 
 _WRAPPERS = {"weight": WeightNormalization, "analytic": AnalyticNormalization}
 
@@ -48,29 +49,37 @@ class NormalizedBlocks:
     Args:
         norm: None (a bias only), `"batch"`, `"stochastic_batch"`, `"weight"` or
             `"analytic"`.
-        scale: `"plain"` or `"stochastic"`.
+        scale: `"plain"`, `"noisy"` or `"stochastic"`.
         projection: Whether kernels are projected on `||w|| = 1`; without a
             normalization there is nothing to project.
         seed: Integer or None; each block takes the next one.
-        scale_arguments: Arguments of `StochasticScaleNorm`.
+        scale_arguments: Arguments of `StochasticScaleNorm`, or of `NoisyScaleNorm`;
+            the deviations of the latter may be lists, an entry for each block.
 
     Raises:
-        ValueError: If `norm` or `scale` is not as above.
+        ValueError: If `norm` or `scale` is not as above, or arguments are missing.
     """
 
     def __init__(self, norm, scale, projection=False, seed=None, scale_arguments=None):
         check_choice("norm", norm, NORMS)
         check_choice("scale", scale, SCALES)
-        if scale_arguments and scale != "stochastic":
+        if scale_arguments and scale == "plain":
             raise ValueError(
-                f"{sorted(scale_arguments)} are arguments of the stochastic scale. "
-                f"Received: scale={scale!r}; take scale='stochastic' or leave them."
+                f"{sorted(scale_arguments)} are arguments of the stochastic or noisy "
+                "scale. Received: scale='plain'; take one of those or leave them."
+            )
+        missing = {"scale_stddev", "shift_stddev"} - set(scale_arguments or ())
+        if scale == "noisy" and missing:
+            raise ValueError(
+                f"scale='noisy' needs {sorted(missing)}: a number, or a list with one "
+                "for each block (`bayesnorm.batch_noise` measures them)."
             )
         self.norm = norm
         self.scale = scale
         self.projection = projection
         self.seed = seed
         self.scale_arguments = scale_arguments or {}
+        self._blocks = 0
 
     def _next_seed(self):
         if self.seed is None:
@@ -82,6 +91,22 @@ class NormalizedBlocks:
         if self.norm == "batch":
             return keras.layers.BatchNormalization(**kwargs)
         return StochasticBatchNormalization(seed=self._next_seed(), **kwargs)
+
+    def _stochastic_scale(self, name):
+        arguments = {"seed": self._next_seed(), "name": name, **self.scale_arguments}
+        if self.scale == "stochastic":
+            return StochasticScaleNorm(**arguments)
+        block, self._blocks = self._blocks, self._blocks + 1
+        for key in ("scale_stddev", "shift_stddev"):
+            if isinstance(arguments[key], list | tuple):
+                if block >= len(arguments[key]):
+                    raise ValueError(
+                        f"`{key}` needs an entry for each block. Received: "
+                        f"{len(arguments[key])} entries, and block {block} (counted "
+                        f"from 0) is {name!r}"
+                    )
+                arguments[key] = arguments[key][block]
+        return NoisyScaleNorm(**arguments)
 
     def activation(self, x, dropout, name):
         """Applies a ReLU and, at a rate above 0, Monte Carlo dropout."""
@@ -113,7 +138,7 @@ class NormalizedBlocks:
         Returns:
             The symbolic output, before any activation.
         """
-        stochastic = self.scale == "stochastic"
+        stochastic = self.scale != "plain"
         layer = layer_type(
             *args,
             use_bias=self.norm is None and not stochastic,
@@ -133,10 +158,7 @@ class NormalizedBlocks:
                 center=not stochastic, scale=not stochastic, name=f"{name}_norm"
             )(x)
         if stochastic:
-            scale = StochasticScaleNorm(
-                seed=self._next_seed(), name=f"{name}_scale", **self.scale_arguments
-            )
-            return scale(x)
+            return self._stochastic_scale(f"{name}_scale")(x)
         if self.norm in _WRAPPERS:
             return ScaleNorm(name=f"{name}_scale")(x)
         return x

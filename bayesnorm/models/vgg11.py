@@ -30,7 +30,7 @@ def vgg11(
         input_shape: `(height, width, channels)`.
         num_classes: Number of classes.
         norm: None, `"batch"`, `"stochastic_batch"`, `"weight"` or `"analytic"`.
-        scale: `"plain"` or `"stochastic"`.
+        scale: `"plain"`, `"noisy"` or `"stochastic"`.
         projection: Whether kernels are projected on `||w|| = 1`.
         width: Factor of the widths.
         dropout: Rate of the Monte Carlo dropout after each ReLU.
@@ -38,7 +38,8 @@ def vgg11(
             in the paper.
         input_variance: Per-channel variance of the images.
         seed: Integer, seed of the initial weights and of the noise.
-        **scale_arguments: Arguments of `StochasticScaleNorm`.
+        **scale_arguments: Arguments of `StochasticScaleNorm` or `NoisyScaleNorm`; the
+            latter's deviations may be lists, an entry for each layer.
 
     Returns:
         A Functional model, images `[batch, height, width, channels]` to logits
