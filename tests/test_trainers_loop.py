@@ -15,6 +15,7 @@ from trainers.loop import (
     fit,
     make_optimizer,
     training_order,
+    with_normalization_batch,
 )
 
 N, CLASSES = 50, 3
@@ -214,6 +215,79 @@ def test_loss_is_nll_plus_weighted_kl(splits):
     assert row["loss"] == pytest.approx(row["nll"] + row["kl"] / N, rel=1e-5)
     # 5 channels of Normal(1, 0.1^2) to Normal(1, 10^2).
     assert row["kl"] == pytest.approx(5 * (np.log(100) + 0.5e-4 - 0.5), rel=1e-5)
+
+
+def test_normalization_batch_has_the_loss_of_the_batch_only(splits):
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 1)),
+            keras.layers.Flatten(),
+            keras.layers.BatchNormalization(center=False, scale=False),
+            keras.layers.Dense(
+                CLASSES, kernel_initializer=keras.initializers.HeNormal(1)
+            ),
+        ]
+    )
+    kernel = np.array(model.layers[-1].kernel, "float64")
+    config = Config(epochs=1, batch_size=8, normalization_batch=30, learning_rate=1e-9)
+    row = Loop(model, make_optimizer("sgd"), splits, config).train_epoch(0)
+    order = training_order(N, 8, 0, 0)
+    wide = with_normalization_batch(order, 30)
+    np.testing.assert_array_equal(wide[:, :8], order)
+    assert all(len(set(step)) == 30 for step in wide)
+    images = splits.train.images.reshape(N, -1).astype("float64")
+    losses = []
+    for step in wide:
+        x = images[step]
+        logits = ((x - x.mean(0)) / np.sqrt(x.var(0) + 1e-3))[:8] @ kernel
+        log_p = logits - special.logsumexp(logits, 1, keepdims=True)
+        losses.append(-log_p[np.arange(8), splits.train.labels[step[:8]]].mean())
+    assert row["nll"] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_normalization_batch_is_differentiated_through_all_examples(splits):
+    """By finite differences of the first kernel, which acts on all statistics."""
+
+    def nll(shift, rate):
+        model = keras.Sequential(
+            [
+                keras.Input((4, 4, 1)),
+                keras.layers.Flatten(),
+                keras.layers.Dense(
+                    4, kernel_initializer=keras.initializers.HeNormal(2)
+                ),
+                keras.layers.BatchNormalization(),
+                keras.layers.Dense(
+                    CLASSES, kernel_initializer=keras.initializers.HeNormal(1)
+                ),
+            ]
+        )
+        kernel = model.layers[1].kernel
+        kernel.assign(np.array(kernel) + shift)
+        before = np.array(kernel)
+        config = Config(
+            epochs=1, batch_size=16, normalization_batch=48, learning_rate=rate
+        )
+        loop = Loop(model, keras.optimizers.SGD(rate), splits, config)
+        return loop.train_epoch(0)["nll"], (before - np.array(kernel)) / rate
+
+    direction = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
+    gradient = nll(0.0, 1e-3)[1] / 3  # The mean of three steps, at one place nearly.
+    step = 1e-2
+    slope = (nll(step * direction, 1e-9)[0] - nll(-step * direction, 1e-9)[0]) / (
+        2 * step
+    )
+    assert slope == pytest.approx((gradient * direction).sum(), rel=2e-2)
+
+
+@pytest.mark.parametrize("size", [4, 49])
+def test_normalization_batches_that_do_not_fit(splits, size):
+    def loop():
+        config = Config(epochs=1, batch_size=8, normalization_batch=size)
+        return Loop(linear_model(), make_optimizer("sgd"), splits, config)
+
+    with pytest.raises(ValueError, match="normalization_batch"):
+        loop()
 
 
 def test_the_linear_schedule_falls_to_zero():

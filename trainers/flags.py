@@ -57,6 +57,12 @@ flags.DEFINE_integer(
 
 flags.DEFINE_integer("epochs", None, "Number of epochs.")
 flags.DEFINE_integer("batch_size", None, "Examples of a step.")
+flags.DEFINE_integer(
+    "normalization_batch",
+    None,
+    "Examples whose statistics a step normalizes by, the --batch_size of its loss "
+    "among them (1024 in figure 2 of Shekhovtsov & Flach). Defaults to --batch_size.",
+)
 flags.DEFINE_enum("optimizer", None, ["sgd", "adam"], "SGD is Nesterov's, 0.9.")
 flags.DEFINE_string(
     "learning_rate",
@@ -115,6 +121,7 @@ flags.register_validator(
 for _name, _least in (
     ("epochs", 1),
     ("batch_size", 1),
+    ("normalization_batch", 1),
     ("search_epochs", 1),
     ("search_evaluations", 2),
     ("decay_epochs", 1),

@@ -42,6 +42,9 @@ class Config:
         batch_size: Examples of a step. An epoch takes `N // batch_size` steps: the
             remainder, other examples in each epoch, is left out of it, so that
             every step weighs its examples alike.
+        normalization_batch: None, or the number of examples from `batch_size` that go
+            through the network in a step, so that batch statistics are theirs, while
+            the loss is that of the first `batch_size`; all of it is differentiated.
         learning_rate: Learning rate of the first epoch.
         schedule: `"exponential"` or `"linear"`.
         decay: Factor by which the learning rate falls within `decay_epochs`:
@@ -61,6 +64,7 @@ class Config:
 
     epochs: int
     batch_size: int = 32
+    normalization_batch: int | None = None
     learning_rate: float = 0.01
     schedule: str = "exponential"
     decay: float = 0.01
@@ -74,9 +78,11 @@ class Config:
     def __post_init__(self):
         check_choice("schedule", self.schedule, ("exponential", "linear"))
         decay_epochs = 1 if self.decay_epochs is None else self.decay_epochs
+        normalized = self.normalization_batch or self.batch_size
         for name, value, smallest in (
             ("epochs", self.epochs, 1),
             ("batch_size", self.batch_size, 1),
+            ("normalization_batch", normalized, self.batch_size),
             ("decay_epochs", decay_epochs, 1),
             ("kl_warmup_epochs", self.kl_warmup_epochs, 0),
             ("seed", self.seed, 0),
@@ -130,6 +136,21 @@ def training_order(num_examples, batch_size, seed, epoch):
     return order.reshape(steps, batch_size).astype("int32")
 
 
+def with_normalization_batch(order, size):
+    """Appends to each step the examples that follow it in the epoch, up to `size`.
+
+    Args:
+        order: Integers `[steps, batch_size]`, as of `training_order`.
+        size: Integer, at most the number of entries of `order`.
+
+    Returns:
+        Integers `[steps, size]`: no example twice in a step.
+    """
+    steps, batch_size = order.shape
+    places = batch_size * np.arange(steps)[:, None] + np.arange(size)
+    return order.reshape(-1)[places % order.size]
+
+
 class Loop:
     """Trains a model on data held in memory; `fit` runs it.
 
@@ -155,6 +176,13 @@ class Loop:
             raise ValueError(
                 f"`batch_size` must be at most {self.num_examples}, the number of "
                 f"training examples. Received: batch_size={config.batch_size}"
+            )
+        used = self.num_examples // config.batch_size * config.batch_size
+        if (config.normalization_batch or 0) > used:
+            raise ValueError(
+                f"`normalization_batch` must be at most {used}, the training examples "
+                f"of an epoch. Received: normalization_batch="
+                f"{config.normalization_batch}"
             )
         self.model = model
         self.optimizer = optimizer
@@ -198,10 +226,12 @@ class Loop:
     def _train_step(self, i, totals, images, labels, order):
         indices = ops.take(order, i, axis=0)
         x = self._inputs(images, indices, augmented=True)
-        y = ops.take(labels, indices, axis=0)
+        size = self.config.batch_size
+        y = ops.take(labels, indices[:size], axis=0)
 
         def loss():
-            nll, correct = _nll_and_correct(self.model(x, training=True), y)
+            logits = self.model(x, training=True)[:size]
+            nll, correct = _nll_and_correct(logits, y)
             nll, correct = ops.mean(nll), ops.mean(correct)
             return nll + sum(self.model.losses), (nll, correct)
 
@@ -258,6 +288,8 @@ class Loop:
         set_kl_weight(self.model, weight)
         order = training_order(self.num_examples, config.batch_size, config.seed, epoch)
         steps = len(order)
+        if config.normalization_batch:
+            order = with_normalization_batch(order, config.normalization_batch)
         tensors = (*self._data["train"], ops.convert_to_tensor(order))
         totals = self._run(self._train, 3, tensors, steps, progress)
         loss, nll, accuracy = (total / steps for total in totals)

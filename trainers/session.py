@@ -90,6 +90,7 @@ def train(model, splits, workdir, seed=None, augmentation=None):
     config = Config(
         epochs=FLAGS.epochs,
         batch_size=FLAGS.batch_size,
+        normalization_batch=FLAGS.normalization_batch,
         schedule=FLAGS.schedule,
         decay=FLAGS.decay,
         decay_epochs=FLAGS.decay_epochs,
