@@ -20,6 +20,7 @@ from bayesnorm.tools.calibrate import calibrate
 from bayesnorm.tools.convert import to_stochastic
 from bayesnorm.tools.export import export
 from bayesnorm.tools.initialization import data_dependent_init
+from bayesnorm.tools.perturbation import gaussian_noise, gradient_sign
 from bayesnorm.tools.predict import predict
 from bayesnorm.tools.prediction import Prediction
 from bayesnorm.tools.projection import project
@@ -43,6 +44,8 @@ __all__ = [
     "data_dependent_init",
     "datasets",
     "export",
+    "gaussian_noise",
+    "gradient_sign",
     "kl_divergence",
     "layers",
     "metrics",

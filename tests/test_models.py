@@ -127,6 +127,31 @@ def test_networks_with_other_normalizations(name, norm, rng):
     assert float(bayesnorm.kl_divergence(model)) > 0
 
 
+def test_cell_fcn_is_the_papers_network():
+    model = models.cell_fcn(norm="batch", scale="plain", projection=False)
+    assert _filters(model) == [64, 64, 32, 32, 16, 16, 8, 8, 8, 4, 4, 2]
+    assert _count(model, keras.layers.AveragePooling2D) == 5
+    kernels = [int(np.prod(w.shape)) for w in model.weights if len(w.shape) == 4]
+    assert sum(kernels) == 81 * 8304 + 8  # some 0.67 million
+    assert model.output_shape == (None, None, None, 2)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "leaky_relu", "softplus"])
+def test_cell_fcn_with_analytic_normalization(activation, rng):
+    model = models.cell_fcn(
+        (40, 40, 1), width=0.25, activation=activation, scale="plain", seed=1
+    )
+    x = rng.normal(size=(2, 40, 40, 1)).astype("float32")
+    y = np.asarray(model(x))
+    assert y.shape == (2, 40, 40, 2)
+    assert np.isfinite(y).all()
+    found = bayesnorm.channel_statistics(model, x)
+    stddev = np.sqrt(np.mean(found["conv0_0_norm"].stddev ** 2))
+    assert stddev == pytest.approx(1.0, abs=0.2)
+    with pytest.raises(ValueError, match="'softmax', 'leaky_relu', 'softplus'"):
+        models.cell_fcn(activation="tanh")
+
+
 def test_noises_are_given_layer_by_layer():
     deviations = [0.1 * i for i in range(9)]
     model = models.all_cnn(

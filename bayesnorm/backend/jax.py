@@ -14,6 +14,7 @@ __all__ = [
     "devices",
     "fold_in",
     "fused",
+    "input_gradient",
     "output_shape",
     "replica_id",
     "replicas",
@@ -206,6 +207,11 @@ def value_and_gradients(function, trainable, others):
     for variable, value in zip(others, values, strict=True):
         variable.assign(value)
     return loss, aux, gradients
+
+
+def input_gradient(function, x):
+    """Returns the gradient of the scalar `function(x)` with respect to the tensor x."""
+    return jax.grad(function)(x)
 
 
 def scalar_writer(directory):

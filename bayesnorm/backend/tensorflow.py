@@ -10,6 +10,7 @@ __all__ = [
     "devices",
     "fold_in",
     "fused",
+    "input_gradient",
     "output_shape",
     "replica_id",
     "replicas",
@@ -175,6 +176,15 @@ def value_and_gradients(function, trainable, others):
     with tf.GradientTape() as tape:
         loss, aux = function()
     return loss, aux, tape.gradient(loss, list(trainable))
+
+
+def input_gradient(function, x):
+    """Returns the gradient of the scalar `function(x)` with respect to the tensor x."""
+    x = tf.convert_to_tensor(x)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        value = function(x)
+    return tape.gradient(value, x)
 
 
 def scalar_writer(directory):
