@@ -115,15 +115,14 @@ def _statistics(splits, model, figures):
     held_out = splits.inputs(splits.validation.images)
     size = min(FLAGS.batch_size, len(held_out) // 2)
     recorded = record_statistics(model, held_out, _BATCHES, size, FLAGS.seed)
-    start, panels, lines = 0, {}, []
-    for layer in recorded.layers:
+    panels, lines = {}, []
+    for layer, *met in recorded.by_call():
         moments = [ops.convert_to_numpy(x) for x in layer.statistics_moments()]
         (channels,) = moments[0].shape
         name = layer.name.removesuffix("_norm")
         cells = []
         for i, kind in enumerate(("mean", "log variance")):
-            values = recorded.values[:, start : start + channels]
-            start += channels
+            values = met[i]
             mean, stddev = moments[2 * i], np.maximum(moments[2 * i + 1], 1e-12)
             distances = [
                 stats.kstest(values[:, c], stats.norm(mean[c], stddev[c]).cdf).statistic

@@ -2,15 +2,16 @@
 
 import keras
 import numpy as np
-from keras import initializers, ops
+from keras import ops
 
 from bayesnorm.layers.axes import add_along, broadcast_shape, canonical_axis
 from bayesnorm.layers.noise import StochasticLayer
+from bayesnorm.layers.scale_norm import ScaleNorm
 from bayesnorm.moments import register
 
 
 @keras.saving.register_keras_serializable("bayesnorm")
-class NoisyScaleNorm(StochasticLayer):
+class NoisyScaleNorm(StochasticLayer, ScaleNorm):
     """Scale and bias with the noise that batch normalization would have.
 
     `y = (x + V) U scale + bias`, with `V ~ Normal(0, shift_stddev^2)` and
@@ -54,20 +55,20 @@ class NoisyScaleNorm(StochasticLayer):
         scale_initializer="ones",
         **kwargs,
     ):
-        super().__init__(seed=seed, **kwargs)
+        super().__init__(
+            seed=seed,
+            axis=axis,
+            bias_initializer=bias_initializer,
+            scale_initializer=scale_initializer,
+            **kwargs,
+        )
         self.scale_stddev = _deviation("scale_stddev", scale_stddev)
         self.shift_stddev = _deviation("shift_stddev", shift_stddev)
-        self.axis = axis
-        self.bias_initializer = initializers.get(bias_initializer)
-        self.scale_initializer = initializers.get(scale_initializer)
-        self.supports_masking = True
 
     def build(self, input_shape):
-        """Makes `bias` and `scale`, float32 vectors over the channels."""
-        channels = input_shape[canonical_axis(self, self.axis, input_shape)]
-        self.input_spec = keras.layers.InputSpec(
-            ndim=len(input_shape), axes={self.axis: channels}
-        )
+        """Makes `bias` and `scale`, and checks the deviations against them."""
+        super().build(input_shape)
+        (channels,) = self.scale.shape
         for name in ("scale_stddev", "shift_stddev"):
             size = np.size(getattr(self, name))
             if size not in (1, channels):
@@ -75,19 +76,6 @@ class NoisyScaleNorm(StochasticLayer):
                     f"`{name}` of layer {self.name!r} must be a number or a vector "
                     f"over the {channels} channels. Received: {size} numbers"
                 )
-        self.bias, self.scale = (
-            self.add_weight(
-                name=name,
-                shape=(channels,),
-                initializer=initializer,
-                dtype="float32",
-                autocast=False,
-            )
-            for name, initializer in (
-                ("bias", self.bias_initializer),
-                ("scale", self.scale_initializer),
-            )
-        )
 
     @property
     def noise_shapes(self):
@@ -120,20 +108,12 @@ class NoisyScaleNorm(StochasticLayer):
             outputs = outputs + ops.cast(ops.reshape(shift, shape), inputs.dtype)
         return add_along(outputs, ops.convert_to_tensor(self.bias), axis)
 
-    def compute_output_shape(self, input_shape):
-        """Returns the input's shape."""
-        canonical_axis(self, self.axis, input_shape)
-        return input_shape
-
     def get_config(self):
         """Returns the constructor's arguments."""
         return {
             **super().get_config(),
             "scale_stddev": self.scale_stddev,
             "shift_stddev": self.shift_stddev,
-            "axis": self.axis,
-            "bias_initializer": initializers.serialize(self.bias_initializer),
-            "scale_initializer": initializers.serialize(self.scale_initializer),
         }
 
 
@@ -155,11 +135,6 @@ def _moments(layer, moments):
         # The data set's statistics are those of the mean network.
         return x.affine(x.along(scale), x.along(bias))
     scale_stddev, shift_stddev = layer._deviations()
-    shared = x.along(ops.square(shift_stddev), layer.axis)
-    x = x.replace(
-        variance=x.variance + shared,
-        shared=shared if x.shared is None else x.shared + shared,
-        factor=x.factor,
-    )
+    x = x.with_common_noise(ops.square(shift_stddev), layer.axis)
     x = x.scaled(scale, ops.square(scale * scale_stddev), axis=layer.axis)
     return x.affine(1.0, x.along(bias, layer.axis))

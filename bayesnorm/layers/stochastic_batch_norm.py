@@ -9,7 +9,11 @@ from keras import ops
 
 from bayesnorm.arguments import check_choice, positive_integer
 from bayesnorm.layers.axes import broadcast_shape
-from bayesnorm.layers.noise import StochasticLayer, current_noise_mode
+from bayesnorm.layers.noise import (
+    StochasticLayer,
+    current_noise_mode,
+    stochastic_layers,
+)
 from bayesnorm.moments import Moments, register
 
 _KINDS = ("batch", "example")
@@ -343,7 +347,7 @@ def _at_least_float32(x):
 
 def stochastic_batch_normalizations(model):
     """Returns the stochastic batch normalizations of a model, nested ones too."""
-    layers = dict.fromkeys(model._flatten_layers(include_self=True, recursive=True))
+    layers = stochastic_layers(model)
     return [x for x in layers if isinstance(x, StochasticBatchNormalization)]
 
 
@@ -363,11 +367,6 @@ def _moments(layer, moments):
     )
     inverse = ops.exp(-0.5 * log_variance + 0.125 * ops.square(stddev))
     noise = ops.square(inverse) * ops.expm1(0.25 * ops.square(stddev))
-    shared = moments.along(ops.square(mean_stddev), layer.axis)
-    x = moments.replace(
-        variance=moments.variance + shared,
-        shared=shared if moments.shared is None else moments.shared + shared,
-        factor=moments.factor,
-    )
+    x = moments.with_common_noise(ops.square(mean_stddev), layer.axis)
     x = x.scaled(inverse * gamma, noise * ops.square(gamma), -mean, layer.axis)
     return x.affine(1.0, x.along(beta, layer.axis) if layer.center else 0.0)

@@ -182,6 +182,20 @@ class Moments:
             factor=None if self.factor is None else self.factor * scale,
         )
 
+    def with_common_noise(self, variance, axis):
+        """Moments per example of `x + V`, V drawn once per example and channel.
+
+        Args:
+            variance: Tensor `[channels]`, of V, which has mean 0.
+            axis: Integer, the channel axis of the layer.
+        """
+        noise = self.along(variance, axis)
+        return self.replace(
+            variance=self.variance + noise,
+            shared=noise if self.shared is None else self.shared + noise,
+            factor=self.factor,
+        )
+
     def scaled(self, scale, scale_variance=None, bias=0.0, axis=-1):
         """Moments of `(x + bias) S`, `S ~ (scale, scale_variance)`.
 

@@ -76,13 +76,9 @@ def batch_noise(model, data, batch_size, batches=200, seed=0):
     if not stochastic_batch_normalizations(model):
         model = to_stochastic(model)
     recorded = record_statistics(model, data, batches, batch_size, seed)
-    found, start = [], 0
-    for layer in recorded.layers:
-        (channels,) = layer.moving_mean.shape
-        mean, log_variance = np.split(
-            recorded.values[:, start : start + 2 * channels].astype("float64"), 2, 1
-        )
-        start += 2 * channels
+    found = []
+    for layer, mean, log_variance in recorded.by_call():
+        mean, log_variance = mean.astype("float64"), log_variance.astype("float64")
         variance = np.maximum(np.exp(log_variance) - layer.epsilon, 0.0)
         found.append(_noise(layer, batch_size, mean, variance))
     return found

@@ -120,7 +120,7 @@ class _Replacer:
             }
             config = self.replaced(config)
             if self.count == before:
-                return type(layer).from_config(layer.get_config())
+                return type(layer).from_config(config["config"])
             return keras.saving.deserialize_keras_object(config, safe_mode=False)
         except Exception as error:
             raise ValueError(

@@ -31,6 +31,17 @@ class RecordedStatistics:
     layers: tuple
     values: np.ndarray
 
+    def by_call(self):
+        """Yields `(layer, mean, log_variance)`, arrays `[batches, channels]`."""
+        start = 0
+        for layer in self.layers:
+            (channels,) = layer.moving_mean.shape
+            mean, log_variance = np.split(
+                self.values[:, start : start + 2 * channels], 2, axis=1
+            )
+            start += 2 * channels
+            yield layer, mean, log_variance
+
 
 def record_statistics(model, data, number, batch_size=None, seed=0):
     """Records the batch statistics of `number` random training batches.
