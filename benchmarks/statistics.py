@@ -21,7 +21,7 @@ from absl import app, flags
 
 import bayesnorm
 from bayesnorm import datasets, models, plots
-from benchmarks import command
+from trainers import command
 
 _DATASET = flags.DEFINE_string("dataset", "digits", "Data set.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "TensorFlow Datasets directory.")

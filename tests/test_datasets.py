@@ -204,6 +204,7 @@ def test_splits_refuse(changes, match):
 def test_tfds_is_imported_only_on_use():
     code = (
         "import sys, keras; from bayesnorm import datasets; datasets.load('digits');"
+        "datasets.load_segmentation('cells', downscale=4);"
         "assert 'tensorflow_datasets' not in sys.modules;"
         "assert keras.backend.backend() == 'tensorflow' or"
         " 'tensorflow' not in sys.modules"
@@ -472,11 +473,11 @@ def test_augmentation_refuses():
 
 
 def test_augmentation_for_every_set():
-    for name in datasets.NAMES:
+    for name in datasets.NAMES + datasets.SEGMENTATION_NAMES:
         assert isinstance(datasets.augmentation_for(name), datasets.Augmentation)
     assert datasets.augmentation_for("cifar10") == datasets.Augmentation(2, True)
-    with pytest.raises(ValueError, match=r"No default augmentation .*'cells'"):
-        datasets.augmentation_for("cells")
+    with pytest.raises(ValueError, match=r"No default augmentation .*'letters'"):
+        datasets.augmentation_for("letters")
 
 
 def test_reflected_shifts_are_crops_of_a_padded_image(rng):

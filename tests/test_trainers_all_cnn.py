@@ -93,7 +93,7 @@ def test_a_run_leaves_a_report_and_models(finished):
     path, figures = finished
     page = (path / "report.md").read_text()
     plots = {p.name for p in path.glob("*.png")}
-    assert len(plots) == 6
+    assert len(plots) == 8
     assert all(f"({name})" in page for name in plots)
     assert "scikit-learn digits" in page
     for key in ("test/nll_one_pass", "test/nll_averaged", "test/error_averaged"):
@@ -124,13 +124,72 @@ def test_a_workdir_of_other_flags_is_refused(finished):
     ("values", "keys"),
     [
         ({"norm": "none", "scale": "plain", "projection": False}, {"one_pass"}),
-        ({"norm": "weight"}, {"one_pass", "averaged", "moments"}),
+        (
+            {"norm": "weight", "samples": 11},
+            {"one_pass", "averaged_10", "averaged", "moments"},
+        ),
     ],
 )
 def test_other_networks(tmp_path, no_export, values, keys):
     figures = run_main(tmp_path, epochs=1, learning_rate="0.001", **values)
     found = {key.removeprefix("test/nll_") for key in figures if "test/nll" in key}
     assert found == keys
+
+
+def test_the_noise_of_batch_normalization_goes_into_another_run(tmp_path, no_export):
+    figures = run_main(tmp_path / "bn", norm="batch", scale="plain", epochs=2)
+    page = (tmp_path / "bn" / "report.md").read_text()
+    flag = next(word for word in page.split() if word.startswith("--scale_stddev="))
+    stddevs = [float(value) for value in flag.partition("=")[2].split(",")]
+    measured = [v for k, v in figures.items() if k.startswith("noise/scale_stddev/")]
+    np.testing.assert_allclose(stddevs, measured, atol=5e-5)
+    assert len(measured) == 9
+    # Eight by eight positions of 64 images: were they independent, the deviation of U
+    # would be 1 / sqrt(2 n) and that of V 1 / sqrt(n).
+    assert 0.5 < measured[0] * (2 * 64 * 64) ** 0.5 < 20
+    assert 0.5 < figures["noise/shift_stddev/conv0"] * (64 * 64) ** 0.5 < 20
+    noise = {"scale_stddev": map(str, stddevs), "shift_stddev": ["0.01"]}
+    noise = {name: list(values) for name, values in noise.items()}
+    figures = run_main(tmp_path / "wn", norm="weight", scale="noisy", epochs=1, **noise)
+    assert "test/nll_averaged" in figures
+    model = keras.models.load_model(tmp_path / "wn" / "model.keras")
+    layers = [model.get_layer(f"conv{i}_scale") for i in range(9)]
+    assert [layer.scale_stddev for layer in layers] == stddevs
+    assert {layer.shift_stddev for layer in layers} == {0.01}
+
+
+def test_a_noisy_scale_wants_its_noise(tmp_path):
+    with pytest.raises(ValueError, match="--scale=noisy needs --scale_stddev"):
+        run_main(tmp_path, scale="noisy")
+
+
+def test_fewer_examples(tmp_path, no_export):
+    values = {"train_examples": 100, "validation_examples": 50}
+    with set_flags(tmp_path, **values):
+        splits = session.load_data()
+    assert (len(splits.train), len(splits.validation)) == (100, 50)
+    inputs = splits.inputs(splits.train.images)
+    np.testing.assert_allclose(splits.channel_mean, inputs.mean(), rtol=1e-6)
+    with (
+        set_flags(tmp_path, train_examples=5000),
+        pytest.raises(ValueError, match="--train_examples must be at most"),
+    ):
+        session.load_data()
+
+
+def test_perturbed_accuracy_starts_at_that_of_the_test_part(finished):
+    figures = finished[1]
+    for kind in ("gaussian", "gradient_sign"):
+        accuracy = figures[f"perturbation/{kind}/0/accuracy_one_pass"]
+        assert accuracy == pytest.approx(figures["test/accuracy_one_pass"])
+        assert figures[f"perturbation/{kind}/0/accuracy_averaged"] > 0
+    # Against the gradient a network does worse, and the worse the farther.
+    attacked = [
+        figures[f"perturbation/gradient_sign/{size}/accuracy_one_pass"]
+        for size in ("0", "0.02", "0.04")
+    ]
+    assert attacked == sorted(attacked, reverse=True)
+    assert attacked[-1] < attacked[0]
 
 
 def test_the_learning_rate_is_searched_for_once(tmp_path, no_export):

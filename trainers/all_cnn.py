@@ -2,6 +2,7 @@
 
     python -m trainers.all_cnn
     python -m trainers.all_cnn --dataset=cifar10 --data_dir=DIR --width=0.25 --epochs=20
+    python -m trainers.all_cnn --dataset=cifar10 --data_dir=DIR --runs=table1
 
 With no flags: the digits of scikit-learn, two classes held out, a minute on a CPU. On
 CIFAR-10 the network and the 1200 epochs are the paper's; `--learning_rate=auto` finds
@@ -26,8 +27,9 @@ import keras
 
 from bayesnorm import models
 from bayesnorm.tools.initialization import data_dependent_init
-from trainers import flags, report, session
+from trainers import comparison_report, flags, report, session
 from trainers.flags import FLAGS
+from trainers.sections import batch_noise, perturbations
 
 # As in the docstring, which `--help` shows.
 _COMMON = {
@@ -59,7 +61,6 @@ _INIT_BATCH = 128
 def build(splits):
     """Returns the network that the flags describe, initialized."""
     norm = None if FLAGS.norm == "none" else FLAGS.norm
-    stochastic = FLAGS.scale == "stochastic"
     model = models.all_cnn(
         splits.image_shape,
         splits.num_classes,
@@ -71,11 +72,59 @@ def build(splits):
         input_mean=splits.channel_mean,
         input_variance=splits.channel_stddev**2,
         seed=flags.SEED_STRIDE * FLAGS.seed,
-        **({"initial_stddev": FLAGS.initial_stddev} if stochastic else {}),
+        **scale_arguments(),
     )
     if norm in (None, "weight"):
         data_dependent_init(model, splits.inputs(splits.train.images[:_INIT_BATCH]))
     return model
+
+
+def scale_arguments():
+    """Returns the arguments of the scale that the flags describe."""
+    if FLAGS.scale == "plain":
+        return {}
+    if FLAGS.scale == "stochastic":
+        return {"initial_stddev": FLAGS.initial_stddev}
+    found = {}
+    for name in ("scale_stddev", "shift_stddev"):
+        values = [float(value) for value in FLAGS[name].value or ()]
+        if not values:
+            raise ValueError(
+                f"--scale=noisy needs --{name}: a number, or one for each layer, such "
+                "as the report of a run with --norm=batch gives."
+            )
+        found[name] = values[0] if len(values) == 1 else values
+    return found
+
+
+def sections(splits, model, methods, figures):
+    """Returns what the report of this binary adds."""
+    found = perturbations.sections(splits, model, methods, figures)
+    if FLAGS.norm == "batch":
+        found |= batch_noise.sections(splits, model, figures)
+    return found
+
+
+def columns():
+    """Returns the columns of several runs: those of the paper's table 1, and more."""
+    methods = {
+        "one pass": "one_pass",
+        "MC-10": "averaged_10",
+        f"MC-{FLAGS.samples}": "averaged",
+    }
+    figures = (("accuracy, %,", "accuracy", ".2f"), ("NLL,", "nll", ".3f"))
+    tested = [
+        (f"test {title} {name}", f"test/{key}_{method}", form)
+        for title, key, form in figures
+        for name, method in methods.items()
+    ]
+    return [
+        *tested,
+        ("validation NLL", "validation/nll", ".3f"),
+        ("training NLL", "train/nll", ".3f"),
+        ("learning rate", "train/first_learning_rate", ".4f"),
+        ("s / epoch", "seconds/epoch", ".1f"),
+    ]
 
 
 def describe():
@@ -90,6 +139,8 @@ def describe():
 
 def main():
     """Trains and reports; returns the content of `metrics.json`."""
+    if FLAGS.runs:
+        return comparison_report.main("trainers.all_cnn", columns())
     flags.set_defaults(_COMMON | _DEFAULTS[FLAGS.dataset])
     keras.utils.set_random_seed(FLAGS.seed)
     splits = session.load_data()
@@ -107,6 +158,7 @@ def main():
         shown="averaged" if "averaged" in methods else "one_pass",
         samples=FLAGS.samples,
         title=FLAGS.dataset_title,
+        sections=lambda figures, _: sections(splits, model, methods, figures),
     )
 
 

@@ -8,6 +8,7 @@ import sys
 from absl import app, flags, logging
 
 from bayesnorm import datasets
+from trainers import command
 from trainers.loop import DivergenceError
 
 FLAGS = flags.FLAGS
@@ -28,6 +29,9 @@ _INDIFFERENT = {
     "tensorboard",
     "jobs",
     "parallel",
+    "runs",
+    "seeds",
+    "share_learning_rate",
 }
 
 flags.DEFINE_string(
@@ -38,6 +42,20 @@ flags.DEFINE_string(
     None,
     "File of flags, one --name=value a line, such as the flags.txt of another run; "
     "the command line goes before it.",
+)
+flags.DEFINE_string(
+    "runs",
+    None,
+    "Instead of one run, those that a file lists (see trainers/configs), side by side; "
+    "'table1', 'normalization_batch' and 'batch_size' come with the package. Other "
+    "flags hold for all of them.",
+)
+flags.DEFINE_list("seeds", ["0"], "Seeds of each of --runs.")
+flags.DEFINE_bool(
+    "share_learning_rate",
+    True,
+    "With --runs and --learning_rate=auto: search with the first seed of each run, and "
+    "use what is found for its other seeds.",
 )
 # Flags without a default here get the binary's own, for the data set (`set_defaults`).
 flags.DEFINE_enum("dataset", "digits", datasets.NAMES, "Data set.")
@@ -51,6 +69,12 @@ flags.DEFINE_string(
     "ood_file", None, "NumPy archive of --ood (images, labels); else --data_dir's."
 )
 flags.DEFINE_integer("split_seed", 0, "Seed of the division of the data.")
+for _name, _part in (("train", "training"), ("validation", "validation")):
+    flags.DEFINE_integer(
+        f"{_name}_examples",
+        None,
+        f"Only the first so many {_part} examples; all by default.",
+    )
 flags.DEFINE_integer(
     "seed", 0, "Seed of the initial weights, of the order and of all noise."
 )
@@ -91,7 +115,22 @@ flags.DEFINE_bool(
 flags.DEFINE_enum(
     "norm", "analytic", ["none", "batch", "weight", "analytic"], "Normalization."
 )
-flags.DEFINE_enum("scale", "stochastic", ["plain", "stochastic"], "Scale behind it.")
+flags.DEFINE_enum(
+    "scale",
+    "stochastic",
+    ["plain", "noisy", "stochastic"],
+    "Scale behind it: numbers, numbers with the fixed noise of --scale_stddev and "
+    "--shift_stddev, or a learned posterior.",
+)
+flags.DEFINE_list(
+    "scale_stddev",
+    None,
+    "Standard deviation of the noisy scale: a number, or one for each layer. The "
+    "report of a run with --norm=batch measures it.",
+)
+flags.DEFINE_list(
+    "shift_stddev", None, "Standard deviation of the noise before it, likewise."
+)
 flags.DEFINE_bool("projection", True, "Kernels of norm 1 after every step.")
 flags.DEFINE_float("width", None, "Factor of the network's widths.")
 flags.DEFINE_enum(
@@ -115,12 +154,25 @@ def _is_rate(value):
         return False
 
 
+def _are_deviations(values):
+    try:
+        return all(0 <= float(value) < math.inf for value in values or ())
+    except ValueError:
+        return False
+
+
+for _name in ("scale_stddev", "shift_stddev"):
+    flags.register_validator(
+        _name, _are_deviations, "must be finite numbers from 0, separated by commas"
+    )
 flags.register_validator(
     "learning_rate", _is_rate, "must be 'auto' or a finite number above 0"
 )
 for _name, _least in (
     ("epochs", 1),
     ("batch_size", 1),
+    ("train_examples", 1),
+    ("validation_examples", 1),
     ("normalization_batch", 1),
     ("search_epochs", 1),
     ("search_evaluations", 2),
@@ -140,6 +192,11 @@ flags.register_validator(
     "seed",
     lambda value: 0 <= value <= MAX_SEED,
     f"must be from 0 to {MAX_SEED}",
+)
+flags.register_validator(
+    "seeds",
+    lambda values: values and all(value.isdigit() for value in values),
+    "must be integers from 0, separated by commas",
 )
 flags.register_validator(
     "decay", lambda value: 0 < value <= 1, "must be above 0 and at most 1"
@@ -165,7 +222,7 @@ def set_defaults(values):
 def all_flags():
     """Returns the flags of the package's binaries that have a value, text by name."""
     return {
-        flag.name: _text(flag.value)
+        flag.name: command.text(flag.value)
         for module, defined in FLAGS.flags_by_module_dict().items()
         if module.startswith("trainers.") or module == sys.argv[0]
         for flag in defined
@@ -182,12 +239,6 @@ def defining_flags():
     if FLAGS.learning_rate != "auto":
         indifferent = indifferent | {"search_epochs", "search_evaluations"}
     return {k: v for k, v in all_flags().items() if k not in indifferent}
-
-
-def _text(value):
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ",".join(value) if isinstance(value, list) else str(value)
 
 
 def _parse(argv):

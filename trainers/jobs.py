@@ -17,6 +17,33 @@ absl_flags.DEFINE_enum(
 )
 
 
+def parallel(function, arguments, waits=False):
+    """Calls a function for each of `arguments`, `--jobs` at a time.
+
+    With `--jobs=1` in this process, one after the other.
+
+    Args:
+        function: Function of a module.
+        arguments: List of tuples.
+        waits: Whether the function only waits for a process that it starts: on this
+            machine threads do then.
+
+    Returns:
+        List of what it returned, in order.
+
+    Raises:
+        ImportError: If the cluster's package is not installed.
+    """
+    if FLAGS.jobs == 1:
+        return [function(*args) for args in arguments]
+    _register(FLAGS.parallel)
+    backend = FLAGS.parallel
+    if waits and backend == "loky":
+        backend = "threading"
+    with joblib.parallel_config(backend=backend, n_jobs=FLAGS.jobs):
+        return joblib.Parallel()(joblib.delayed(function)(*args) for args in arguments)
+
+
 def run(module, name, arguments):
     """Calls a function for each of `arguments`, in processes of their own.
 
@@ -31,14 +58,9 @@ def run(module, name, arguments):
     Raises:
         ImportError: If the cluster's package is not installed.
     """
-    if FLAGS.jobs == 1 or len(arguments) < 2:
-        return
-    _register(FLAGS.parallel)
-    values = all_flags()
-    with joblib.parallel_config(backend=FLAGS.parallel, n_jobs=FLAGS.jobs):
-        joblib.Parallel()(
-            joblib.delayed(_call)(module, name, values, args) for args in arguments
-        )
+    if FLAGS.jobs > 1 and len(arguments) > 1:
+        values = all_flags()
+        parallel(_call, [(module, name, values, args) for args in arguments])
 
 
 def _register(name):

@@ -33,9 +33,9 @@ from bayesnorm.layers.stochastic_batch_norm import stochastic_batch_normalizatio
 from bayesnorm.tools.calibrate import calibrate
 from bayesnorm.tools.convert import to_stochastic
 from trainers import flags, jobs, report, session
-from trainers.batch_statistics import sections
 from trainers.checkpoints import Workdir
 from trainers.flags import FLAGS
+from trainers.sections import batch_statistics
 
 absl_flags.DEFINE_enum("network", None, ["lenet5", "vgg11", "resnet18"], "Network.")
 absl_flags.DEFINE_integer("members", 3, "Networks of an ensemble.", 2)
@@ -226,7 +226,7 @@ def main():
         shown="sbn",
         samples=FLAGS.samples,
         title=FLAGS.dataset_title,
-        sections=lambda figures, predictions: sections(
+        sections=lambda figures, predictions: batch_statistics.sections(
             splits,
             first,
             training_inputs(splits, member_seed(_PLAIN, 0)),

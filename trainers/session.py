@@ -18,10 +18,29 @@ def load_data():
     if held_out is not None:
         held_out = [int(name) if name.isdigit() else name for name in held_out]
     splits = datasets.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.split_seed, held_out)
+    splits = _first_examples(splits)
     if FLAGS.ood is None:
         return splits
     images, labels = datasets.load_notmnist(FLAGS.data_dir, FLAGS.ood_file)
     return datasets.with_ood(splits, images, labels, datasets.NOTMNIST_CLASSES)
+
+
+def _first_examples(splits):
+    """Returns the set with `--train_examples` and `--validation_examples`."""
+    parts = {}
+    for name in ("train", "validation"):
+        count, part = FLAGS[f"{name}_examples"].value, getattr(splits, name)
+        if count is None:
+            continue
+        if count > len(part):
+            raise ValueError(
+                f"--{name}_examples must be at most {len(part)}, the examples of "
+                f"{splits.name!r}. Received: {count}"
+            )
+        parts[name] = datasets.Split(part.images[:count], part.labels[:count])
+    splits = dataclasses.replace(splits, **parts)
+    mean, stddev = datasets.channel_statistics(splits.train.images, splits.scale)
+    return dataclasses.replace(splits, channel_mean=mean, channel_stddev=stddev)
 
 
 class TrainingInputs:

@@ -1,22 +1,30 @@
-"""Image classification sets as NumPy arrays, and augmentation as graph operations.
+"""Image sets as NumPy arrays, and augmentation as graph operations.
 
 `load("digits")` works with the plain install. `load("cifar10", data_dir=...)` and
 `load("mnist", data_dir=...)` read a TensorFlow Datasets directory; only that call
 imports tensorflow and tensorflow_datasets, whatever the backend. `from_arrays` takes
 your own images.
+
+`load_segmentation` loads sets with a label for each pixel: `"cells"` with the plain
+install, `"image_folder"` of your own files, `"dic_hela"` of a TensorFlow Datasets
+directory. `from_images` takes images and masks of any size.
 """
 
-from bayesnorm.datasets import digits, tfds
+from bayesnorm.datasets import dic_hela, digits, image_folder, synthetic_cells, tfds
 from bayesnorm.datasets.augment import (
     Augmentation,
+    RandomElastic,
     RandomFlip,
     RandomShift,
     augmentation_for,
+    deform_images,
+    displacement_field,
     flip_images,
     shift_images,
 )
 from bayesnorm.datasets.notmnist import CLASS_NAMES as NOTMNIST_CLASSES
 from bayesnorm.datasets.notmnist import load as load_notmnist
+from bayesnorm.datasets.segmentation import from_images
 from bayesnorm.datasets.splits import (
     Split,
     Splits,
@@ -25,27 +33,36 @@ from bayesnorm.datasets.splits import (
     validate,
     with_ood,
 )
+from bayesnorm.datasets.synthetic_cells import make_cells
 
 __all__ = [
     "NAMES",
     "NOTMNIST_CLASSES",
+    "SEGMENTATION_NAMES",
     "Augmentation",
+    "RandomElastic",
     "RandomFlip",
     "RandomShift",
     "Split",
     "Splits",
     "augmentation_for",
     "channel_statistics",
+    "deform_images",
+    "displacement_field",
     "flip_images",
     "from_arrays",
+    "from_images",
     "load",
     "load_notmnist",
+    "load_segmentation",
+    "make_cells",
     "shift_images",
     "validate",
     "with_ood",
 ]
 
 NAMES = ("digits", *tfds.SOURCES)
+SEGMENTATION_NAMES = ("cells", "dic_hela", "image_folder")
 
 
 def load(name, data_dir=None, split_seed=0, held_out=None, download=False):
@@ -74,7 +91,56 @@ def load(name, data_dir=None, split_seed=0, held_out=None, download=False):
         ImportError: The set needs TensorFlow Datasets, which is not installed.
     """
     if name not in NAMES:
-        raise ValueError(f"Unknown data set {name!r}, expected one of {NAMES}.")
+        hint = " `load_segmentation` loads that one." * (name in SEGMENTATION_NAMES)
+        raise ValueError(f"Unknown data set {name!r}, expected one of {NAMES}.{hint}")
     if name == "digits":
         return digits.load(split_seed, (8, 9) if held_out is None else held_out)
     return tfds.load(name, data_dir, split_seed, held_out or (), download)
+
+
+def load_segmentation(
+    name, data_dir=None, split_seed=0, downscale=1, tile=None, download=False
+):
+    """Loads a segmentation set by name: cells and background, a label for each pixel.
+
+    - `cells`: synthetic, `bayesnorm.datasets.synthetic_cells`; needs no files.
+    - `dic_hela`: DIC-C2DH-HeLa of the Cell Tracking Challenge, read with TensorFlow
+      Datasets.
+    - `image_folder`: your own, `bayesnorm.datasets.image_folder`.
+
+    How all are divided and scaled: `bayesnorm.datasets.segmentation.from_images`.
+
+    Args:
+        name: One of `SEGMENTATION_NAMES`.
+        data_dir: TensorFlow Datasets directory of `dic_hela`; of `image_folder` the
+            folder itself, with `images` and `labels`; `cells` ignores it.
+        split_seed: Seed of the division into train and validation. The test part is the
+            same for every seed.
+        downscale: Integer factor by which images are made smaller.
+        tile: Side in pixels of the tiles that they are then cut into, or None.
+        download: Whether `dic_hela` may be downloaded if it is not in `data_dir`.
+
+    Returns:
+        A `Splits`, uint8 images `[n, height, width, 1]` and uint8 labels
+        `[n, height, width]`.
+
+    Raises:
+        ValueError: The name is unknown, or files are missing, broken or too small.
+        ImportError: `dic_hela` needs TensorFlow Datasets, which is not installed.
+    """
+    if name not in SEGMENTATION_NAMES:
+        hint = " `load` loads that one." * (name in NAMES)
+        raise ValueError(
+            f"Unknown segmentation set {name!r}, expected one of "
+            f"{SEGMENTATION_NAMES}.{hint}"
+        )
+    if name == "cells":
+        return synthetic_cells.load(split_seed, downscale, tile)
+    if name == "dic_hela":
+        return dic_hela.load(data_dir, split_seed, downscale, tile, download)
+    if data_dir is None:
+        raise ValueError(
+            "data set 'image_folder' needs `data_dir`: a folder with the folders "
+            "'images' and 'labels'."
+        )
+    return image_folder.load(data_dir, split_seed, downscale, tile)

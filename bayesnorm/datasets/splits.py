@@ -1,4 +1,4 @@
-"""In-memory image classification sets, and the one check that all of them pass."""
+"""In-memory image sets, and the one check that all of them pass."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,7 +15,8 @@ class Split:
     Attributes:
         images: `[n, height, width, channels]`, uint8 or float32, as stored: multiply
             by `Splits.scale` (or call `Splits.inputs`) for what the network sees.
-        labels: `[n]`, int64.
+        labels: `[n]` int64, a class for each image; or `[n, height, width]`, uint8 or
+            int64, a class for each pixel (segmentation).
     """
 
     images: np.ndarray
@@ -67,6 +68,11 @@ class Splits:
         validate(self)
 
     @property
+    def dense(self):
+        """Whether there is a label for each pixel: a segmentation set."""
+        return self.train.labels.ndim > 1
+
+    @property
     def image_shape(self):
         """Shape `(height, width, channels)` of one image."""
         return self.train.images.shape[1:]
@@ -87,7 +93,8 @@ def validate(splits):
 
     Raises:
         ValueError: A part is empty or of another image shape or type, a pixel is NaN or
-            infinite, a label is out of range, or names, scale or statistics do not fit.
+            infinite, a label is out of range, some parts have labels of images and
+            others of pixels, or names, scale or statistics do not fit.
     """
     where = f"data set {splits.name!r}"
     _check_classes(where, splits.num_classes, splits.class_names)
@@ -112,6 +119,13 @@ def validate(splits):
                 f"{where}: all parts need the images of `train`, {dtype} {shape}, but "
                 f"{part!r} has {split.images.dtype} {split.images.shape[1:]}. Resize "
                 "or convert one of them."
+            )
+        # What is out of distribution may lack the labels that the others have.
+        if part != "ood" and split.labels.ndim != splits.train.labels.ndim:
+            kind = "a pixel" if splits.dense else "a image"
+            raise ValueError(
+                f"{where}: all parts need labels like those of `train`, one {kind}, "
+                f"but {part!r} has labels {split.labels.shape}."
             )
     if not (np.isfinite(splits.scale) and splits.scale > 0):
         raise ValueError(
@@ -163,24 +177,27 @@ def _check_split(where, split, label_range):
         )
     if images.dtype == np.float32:
         _check_finite(where, images)
-    if not isinstance(labels, np.ndarray) or labels.dtype != np.int64:
+    dense = getattr(labels, "ndim", 1) == 3
+    allowed = (np.int64, np.uint8) if dense else (np.int64,)
+    if not isinstance(labels, np.ndarray) or labels.dtype not in allowed:
         raise ValueError(
-            f"{where}: `labels` must be an int64 NumPy array, got "
+            f"{where}: `labels` must be an int64 NumPy array"
+            f"{' or a uint8 one' if dense else ''}, got "
             f"{getattr(labels, 'dtype', type(labels).__name__)}. Class indices, not "
             "one-hot vectors, converted with `labels.astype('int64')`."
         )
-    if labels.shape != images.shape[:1]:
+    if labels.shape != (images.shape[:3] if dense else images.shape[:1]):
         raise ValueError(
-            f"{where}: `labels` must be [{len(images)}], one a image, got shape "
-            f"{labels.shape}."
+            f"{where}: `labels` must be [{len(images)}], one a image, or "
+            f"{list(images.shape[:3])}, one a pixel, got shape {labels.shape}."
         )
     highest = np.inf if label_range is None else label_range - 1
     wrong = (labels < 0) | (labels > highest)
     if wrong.any():
-        first = int(np.argmax(wrong))
+        first = tuple(int(i) for i in np.unravel_index(np.argmax(wrong), wrong.shape))
         raise ValueError(
             f"{where}: labels must lie in 0..{highest}, but {wrong.sum()} do not, the "
-            f"first is labels[{first}] = {labels[first]}."
+            f"first is labels[{', '.join(map(str, first))}] = {labels[first]}."
         )
 
 
@@ -241,7 +258,8 @@ def from_arrays(
     Args:
         train: `(images, labels)`; images `[n, height, width]` or
             `[n, height, width, channels]`, uint8 or floating (kept as float32), labels
-            `[n]` integers `0..K-1`.
+            `[n]` integers `0..K-1`, one a image, or `[n, height, width]`, one a pixel
+            (uint8 and boolean ones are kept as uint8).
         validation: `(images, labels)` likewise.
         test: `(images, labels)` likewise.
         ood: `(images, labels)`, images alone, or None.
@@ -266,7 +284,8 @@ def from_arrays(
     }
     images, labels = parts["train"].images, parts["train"].labels
     if class_names is None:
-        class_names = [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
+        highest = int(labels.max()) if labels.size else -1
+        class_names = [str(i) for i in range(highest + 1)]
     if scale is None:
         scale = 1 / 255 if images.dtype == np.uint8 else 1.0
     # Statistics of bad images would only warn; the check names the culprit.
@@ -317,13 +336,15 @@ def _split(name, part, arrays):
         images = images[..., None]
     if np.issubdtype(images.dtype, np.floating):
         images = images.astype(np.float32)
-    if np.issubdtype(labels.dtype, np.integer):
+    if labels.ndim == 3 and labels.dtype in (np.uint8, np.bool_):
+        labels = labels.astype(np.uint8)
+    elif np.issubdtype(labels.dtype, np.integer):
         labels = labels.astype(np.int64)
     return Split(images, labels)
 
 
 def hold_out(images, labels, held_out, num_classes):
-    """Divides examples into trained classes and held-out ones.
+    """Divides examples into trained classes and held-out ones (labels of images).
 
     Args:
         images: `[n, ...]`.

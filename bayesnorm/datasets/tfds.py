@@ -81,7 +81,14 @@ def load(name, data_dir=None, split_seed=0, held_out=(), download=False):
     source = SOURCES[name]
     class_names = source.class_names
     out = splits.resolve_classes(name, held_out, class_names)
-    arrays = _read(name, source, data_dir, download)
+    arrays = read(
+        name,
+        data_dir,
+        download,
+        lambda builder: {
+            part: _read_part(builder, part, source) for part in ("train", "test")
+        },
+    )
     (images, labels), (test_images, test_labels) = arrays["train"], arrays["test"]
     order = np.random.default_rng(split_seed).permutation(len(images))
     count = len(images) // source.validation_share
@@ -103,20 +110,41 @@ def load(name, data_dir=None, split_seed=0, held_out=(), download=False):
     )
 
 
-def _read(name, source, data_dir, download):
+def read(name, data_dir, download, reader, make_builder=None, function="load"):
+    """Reads a set that TensorFlow Datasets prepared, or prepares it.
+
+    Args:
+        name: Name of the set, and of its folder in `data_dir`.
+        data_dir: As in `load`.
+        download: As in `load`.
+        reader: Function of the builder that returns what is read.
+        make_builder: Function of the directory that returns the builder of a set that
+            TensorFlow Datasets has none of.
+        function: Function of `bayesnorm.datasets` that loads the set, for messages.
+
+    Returns:
+        What `reader` returns.
+
+    Raises:
+        ImportError: TensorFlow Datasets or TensorFlow is not installed.
+        ValueError: The directory is missing or broken.
+    """
     directory = str(
         data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     )
     if "://" not in directory:
         directory = os.path.expanduser(directory)
         if not download:
-            _check_directory(name, directory)
+            _check_directory(name, directory, function)
     tfds = _import_tfds(name)
     try:
-        builder = tfds.builder(name, data_dir=directory)
+        if make_builder is None:
+            builder = tfds.builder(name, data_dir=directory)
+        else:
+            builder = make_builder(directory)
         if download:
             builder.download_and_prepare()
-        return {part: _read_part(builder, part, source) for part in ("train", "test")}
+        return reader(builder)
     except ImportError:
         raise
     # TFDS raises anything from AssertionError to TensorFlow's own errors here.
@@ -129,11 +157,11 @@ def _read(name, source, data_dir, download):
             f"Datasets wrote, complete and of the version that the installed "
             f"tensorflow-datasets {tfds.__version__} reads. Copy it again, or remove "
             f"{os.path.join(directory, name)!r} and fetch the set on a machine that "
-            f"has a network: {_fetching(name, directory)}"
+            f"has a network: {_fetching(name, directory, function)}"
         ) from error
 
 
-def _check_directory(name, directory):
+def _check_directory(name, directory, function):
     path = pathlib.Path(directory)
     if any(path.glob(f"{name}/*/dataset_info.json")):
         return
@@ -149,12 +177,12 @@ def _check_directory(name, directory):
         f"data set {name!r} is not at {directory!r}, {found}. Expected a TensorFlow "
         f"Datasets directory with {name}/<version>/dataset_info.json: set data_dir "
         "(or the environment variable TFDS_DATA_DIR) to it, or fetch the set: "
-        + _fetching(name, directory)
+        + _fetching(name, directory, function)
     )
 
 
-def _fetching(name, directory):
-    call = f"bayesnorm.datasets.load({name!r}, {directory!r}, download=True)"
+def _fetching(name, directory, function):
+    call = f"bayesnorm.datasets.{function}({name!r}, {directory!r}, download=True)"
     return f'`python -c "import bayesnorm.datasets; {call}"`.'
 
 
@@ -167,7 +195,8 @@ def _import_tfds(name):
             f"data set {name!r} is read with TensorFlow Datasets, which needs the "
             "packages tensorflow and tensorflow-datasets, also with the JAX backend: "
             "`pip install tensorflow-cpu tensorflow-datasets`. Without them use the "
-            "set 'digits', or `bayesnorm.datasets.from_arrays` with your own arrays."
+            "set 'digits' (segmentation: 'cells'), or `bayesnorm.datasets.from_arrays` "
+            "with your own arrays."
         ) from error
     if keras.backend.backend() != "tensorflow":
         # TensorFlow only reads files here; it would take the accelerator's memory.

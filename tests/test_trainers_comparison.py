@@ -1,0 +1,262 @@
+"""Several runs side by side: what is run, with which flags, and what is concluded."""
+
+import csv
+import json
+import pathlib
+import subprocess
+import sys
+import types
+
+import pytest
+from absl.testing import flagsaver
+
+from trainers import comparison, comparison_report
+from trainers.comparison import Finding, Outcome
+from trainers.flags import FLAGS
+
+PLAN = """
+[table]
+paper = paper: error
+
+[common]
+width = 0.5
+epochs = 9
+
+[BN]
+norm = batch
+paper = 1.2
+
+[WN, noise]
+norm = weight
+scale = noisy
+noise_of = BN
+epochs = 4
+
+[figure: one]
+title = Both
+runs = BN; WN, noise
+
+[finding: noise helps]
+lower = WN, noise : validation/nll
+higher = BN : validation/nll
+"""
+
+
+@pytest.fixture(autouse=True)
+def parsed():
+    with flagsaver.flagsaver():
+        FLAGS(["all_cnn"])
+        yield
+
+
+@pytest.fixture
+def plan_file(tmp_path):
+    path = tmp_path / "plan.ini"
+    path.write_text(PLAN)
+    return path
+
+
+def test_a_file_is_read(plan_file):
+    plan = comparison.read_plan(plan_file)
+    assert plan.runs["BN"].flags == {"norm": "batch", "width": "0.5", "epochs": "9"}
+    noisy = plan.runs["WN, noise"]
+    assert (noisy.noise_of, noisy.paper, noisy.flags["epochs"]) == ("BN", "", "4")
+    assert (plan.runs["BN"].paper, plan.paper) == ("1.2", "paper: error")
+    assert plan.figures["one"].runs == ("BN", "WN, noise")
+    finding = plan.findings[0]
+    assert finding.lower == ("WN, noise", "validation/nll")
+    assert (finding.higher, finding.text) == (("BN", "validation/nll"), "noise helps")
+
+
+def test_the_command_line_wins_over_common_flags_and_a_run_over_both(plan_file):
+    FLAGS(["all_cnn", "--epochs=2", "--width=0.1"])
+    plan = comparison.read_plan(plan_file)
+    assert plan.runs["BN"].flags["epochs"] == "2"
+    assert plan.runs["BN"].flags["width"] == "0.1"
+    assert plan.runs["WN, noise"].flags["epochs"] == "4"
+
+
+@pytest.mark.parametrize("name", ["table1", "normalization_batch", "batch_size"])
+def test_the_files_of_the_package_are_right(name):
+    plan = comparison.read_plan(name)
+    assert plan.figures
+    assert len(plan.runs) >= 4
+    for run in plan.runs.values():
+        FLAGS(["all_cnn", *(f"--{key}={value}" for key, value in run.flags.items())])
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", "no section of a run"),
+        ("[a]\nnorm = batch\n[a]\n", "already exists"),
+        ("[a]\nnrom = batch", "'nrom', which there is not"),
+        ("[a]\nseed = 1", "for the whole comparison"),
+        ("[a]\nnoise_of = b", "no run 'b', only \\['a'\\]"),
+        ("[a]\n[figure: x]\nruns = a", r"section \[figure: x\] needs 'title'"),
+        ("[a]\n[figure: x]\ntitle = t\nruns = a; c", "no run 'c'"),
+        ("[a]\n[finding: x]\nlower = a : k\nhigher = d : k", "no run 'd'"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path, text, match):
+    path = tmp_path / "plan.ini"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=match):
+        comparison.read_plan(path)
+
+
+def test_an_unknown_name_says_which_there_are():
+    with pytest.raises(ValueError, match=r"table2: .*'table1'"):
+        comparison.read_plan("table2")
+
+
+def outcomes(**values):
+    return {name: [Outcome({"k": v}, {}) for v in of] for name, of in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        ([1.0, 1.1, 1.2], [2.0, 2.2, 2.1], "confirmed"),
+        ([2.0, 2.2, 2.1], [1.0, 1.1, 1.2], "refuted"),
+        ([1.0, 1.1, 2.2], [2.0, 2.2, 2.1], "open"),  # the seeds do not agree
+        ([1.0, 1.0, 1.0], [1.1, 3.0, 1.1], "open"),  # they do, within the error
+        ([1.0], [2.0], "open"),  # one seed says nothing
+        ([None, 1.0], [2.0, None], "not measured"),
+    ],
+)
+def test_findings_are_judged_seed_by_seed(low, high, verdict):
+    finding = Finding("f", ("a", "k"), ("b", "k"))
+    found = comparison_report.judge(finding, outcomes(a=low, b=high))
+    assert found["verdict"] == verdict
+
+
+def test_mean_and_standard_error_of_the_differences():
+    found = comparison_report.judge(
+        Finding("f", ("a", "k"), ("b", "k")), outcomes(a=[1.0, 2.0, None], b=[2, 5, 1])
+    )
+    assert found["differences"] == [-1.0, -3.0]
+    assert (found["mean"], found["standard_error"]) == (-2.0, pytest.approx(1.0))
+
+
+class Binary:
+    """Stands for the processes: writes what a run leaves, and keeps the flags."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, words, stdout, stderr, env):
+        values = dict(word[2:].split("=", 1) for word in words[3:])
+        self.calls.append(values)
+        folder = pathlib.Path(values["workdir"])
+        if values.get("scale") == "noisy" and values["seed"] == "7":
+            stdout.write("epoch 1\nerror: Training diverged\n")
+            return types.SimpleNamespace(returncode=1)
+        folder.mkdir(parents=True)
+        nll = 1.0 + (values["norm"] == "batch") + 0.01 * int(values["seed"])
+        figures = {
+            "validation/nll": nll,
+            "test/error_one_pass": 10 * nll,
+            "test/error_at_coverage_50_one_pass": 5 * nll,
+            "perturbation/gaussian/0/accuracy_one_pass": 90.0,
+            "perturbation/gaussian/0.1/accuracy_one_pass": 80.0,
+            "dataset": "digits",
+            "epochs": 2,
+            "hardware": {"cores": 2, "devices": ["CPU"]},
+            "versions": {"keras": "3"},
+        }
+        if values["norm"] == "batch":
+            figures |= {
+                "noise/scale_stddev/conv0": 0.05,
+                "noise/scale_stddev/conv1": 0.01,
+                "noise/shift_stddev/conv0": 0.2,
+                "noise/shift_stddev/conv1": 0.125,
+            }
+        (folder / "metrics.json").write_text(json.dumps(figures))
+        flags = {f"--{k}": v for k, v in values.items()}
+        flags["--learning_rate"] = values.get("learning_rate", "auto")
+        lines = (f"{key}={value}\n" for key, value in flags.items())
+        (folder / "flags.txt").write_text("".join(lines))
+        with open(folder / "history.csv", "w") as file:
+            writer = csv.writer(file)
+            writer.writerow(["epoch", "learning_rate", "nll", "val_nll"])
+            writer.writerows([[1, 0.03, 2.0, 2.5], [2, 0.01, nll, nll]])
+        return types.SimpleNamespace(returncode=0)
+
+
+@pytest.fixture
+def binary(monkeypatch):
+    binary = Binary()
+    monkeypatch.setattr(comparison.subprocess, "run", binary)
+    return binary
+
+
+def compare(tmp_path, plan_file, *arguments):
+    argv = [f"--workdir={tmp_path}/all", f"--runs={plan_file}", *arguments]
+    FLAGS(["all_cnn", *argv])
+    columns = [("error, %", "test/error_one_pass", ".1f"), ("none", "test/x", ".1f")]
+    return comparison_report.main("trainers.all_cnn", columns)
+
+
+def test_runs_their_flags_and_the_report(tmp_path, plan_file, binary, capsys):
+    results = compare(tmp_path, plan_file, "--seeds=1,7,2", "--data_dir=there")
+    assert [(c["norm"], c["seed"]) for c in binary.calls] == [
+        ("batch", "1"),
+        ("weight", "1"),
+        ("batch", "7"),
+        ("batch", "2"),
+        ("weight", "7"),
+        ("weight", "2"),
+    ]
+    by_run = {(c["norm"], c["seed"]): c for c in binary.calls}
+    # The noise measured in the first seed's run; the learning rate that it found.
+    assert by_run["weight", "2"]["scale_stddev"] == "0.05,0.01"
+    assert by_run["weight", "2"]["shift_stddev"] == "0.2,0.125"
+    assert "learning_rate" not in by_run["batch", "1"]
+    assert by_run["batch", "2"]["learning_rate"] == "0.03"
+    assert by_run["batch", "1"]["data_dir"] == "there"
+    assert not {"runs", "seeds", "jobs"} & set(by_run["batch", "1"])
+    # A run that failed is named, and is in no figure.
+    assert (
+        "FAILED: WN, noise, seed 7: error: Training diverged" in capsys.readouterr().out
+    )
+    assert results["runs"]["WN, noise"][1] == {}
+    finding = results["findings"]["noise helps"]
+    assert finding["differences"] == pytest.approx([-1.0, -1.0])
+    page = (tmp_path / "all" / "report.md").read_text()
+    assert "- WN, noise, seed 7: error: Training diverged" in page
+    assert "| noise helps | -1.0000 ± 0.0000 | 2 of 2 | confirmed |" in page
+    assert "|  | error, % | paper: error |" in page
+    assert "| BN | 20.3 ± 0.3 | 1.2 |" in page
+    assert "--data_dir=DIR" in page
+    for name in (
+        "curves_one",
+        "layer_noise",
+        "perturbation_gaussian",
+        "error_coverage",
+    ):
+        assert (tmp_path / "all" / f"{name}.png").stat().st_size > 1000
+
+
+def test_what_was_run_is_not_run_again(tmp_path, plan_file, binary):
+    compare(tmp_path, plan_file, "--seeds=1")
+    del binary.calls[:]
+    compare(tmp_path, plan_file, "--seeds=1,2")
+    assert [c["seed"] for c in binary.calls] == ["2", "2"]
+
+
+def test_each_seed_may_search_for_itself(tmp_path, plan_file, binary):
+    compare(tmp_path, plan_file, "--seeds=1,2", "--noshare_learning_rate")
+    assert all("learning_rate" not in call for call in binary.calls)
+
+
+@pytest.mark.slow
+def test_from_the_command_line(tmp_path, plan_file):
+    command = [sys.executable, "-m", "trainers.all_cnn", f"--runs={plan_file}"]
+    command += ["--seeds=0,1", "--jobs=2", f"--workdir={tmp_path}/all", "--samples=2"]
+    text = plan_file.read_text().replace("epochs = 4", "epochs = 2")
+    plan_file.write_text(text.replace("epochs = 9", "epochs = 2"))
+    subprocess.run([*command, "--width=0.05"], check=True)
+    results = json.loads((tmp_path / "all" / "metrics.json").read_text())
+    for figures in results["runs"]["WN, noise"]:
+        assert 0 < figures["test/nll_averaged"] < 3

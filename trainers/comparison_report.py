@@ -1,0 +1,317 @@
+"""The report of several runs side by side: table, findings, curves."""
+
+import json
+import pathlib
+
+import numpy as np
+
+from bayesnorm import plots
+from trainers import command, comparison
+from trainers.checkpoints import write_atomically
+from trainers.flags import FLAGS
+from trainers.report import Section
+
+_NOISE = "posterior/relative_stddev/"
+_MEASURED = "noise/scale_stddev/"
+
+
+def main(binary, columns):
+    """Runs what `--runs` lists and reports; returns the content of `metrics.json`.
+
+    Args:
+        binary: Name of the module of the binary, such as `"trainers.all_cnn"`.
+        columns: List of `(title, key in metrics.json, format)` of the table.
+
+    Raises:
+        RuntimeError: If a run failed; the others are in the report.
+    """
+    plan = comparison.read_plan(FLAGS.runs)
+    name = pathlib.Path(FLAGS.runs).stem
+    program = binary.removeprefix("trainers.")
+    folder = FLAGS.workdir or f"runs/{program}-{FLAGS.dataset}-{name}"
+    folder = pathlib.Path(folder)
+    results = write(folder, plan, comparison.execute(binary, plan, folder), columns)
+    print(f"wrote {folder / 'report.md'}")
+    return results
+
+
+def write(folder, plan, outcomes, columns):
+    """Writes `report.md`, `metrics.json` and the plots into `folder`.
+
+    Args:
+        folder: `pathlib.Path`.
+        plan: The `comparison.Plan`.
+        outcomes: Title of a run -> an `Outcome` for each seed.
+        columns: As for `main`.
+
+    Returns:
+        The content of `metrics.json`: `runs`, title -> figures of each seed (empty for
+        a run that failed), and `findings`, text -> differences and verdict.
+
+    Raises:
+        ValueError: If every run failed.
+    """
+    done = [o.figures for runs in outcomes.values() for o in runs if not o.failure]
+    if not done:
+        why = next(iter(outcomes.values()))[0].failure
+        raise ValueError(f"All runs failed, the first of them: {why}")
+    findings = {f.text: judge(f, outcomes) for f in plan.findings}
+    sections = _sections(plan, outcomes, findings)
+    for name, section in sections.items():
+        if section.figure is not None:
+            section.figure.savefig(folder / f"{name}.png")
+    results = {
+        "runs": {name: [o.figures for o in runs] for name, runs in outcomes.items()},
+        "findings": findings,
+    }
+    write_atomically(folder / "metrics.json", json.dumps(results, indent=1) + "\n")
+    write_atomically(
+        folder / "report.md", _page(plan, outcomes, columns, done[0], sections)
+    )
+    return results
+
+
+def judge(finding, outcomes):
+    """Compares two runs seed by seed.
+
+    Args:
+        finding: A `comparison.Finding`.
+        outcomes: Title of a run -> an `Outcome` for each seed.
+
+    Returns:
+        Dict of `differences` (lower minus higher, of the seeds that have both), their
+        `mean`, its `standard_error` (None for one seed), and the `verdict`:
+        "confirmed" if all are below 0 and the mean by more than two standard errors,
+        "refuted" likewise above 0, else "open".
+    """
+    (low, low_key), (high, high_key) = finding.lower, finding.higher
+    pairs = zip(outcomes[low], outcomes[high], strict=True)
+    values = [(a.figures.get(low_key), b.figures.get(high_key)) for a, b in pairs]
+    found = [a - b for a, b in values if a is not None and b is not None]
+    if not found:
+        return {"differences": [], "mean": None, "standard_error": None} | {
+            "verdict": "not measured"
+        }
+    mean, error = float(np.mean(found)), None
+    verdict = "open"
+    if len(found) > 1:
+        error = float(np.std(found, ddof=1) / np.sqrt(len(found)))
+        if abs(mean) > 2 * error:
+            if max(found) < 0:
+                verdict = "confirmed"
+            elif min(found) > 0:
+                verdict = "refuted"
+    return {
+        "differences": found,
+        "mean": mean,
+        "standard_error": error,
+        "verdict": verdict,
+    }
+
+
+def _sections(plan, outcomes, findings):
+    sections = {}
+    if findings:
+        sections["findings"] = Section("Findings", None, _findings(findings))
+    for name, figure in plan.figures.items():
+        panels = {
+            title: {run: _histories(outcomes[run], key) for run in figure.runs}
+            for title, key in (("training", "nll"), ("validation", "val_nll"))
+        }
+        sections[f"curves_{name}"] = Section(
+            figure.title,
+            plots.run_curves(panels, "NLL, nats"),
+            "Training with the noise that a method has, validation by one pass "
+            "without; means over the seeds, bands from the lowest to the highest.",
+        )
+    series = {}
+    for symbol, prefix in (("sigma_S / s", _NOISE), ("sigma_U", _MEASURED)):
+        for run, of_seeds in outcomes.items():
+            values = _by_layer(of_seeds, prefix)
+            if values:
+                series[f"{run}, {symbol}"] = values
+    if series:
+        sections["layer_noise"] = Section(
+            "Noise of the layers",
+            plots.layer_noise(series),
+            _layer_table(series),
+        )
+    for kind, title, unit in (
+        ("gaussian", "Gaussian noise", "standard deviation, pixels in [0, 1]"),
+        ("gradient_sign", "Steps along the sign of the gradient", "size of the step"),
+    ):
+        curves = _perturbed(outcomes, kind)
+        if curves:
+            sections[f"perturbation_{kind}"] = Section(
+                title,
+                plots.perturbation_curves(curves, unit),
+                "Test accuracy; samples are averaged where there is a posterior.",
+            )
+    coverage = _coverage(outcomes)
+    if coverage:
+        sections["error_coverage"] = Section(
+            "Rejecting uncertain examples",
+            plots.coverage_curves(coverage),
+            "The examples of highest predictive entropy are rejected; samples are "
+            "averaged where there is a posterior.",
+        )
+    return sections
+
+
+def _findings(findings):
+    lines = [
+        "Differences seed by seed, mean ± standard error. Confirmed or refuted: all "
+        "seeds agree, and the mean is more than two standard errors from 0.",
+        "",
+        "| finding | difference | seeds that agree | |",
+        "| --- | ---: | ---: | --- |",
+    ]
+    for text, found in findings.items():
+        differences = found["differences"]
+        agree = sum(d < 0 for d in differences)
+        spread = (
+            ""
+            if found["standard_error"] is None
+            else (f" ± {found['standard_error']:.4f}")
+        )
+        mean = "-" if found["mean"] is None else f"{found['mean']:+.4f}{spread}"
+        lines.append(
+            f"| {text} | {mean} | {agree} of {len(differences)} | {found['verdict']} |"
+        )
+    return "\n".join(lines)
+
+
+def _histories(outcomes, key):
+    """Array `[seeds, epochs]`, NaN where a run has none."""
+    rows = [o.history.get(key, []) for o in outcomes]
+    longest = max(map(len, rows))
+    padded = [[*row, *[np.nan] * (longest - len(row))] for row in rows]
+    return np.asarray(padded, "float64").reshape(len(rows), longest)
+
+
+def _by_layer(outcomes, prefix):
+    """Layer -> median over the seeds."""
+    found = {}
+    for outcome in outcomes:
+        for key, value in outcome.figures.items():
+            if key.startswith(prefix):
+                found.setdefault(key.removeprefix(prefix), []).append(value)
+    return {layer: float(np.median(values)) for layer, values in found.items()}
+
+
+def _layer_table(series):
+    layers = list(next(iter(series.values())))
+    lines = [
+        "Learned deviation of the scale over its mean (median over channels), and the "
+        "deviation of the scale that batch normalization has in training.",
+        "",
+        "| | " + " | ".join(layers) + " |",
+        "| --- |" + " ---: |" * len(layers),
+    ]
+    for name, values in series.items():
+        cells = [f"{values[k]:.3f}" if k in values else "" for k in layers]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _best_method(figures):
+    return "averaged" if "test/nll_averaged" in figures else "one_pass"
+
+
+def _perturbed(outcomes, kind):
+    """Run -> `(sizes, accuracies [seeds, sizes])`."""
+    curves = {}
+    for run, of_seeds in outcomes.items():
+        rows = []
+        for figures in (o.figures for o in of_seeds if o.figures):
+            ending = f"/accuracy_{_best_method(figures)}"
+            prefix = f"perturbation/{kind}/"
+            row = {
+                float(key.removeprefix(prefix).removesuffix(ending)): value
+                for key, value in figures.items()
+                if key.startswith(prefix) and key.endswith(ending)
+            }
+            if row:
+                rows.append(row)
+        if rows:
+            sizes = sorted(rows[0])
+            curves[run] = (sizes, np.array([[row[s] for s in sizes] for row in rows]))
+    return curves
+
+
+def _coverage(outcomes):
+    """Run -> `(shares kept in per cent, errors [seeds, shares])`."""
+    curves = {}
+    for run, of_seeds in outcomes.items():
+        rows = []
+        for figures in (o.figures for o in of_seeds if o.figures):
+            method = _best_method(figures)
+            prefix, ending = "test/error_at_coverage_", f"_{method}"
+            row = {
+                int(key.removeprefix(prefix).removesuffix(ending)): value
+                for key, value in figures.items()
+                if key.startswith(prefix)
+                and key.removeprefix(prefix).removesuffix(ending).isdigit()
+            }
+            rows.append(row | {100: figures[f"test/error_{method}"]})
+        if rows:
+            shares = sorted(rows[0])
+            curves[run] = (shares, np.array([[row[s] for s in shares] for row in rows]))
+    return curves
+
+
+def _cell(outcomes, key, form):
+    values = [o.figures[key] for o in outcomes if o.figures.get(key) is not None]
+    if not values:
+        return ""
+    mean = format(np.mean(values), form)
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {format(np.std(values, ddof=1), form)}"
+
+
+def _page(plan, outcomes, columns, figures, sections):
+    everything = [o.figures for of_seeds in outcomes.values() for o in of_seeds]
+    columns = [c for c in columns if any(f.get(c[1]) is not None for f in everything)]
+    titles = [title for title, _, _ in columns]
+    papers = any(run.paper for run in plan.runs.values())
+    rows = [["", *titles, *([plan.paper] if papers else [])]]
+    rows.append(["---"] + ["---:"] * len(titles) + (["---"] if papers else []))
+    for name, of_seeds in outcomes.items():
+        cells = [_cell(of_seeds, key, form) for _, key, form in columns]
+        rows.append([name, *cells, *([plan.runs[name].paper] if papers else [])])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    failed = [
+        f"- {name}, seed {seed}: {outcome.failure}"
+        for name, of_seeds in outcomes.items()
+        for seed, outcome in zip(FLAGS.seeds, of_seeds, strict=True)
+        if outcome.failure
+    ]
+    failures = ""
+    if failed:
+        failures = "These runs failed and are in no figure:\n\n" + "\n".join(failed)
+        failures += "\n\n"
+    shown = "\n\n".join(
+        f"## {section.heading}\n\n{section.text}"
+        + ("" if section.figure is None else f"\n\n![{section.heading}]({name}.png)")
+        for name, section in sections.items()
+    )
+    hardware = figures["hardware"]
+    devices = ", ".join(hardware["devices"])
+    versions = ", ".join(f"{k} {v}" for k, v in figures["versions"].items())
+    seeds = "seeds" if len(FLAGS.seeds) > 1 else "seed"
+    return f"""# {figures["dataset"]}
+
+{figures["epochs"]} epochs, {seeds} {", ".join(FLAGS.seeds)}; \
+{hardware["cores"]} cores, {devices}; {versions}. Command:
+
+```
+{command.as_given()}
+```
+
+{table}
+
+Mean ± standard deviation over the seeds. NLL in nats.
+
+{failures}{shown}
+"""
