@@ -265,6 +265,30 @@ def error_coverage(uncertainty, errors):
     return rank / len(errors), np.cumsum(errors) / rank
 
 
+def intersection_over_union(probs, labels):
+    """Intersection over union (Jaccard index) of the most probable class, per class.
+
+    Pooled over everything given: `|predicted and true| / |predicted or true|`.
+
+    Args:
+        probs: `[n, ..., K]` predictions.
+        labels: `[n, ...]`.
+
+    Returns:
+        `[K]`, from 0 to 1; NaN for a class that is neither there nor predicted.
+    """
+    from sklearn import metrics
+
+    rows, classes = _classification(probs, labels)
+    counts = metrics.confusion_matrix(
+        classes, rows.argmax(-1), labels=np.arange(rows.shape[-1])
+    )
+    both = np.diag(counts)
+    either = counts.sum(0) + counts.sum(1) - both
+    with np.errstate(invalid="ignore"):
+        return both / either
+
+
 def aurc(uncertainty, errors):
     """Area under the error-coverage curve: the mean over its `n` points."""
     return float(error_coverage(uncertainty, errors)[1].mean())

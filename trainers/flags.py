@@ -58,8 +58,21 @@ flags.DEFINE_bool(
     "use what is found for its other seeds.",
 )
 # Flags without a default here get the binary's own, for the data set (`set_defaults`).
-flags.DEFINE_enum("dataset", "digits", datasets.NAMES, "Data set.")
-flags.DEFINE_string("data_dir", None, "TensorFlow Datasets directory.")
+flags.DEFINE_enum(
+    "dataset",
+    "digits",
+    (*datasets.NAMES, *datasets.SEGMENTATION_NAMES),
+    "Data set; cell_fcn takes the last three, and cells by default.",
+)
+flags.DEFINE_string(
+    "data_dir",
+    None,
+    "TensorFlow Datasets directory; for image_folder one with images/ and labels/.",
+)
+flags.DEFINE_integer("downscale", 1, "Factor by which cell images are made smaller.")
+flags.DEFINE_integer(
+    "tile", None, "Side in pixels of the tiles that cell images are then cut into."
+)
 flags.DEFINE_string("dataset_title", None, "Name of the data in the report.")
 flags.DEFINE_list(
     "held_out", None, "Classes held out of training, the out-of-distribution data."
@@ -105,7 +118,10 @@ flags.DEFINE_enum(
 flags.DEFINE_float("decay", 0.01, "Factor of the learning rate over --decay_epochs.")
 flags.DEFINE_integer("decay_epochs", None, "Defaults to --epochs.")
 flags.DEFINE_integer(
-    "kl_warmup_epochs", 0, "Epochs over which the weight of the KL rises to 1 / N."
+    "kl_warmup_epochs", 0, "Epochs over which the weight of the KL rises to its last."
+)
+flags.DEFINE_float(
+    "kl_factor", None, "Factor of the KL, which weighs 1 over the training labels."
 )
 flags.DEFINE_bool("augment", None, "Random shifts, and flips where they make sense.")
 flags.DEFINE_bool(
@@ -171,6 +187,8 @@ flags.register_validator(
 for _name, _least in (
     ("epochs", 1),
     ("batch_size", 1),
+    ("downscale", 1),
+    ("tile", 1),
     ("train_examples", 1),
     ("validation_examples", 1),
     ("normalization_batch", 1),
@@ -201,12 +219,15 @@ flags.register_validator(
 flags.register_validator(
     "decay", lambda value: 0 < value <= 1, "must be above 0 and at most 1"
 )
-for _name in ("width", "initial_stddev"):
+for _name in ("width", "initial_stddev", "kl_factor"):
     flags.register_validator(
         _name,
         lambda value: value is None or 0 < value < math.inf,
         "must be a finite number above 0",
     )
+
+
+_COMMON = {"batch_size": 32, "schedule": "exponential", "kl_factor": 1.0}
 
 
 def set_defaults(values):
@@ -217,6 +238,25 @@ def set_defaults(values):
     """
     for name, value in values.items():
         FLAGS.set_default(name, value)
+
+
+def set_dataset_defaults(common, by_dataset):
+    """Sets the defaults of a binary for the data set.
+
+    Args:
+        common: Dict from a flag's name to its value, for all sets.
+        by_dataset: Data set -> such a dict; the first is the binary's default set.
+
+    Raises:
+        ValueError: If `--dataset` is none of them.
+    """
+    set_defaults({"dataset": next(iter(by_dataset))})
+    if FLAGS.dataset not in by_dataset:
+        raise ValueError(
+            f"--dataset={FLAGS.dataset} is not for this binary, which takes one of "
+            f"{tuple(by_dataset)}."
+        )
+    set_defaults(_COMMON | common | by_dataset[FLAGS.dataset])
 
 
 def all_flags():
@@ -278,17 +318,19 @@ def _parse_or_exit(argv):
         sys.exit(f"error: {error}\nPass --help for the flags and what they mean.")
 
 
-def run(main):
+def run(main, module=None):
     """Runs a binary: parses the flags, calls `main()`, and says what went wrong.
 
     What a user can mend (a flag, a folder, data, a run that diverged) is said in plain
     words and ends with exit code 1; `--verbosity=1` shows where it was raised.
 
     Args:
-        main: Function without arguments; what it returns is dropped. The docstring of
-            its module is what `--help` shows.
+        main: Function without arguments; what it returns is dropped.
+        module: Name of the module whose docstring `--help` shows; None for main's.
     """
-    sys.modules["__main__"].__doc__ = sys.modules[main.__module__].__doc__
+    program = sys.modules["__main__"]
+    # Run with `python -m` the module is known by that name alone.
+    program.__doc__ = sys.modules.get(module or main.__module__, program).__doc__
 
     def guarded(argv):
         if len(argv) > 1:

@@ -52,7 +52,10 @@ class Config:
             linear one falls to 0: `learning_rate * (1 - epoch / decay_epochs)`.
         decay_epochs: None for `epochs`, so that a short run decays as far as a
             long one.
-        kl_warmup_epochs: Epochs over which the weight of the KL rises to 1 / N.
+        kl_warmup_epochs: Epochs over which the weight of the KL rises to its last.
+        kl_factor: Factor of the KL, whose weight is `kl_factor` over the number of
+            training labels: `1 / N` for a classifier, and where each of N images has P
+            labels `kl_factor / (N P)` (0.1 in Shekhovtsov & Flach).
         augment_validation: Whether validation images are augmented as well.
         seed: Seed of the order of the examples, from 0.
         steps_per_call: Steps of one compiled call; figures do not depend on it.
@@ -70,6 +73,7 @@ class Config:
     decay: float = 0.01
     decay_epochs: int | None = None
     kl_warmup_epochs: int = 0
+    kl_factor: float = 1.0
     augment_validation: bool = False
     seed: int = 0
     steps_per_call: int = 100
@@ -97,6 +101,7 @@ class Config:
         for name, value in (
             ("learning_rate", self.learning_rate),
             ("decay", self.decay),
+            ("kl_factor", self.kl_factor),
         ):
             if not 0 < value < float("inf"):
                 raise ValueError(
@@ -162,7 +167,8 @@ class Loop:
         splits: A `bayesnorm.datasets.Splits`; its images are scaled in the step.
         config: A `Config`.
         augment: A Keras layer on scaled images that is random when called with
-            `training=True`, or None.
+            `training=True`, or None. With a label for each pixel it takes and gives a
+            dict of `images` and `segmentation_masks`.
 
     Raises:
         ValueError: If the data do not pass `bayesnorm.datasets.validate` (NaN, wrong
@@ -189,6 +195,9 @@ class Loop:
         self.config = config
         self._augment = augment
         self._scale = splits.scale
+        self._dense = splits.dense
+        # The KL weighs 1 / N for a classifier; a pixel counts as an example.
+        self._kl_examples = splits.train.labels.size / config.kl_factor
         self._data = {
             part: (
                 ops.convert_to_tensor(getattr(splits, part).images),
@@ -197,7 +206,9 @@ class Loop:
             for part in ("train", "validation")
         }
         if augment is not None and not augment.built:
-            augment.build((None, *splits.image_shape))
+            shape = (None, *splits.image_shape)
+            masks = {"images": shape, "segmentation_masks": shape[:-1]}
+            augment.build(masks if splits.dense else shape)
         if not optimizer.built:
             optimizer.build(model.trainable_variables)
         # From here on no layer counts examples to find a weight by itself.
@@ -217,17 +228,23 @@ class Loop:
             for augmented in (False, True)
         }
 
-    def _inputs(self, images, indices, augmented):
+    def _batch(self, images, labels, indices, augmented):
+        """Returns inputs and labels of the examples."""
         x = ops.cast(ops.take(images, indices, axis=0), "float32") * self._scale
-        if augmented and self._augment is not None:
-            x = self._augment(x, training=True)
-        return x
+        y = ops.take(labels, indices, axis=0)
+        if not augmented or self._augment is None:
+            return x, y
+        if not self._dense:
+            return self._augment(x, training=True), y
+        both = {"images": x, "segmentation_masks": y}
+        both = self._augment(both, training=True)
+        return both["images"], both["segmentation_masks"]
 
     def _train_step(self, i, totals, images, labels, order):
         indices = ops.take(order, i, axis=0)
-        x = self._inputs(images, indices, augmented=True)
+        x, y = self._batch(images, labels, indices, augmented=True)
         size = self.config.batch_size
-        y = ops.take(labels, indices[:size], axis=0)
+        y = y[:size]
 
         def loss():
             logits = self.model(x, training=True)[:size]
@@ -244,8 +261,7 @@ class Loop:
 
     def _eval_step(self, augmented, i, totals, images, labels, order, weights):
         indices = ops.take(order, i, axis=0)
-        x = self._inputs(images, indices, augmented)
-        y = ops.take(labels, indices, axis=0)
+        x, y = self._batch(images, labels, indices, augmented)
         weight = ops.take(weights, i, axis=0)
         terms = _nll_and_correct(self.model(x, training=False), y)
         return [t + ops.sum(weight * v) for t, v in zip(totals, terms, strict=True)]
@@ -276,14 +292,14 @@ class Loop:
             progress: Function `(step, steps)` called after each compiled call.
 
         Returns:
-            Dict of `learning_rate`, `kl_weight` (1 / examples), the means over the
-            steps of `loss` and `nll` (nats per example), of `accuracy`, and `kl`
-            (nats) at the end of the epoch.
+            Dict of `learning_rate`, `kl_weight`, the means over the steps of `loss` and
+            `nll` (nats per example, or pixel), of `accuracy`, and `kl` (nats) at the
+            end of the epoch.
         """
         config = self.config
         if learning_rate is None:
             learning_rate = config.learning_rate_of_epoch(epoch)
-        weight = kl_weight_of_epoch(epoch, self.num_examples, config.kl_warmup_epochs)
+        weight = kl_weight_of_epoch(epoch, self._kl_examples, config.kl_warmup_epochs)
         self.optimizer.learning_rate.assign(learning_rate)
         set_kl_weight(self.model, weight)
         order = training_order(self.num_examples, config.batch_size, config.seed, epoch)

@@ -23,6 +23,9 @@ _TITLES = {
     "digits": "scikit-learn digits",
     "mnist": "MNIST",
     "cifar10": "CIFAR-10",
+    "cells": "synthetic cells",
+    "dic_hela": "DIC-C2DH-HeLa",
+    "image_folder": "a folder of images",
 }
 # Shares of the test examples, in per cent, of which `metrics.json` has the error.
 _COVERAGES = (50, 60, 70, 80, 90)
@@ -53,7 +56,7 @@ class Section:
     text: str
 
 
-def posterior_methods(model, samples, seed):
+def posterior_methods(model, samples, seed, batch_size=None):
     """Returns the methods for a network that may have a posterior.
 
     By one pass (the posterior's means), and if there is a posterior also by the
@@ -63,17 +66,19 @@ def posterior_methods(model, samples, seed):
         model: The model.
         samples: Number of sampled networks.
         seed: Seed of the samples.
+        batch_size: Examples at a time; None for the default of `bayesnorm.predict`.
     """
-    methods = {"one_pass": Method("one pass", [model], {"method": "mean"})}
+    common = {} if batch_size is None else {"batch_size": batch_size}
+    one_pass = common | {"method": "mean"}
+    methods = {"one_pass": Method("one pass", [model], one_pass)}
     if stochastic_layers(model):
         # The paper's columns are of 10 and of 30 samples.
         counts = {"averaged_10": 10} if samples > 10 else {}
         for key, count in (counts | {"averaged": samples}).items():
-            sampling = {"method": "sample", "samples": count, "seed": seed}
+            sampling = common | {"method": "sample", "samples": count, "seed": seed}
             methods[key] = Method(f"average of {count} samples", [model], sampling)
-        methods["moments"] = Method(
-            "propagated moments", [model], {"method": "moments"}
-        )
+        moments = common | {"method": "moments"}
+        methods["moments"] = Method("propagated moments", [model], moments)
     return methods
 
 
@@ -113,8 +118,8 @@ def write(
     Returns:
         The content of `metrics.json`: `part/figure_method`, and for several runs of a
         method the standard deviation over them as `part/figure_method_std`. NLL,
-        entropy and KL in nats, seconds in seconds, accuracies, errors and areas in per
-        cent.
+        entropy and KL in nats, seconds in seconds, accuracies, errors, areas and
+        intersection over union in per cent; for a segmentation per pixel.
     """
     title = title or _TITLES.get(splits.name, splits.name)
     predictions = _predict(methods, splits, note)
@@ -211,6 +216,10 @@ def _figures(model, splits, history, predictions, samples):
 def _summary(prediction, labels):
     summary = metrics.classification_summary(prediction.probs, labels)
     summary["mutual_information"] = float(prediction.mutual_information.mean())
+    if labels.ndim > 1:
+        # Class 0 is the background.
+        found = metrics.intersection_over_union(prediction.probs, labels)[1:]
+        summary["iou"] = 100 * float(np.nanmean(found))
     wrong = prediction.classes != labels
     coverage, risk = metrics.error_coverage(prediction.entropy, wrong)
     for kept in _COVERAGES:
@@ -266,6 +275,7 @@ def _plots(model, splits, history, predictions, methods, shown):
     test = {method: runs[0] for method, runs in predictions["test"].items()}
     name = methods[shown].title
     probs, labels = test[shown].probs, splits.test.labels
+    unit = "pixel" if splits.dense else "example"
     columns = {
         "epoch": [row["epoch"] for row in history],
         "train": [row["nll"] for row in history],
@@ -301,9 +311,9 @@ def _plots(model, splits, history, predictions, methods, shown):
     coverage, risk = metrics.error_coverage(uncertainty, wrong)
     kept = int(np.searchsorted(coverage, 0.9))
     sections["error_coverage"] = Section(
-        "Rejecting uncertain examples",
+        f"Rejecting uncertain {unit}s",
         plots.error_coverage(curves),
-        f"Of all test examples {100 * risk[-1]:.2f} % are wrong ({name}); "
+        f"Of all test {unit}s {100 * risk[-1]:.2f} % are wrong ({name}); "
         f"without the tenth of highest entropy, {100 * risk[kept]:.2f} %.",
     )
     entropies = {"test": test[shown].entropy}
@@ -332,11 +342,25 @@ def _plots(model, splits, history, predictions, methods, shown):
             f"{noisiest} ({medians[noisiest]:.2f}) and lowest in "
             f"{min(medians, key=medians.get)} ({min(medians.values()):.2f}).",
         )
-    sections["examples"] = Section(
-        "Examples",
-        plots.example_grid(splits.test.images, probs, labels, splits.class_names),
-        "Test images by entropy, with what the network says of them.",
-    )
+    if splits.dense:
+        sections["uncertainty_maps"] = Section(
+            "Uncertainty maps",
+            plots.segmentation_grid(
+                splits.test.images,
+                labels,
+                probs,
+                test[shown].entropy,
+                test[shown].mutual_information,
+                splits.class_names,
+            ),
+            f"The first test images ({name}).",
+        )
+    else:
+        sections["examples"] = Section(
+            "Examples",
+            plots.example_grid(splits.test.images, probs, labels, splits.class_names),
+            "Test images by entropy, with what the network says of them.",
+        )
     return sections
 
 
@@ -368,7 +392,9 @@ def cell(figures, key, form):
 
 
 def _page(title, description, figures, sections, methods, serving):
+    dense = f"test/iou_{next(iter(methods))}" in figures
     columns = {
+        **({"IoU (%)": ("test/iou", ".1f")} if dense else {}),
         "NLL (nats)": ("test/nll", ".4f"),
         "error (%)": ("test/error", ".2f"),
         "Brier": ("test/brier", ".4f"),
@@ -399,6 +425,7 @@ def _page(title, description, figures, sections, methods, serving):
     examples = figures[f"test/examples_{next(iter(methods))}"]
     hardware = figures["hardware"]
     versions = ", ".join(f"{k} {v}" for k, v in figures["versions"].items())
+    unit = "pixels" if dense else "examples"
     return f"""# {title}
 
 {description}: {figures["parameters"]:,} trained parameters, \
@@ -411,7 +438,7 @@ The flags are in `flags.txt`, all figures in `metrics.json`, every epoch in \
 
 {table}
 
-Of {examples} test examples. NLL in nats, errors in per cent; \
+Of {examples} test {unit}. NLL in nats, errors in per cent; \
 ECE over 15 bins of equal width; AURC is the area under the error-coverage curve{auroc}.
 
 {shown}

@@ -192,7 +192,7 @@ def methods_of(splits, plain, stochastic):
 
 def main():
     """Trains, calibrates and reports; returns the content of `metrics.json`."""
-    flags.set_defaults(_COMMON | _DEFAULTS[FLAGS.dataset])
+    flags.set_dataset_defaults(_COMMON, _DEFAULTS)
     splits = session.load_data()
     workdir = session.open_workdir("sbn")
     members = [(f, n) for f in families() for n in range(FLAGS.members)]

@@ -14,6 +14,16 @@ from trainers.progress import Progress
 
 def load_data():
     """Returns the `Splits` that the flags name."""
+    if FLAGS.dataset in datasets.SEGMENTATION_NAMES:
+        return _first_examples(
+            datasets.load_segmentation(
+                FLAGS.dataset,
+                FLAGS.data_dir,
+                FLAGS.split_seed,
+                FLAGS.downscale,
+                FLAGS.tile,
+            )
+        )
     held_out = FLAGS.held_out
     if held_out is not None:
         held_out = [int(name) if name.isdigit() else name for name in held_out]
@@ -114,9 +124,11 @@ def train(model, splits, workdir, seed=None, augmentation=None):
         decay=FLAGS.decay,
         decay_epochs=FLAGS.decay_epochs,
         kl_warmup_epochs=FLAGS.kl_warmup_epochs,
+        kl_factor=FLAGS.kl_factor,
         augment_validation=FLAGS.augment_validation,
         seed=seed,
         steps_per_call=FLAGS.steps_per_call,
+        **({"eval_batch_size": FLAGS.batch_size} if splits.dense else {}),
     )
     loop = Loop(
         model,
