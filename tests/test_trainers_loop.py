@@ -208,6 +208,55 @@ def test_weight_of_the_kl_rises_over_the_warmup(splits):
     assert float(loop.model.get_layer("scale").kl_weight_variable) == np.float32(1 / N)
 
 
+def masked_splits(rng, scale=1.0):
+    """Images that show their own labels."""
+
+    def part(n):
+        labels = rng.integers(0, 2, (n, 16, 16)).astype("uint8")
+        return labels[..., None] * np.uint8(200), labels
+
+    return datasets.from_arrays(part(12), part(6), part(3), scale=scale)
+
+
+def test_pixels_count_as_examples(rng):
+    splits = masked_splits(rng)
+    model = keras.Sequential(
+        [
+            keras.Input((16, 16, 1)),
+            keras.layers.Conv2D(2, 1),
+            layers.StochasticScaleNorm(),
+        ]
+    )
+    config = Config(1, 4, kl_factor=0.1, kl_warmup_epochs=1)
+    loop = Loop(model, make_optimizer("sgd"), splits, config)
+    row = loop.train_epoch(1)
+    # Shekhovtsov & Flach: 0.1 KL / (images x pixels); the NLL is the mean over both.
+    assert row["kl_weight"] == pytest.approx(0.1 / (12 * 16 * 16))
+    assert loop.train_epoch(0)["kl_weight"] == pytest.approx(0.05 / (12 * 16 * 16))
+    images, labels = splits.inputs(splits.train.images), splits.train.labels
+    logits = keras.ops.convert_to_numpy(model(images)).astype("float64")
+    logs = special.log_softmax(logits, -1)
+    nll = -np.take_along_axis(logs, labels[..., None].astype(int), -1).mean()
+    found = loop.evaluate("train")
+    assert found["nll"] == pytest.approx(nll, rel=1e-5)
+    assert found["accuracy"] == pytest.approx((logits.argmax(-1) == labels).mean())
+
+
+def test_masks_move_with_their_images(rng):
+    splits = masked_splits(rng, scale=1 / 200)
+    model = keras.Sequential([keras.Input((16, 16, 1)), keras.layers.Conv2D(2, 1)])
+    # Class 1 where the image is above a half: right as long as both move alike.
+    model.set_weights([np.array([[[[-1.0, 1.0]]]]), np.array([0.4, -0.4])])
+    kind = datasets.Augmentation(3, flip=True, vertical_flip=True)
+    augment = keras.Sequential(kind.layers(0))
+    loop = Loop(model, make_optimizer("sgd"), splits, Config(1, 4), augment)
+    assert loop.evaluate("validation", augmented=True)["accuracy"] == 1.0
+    assert loop.train_epoch(0, learning_rate=1e-9)["accuracy"] == 1.0
+    plain = loop.evaluate("validation")["nll"]
+    # Zeros that come in are easier: something did move.
+    assert abs(loop.evaluate("validation", augmented=True)["nll"] - plain) > 1e-4
+
+
 def test_loss_is_nll_plus_weighted_kl(splits):
     loop = bayesian_loop(splits, learning_rate=1e-9)
     row = loop.train_epoch(0)

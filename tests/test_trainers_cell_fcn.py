@@ -1,0 +1,121 @@
+"""The segmentation binary: what a run leaves, baselines, where the uncertainty is."""
+
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+from scipy import ndimage
+from sklearn.metrics import jaccard_score
+
+from bayesnorm import datasets, metrics
+from trainers import all_cnn, cell_fcn, report
+from trainers.flags import FLAGS
+from trainers.sections import segmentation
+
+SMALL = {
+    "epochs": 2,
+    "width": 0.1,
+    "samples": 3,
+    "train_examples": 8,
+    "batch_size": 2,
+    "kl_warmup_epochs": 1,
+}
+
+
+@pytest.fixture(autouse=True)
+def flags():
+    with flagsaver.flagsaver():
+        FLAGS(["cell_fcn"])
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder and the figures of a run."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    with flagsaver.flagsaver():
+        FLAGS(["cell_fcn"])
+        with flagsaver.flagsaver(workdir=str(path), **SMALL):
+            return path, cell_fcn.main()
+
+
+def test_a_run_leaves_a_report_with_maps(finished):
+    path, figures = finished
+    page = (path / "report.md").read_text()
+    assert page.startswith("# synthetic cells")
+    for name in ("training", "uncertainty_maps", "reliability", "scale_uncertainty"):
+        assert (path / f"{name}.png").stat().st_size > 5000
+        assert f"({name}.png)" in page
+    assert "test pixels" in page
+    assert (path / "model.keras").exists()
+    assert figures["train/kl_weight"] == pytest.approx(0.1 / (8 * 64 * 64))
+    for method in ("one_pass", "averaged", "moments"):
+        assert 0 < figures[f"test/nll_{method}"] < 3
+        assert 0 <= figures[f"test/iou_{method}"] <= 100
+        assert 0 < figures[f"uncertainty/entropy_border_{method}"] <= np.log(2)
+    assert figures["test/examples_one_pass"] == 18 * 64 * 64
+
+
+def test_the_same_command_goes_on_to_the_same_figures(finished, monkeypatch):
+    path, figures = finished
+    monkeypatch.setattr(report, "_export", lambda *args: "")
+    with flagsaver.flagsaver(workdir=str(path), **SMALL):
+        again = cell_fcn.main()
+    for key in figures:
+        if not key.startswith("seconds/"):
+            assert again[key] == figures[key], key
+
+
+@pytest.mark.parametrize(
+    ("binary", "dataset"), [(cell_fcn, "digits"), (all_cnn, "cells")]
+)
+def test_sets_of_other_binaries_are_refused(tmp_path, binary, dataset):
+    with (
+        flagsaver.flagsaver(workdir=str(tmp_path), dataset=dataset),
+        pytest.raises(ValueError, match=f"--dataset={dataset} is not for this binary"),
+    ):
+        binary.main()
+
+
+@pytest.mark.parametrize("bright", [False, True])
+def test_the_threshold_is_the_best_of_training(bright):
+    splits = datasets.load_segmentation("cells")
+
+    def part(name):
+        labels = getattr(splits, name).labels
+        images = getattr(splits, name).images // (1 + labels[..., None])
+        return 255 - images if bright else images, labels
+
+    parts = [part(name) for name in ("train", "validation", "test")]
+    changed = datasets.from_arrays(*parts, scale=1 / 255)
+    images, cells = changed.train.images[..., 0], changed.train.labels > 0
+    candidates = []
+    for level in range(256):
+        for above, chosen in ((0, images < level), (1, images >= level)):
+            iou = (chosen & cells).sum() / (chosen | cells).sum()
+            candidates.append((iou, level, above))
+    _, level, above = max(candidates)
+    assert above == bright
+    test = changed.test.images[..., 0]
+    chosen = test >= level if above else test < level
+    expected = jaccard_score(changed.test.labels.ravel(), chosen.ravel())
+    assert segmentation._threshold(changed) == pytest.approx(expected, abs=0.01)
+    assert expected > 0.7
+
+
+def test_borders_are_pixels_near_the_other_class(rng):
+    labels = (ndimage.gaussian_filter(rng.normal(size=(3, 30, 40)), (0, 3, 3)) > 0) * 2
+    for image, found in zip(labels > 0, segmentation.border(labels, 2), strict=True):
+        inward, outward = (
+            ndimage.distance_transform_cdt(x, "taxicab") for x in (image, ~image)
+        )
+        np.testing.assert_array_equal(found, (inward + outward) <= 2)
+
+
+def test_intersection_over_union(rng):
+    labels = rng.integers(0, 3, (4, 5, 6))
+    probs = rng.dirichlet(np.ones(3), (4, 5, 6))
+    found = metrics.intersection_over_union(probs, labels)
+    expected = jaccard_score(labels.ravel(), probs.argmax(-1).ravel(), average=None)
+    np.testing.assert_allclose(found, expected)
+    never = np.pad(probs, [(0, 0)] * 3 + [(0, 1)])
+    assert np.isnan(metrics.intersection_over_union(never, labels)[3])
