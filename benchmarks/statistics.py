@@ -2,7 +2,7 @@
 
 ```
 python -m benchmarks.statistics --dataset=cifar10 --data_dir=DIR --width=0.25 \
-    --trained=AN:runs/comparison/an-0,WN:runs/comparison/wn-0 \
+    --trained=AN:runs/NAME/an_projection-0,WN:runs/NAME/wn_projection-0 \
     --output=benchmarks/results/statistics
 ```
 

@@ -72,7 +72,7 @@ def sections(splits, model, figures):
         "In training a batch normalization gives `(x_hat + V) U`, U = sigma / S and "
         f"V = (mu - M) / sigma with the statistics M, S of {_BATCHES} random batches "
         f"of {size} training images, n = images x positions.{fitted} A small p "
-        "says that positions are correlated: the batch is worth less than n."
+        "says that the values of a batch are not independent normal ones."
         f"\n\n{table}\n\nTo train another normalization with this noise: "
         f"`--scale=noisy {retrain}`."
     )
