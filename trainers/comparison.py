@@ -35,7 +35,7 @@ _OWN = {"runs", "seeds", "share_learning_rate", "workdir", "jobs", "parallel", "
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run of the file: its flags as text by name, and what is no flag."""
+    """A run: its flags as text by name, the command line's too, and what is no flag."""
 
     flags: dict
     noise_of: str | None = None
@@ -106,6 +106,11 @@ def read_plan(source):
     sections = {name: dict(parser[name]) for name in parser.sections()}
     common = sections.pop("common", {})
     table = sections.pop("table", {})
+    given = {
+        name: command.text(flag.value)
+        for name, flag in command.given().items()
+        if name not in _OWN
+    }
     runs, figures, findings = {}, {}, []
     try:
         for name, keys in sections.items():
@@ -121,19 +126,12 @@ def read_plan(source):
                     "noise_of": keys.pop("noise_of", None),
                     "paper": keys.pop("paper", ""),
                 }
-                runs[name] = Run(common | _typed_over(common, keys), **extra)
+                runs[name] = Run(common | given | keys, **extra)
     except KeyError as error:
         raise ValueError(f"--runs={source}: section [{name}] needs {error}") from error
     plan = Plan(runs, figures, findings, table.get("paper", "paper"))
     _check(source, plan)
     return plan
-
-
-def _typed_over(common, keys):
-    """Flags of the command line win over the common ones, a run's own over both."""
-    for name in set(common) & set(command.given()):
-        keys.setdefault(name, command.text(FLAGS[name].value))
-    return keys
 
 
 def _text_of(source):
@@ -216,12 +214,7 @@ def execute(binary, plan, folder):
 def _flags_of(plan, name, seed, first):
     """Returns the flags of a run with a seed, given the outcomes of the first seed."""
     run = plan.runs[name]
-    values = {
-        key: command.text(flag.value)
-        for key, flag in command.given().items()
-        if key not in _OWN
-    }
-    values |= run.flags | {"seed": str(seed)}
+    values = run.flags | {"seed": str(seed)}
     if run.noise_of is not None:
         figures = first[run.noise_of].figures
         for key in ("scale_stddev", "shift_stddev"):

@@ -150,10 +150,10 @@ def _sections(plan, outcomes, findings):
     coverage = _coverage(outcomes)
     if coverage:
         sections["error_coverage"] = Section(
-            "Rejecting uncertain examples",
+            "Rejecting what is uncertain",
             plots.coverage_curves(coverage),
-            "The examples of highest predictive entropy are rejected; samples are "
-            "averaged where there is a posterior.",
+            "What has the highest predictive entropy is rejected; samples are averaged "
+            "where there is a posterior.",
         )
     return sections
 
