@@ -11,7 +11,7 @@ defaults are the paper's. 70 % of the images are for training and validation; th
 flipped and deformed, image and mask alike. Defaults:
 
     --dataset         cells      image_folder  dic_hela
-    --epochs          60         100           3000
+    --epochs          120        100           3000
     --batch_size      4          4             4
     --width           0.5        0.5           1
     --learning_rate   0.003      0.003         auto
@@ -46,7 +46,7 @@ _COMMON = {
 }
 _SMALL = {"width": 0.5, "learning_rate": "0.003"}
 _DEFAULTS = {
-    "cells": _SMALL | {"epochs": 60},
+    "cells": _SMALL | {"epochs": 120},
     "image_folder": _SMALL | {"epochs": 100},
     "dic_hela": {
         "epochs": 3000,
