@@ -1,4 +1,4 @@
-"""The main job, as a user starts it, must learn and must be calibrated."""
+"""The jobs, as a user starts them, must learn and must be calibrated."""
 
 import json
 import subprocess
@@ -26,3 +26,21 @@ def test_the_main_job_learns_and_knows_what_it_does_not_know(tmp_path):
         assert (workdir / f"{plot}.png").stat().st_size > 10_000
     assert (workdir / "model.keras").exists()
     assert (workdir / "saved_model" / "1" / "saved_model.pb").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.tensorflow
+def test_cells_are_found_and_their_borders_are_uncertain(tmp_path):
+    command = [sys.executable, "-m", "trainers.cell_fcn", f"--workdir={tmp_path}/run"]
+    subprocess.run(command, check=True)
+    figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    for method in ("one_pass", "averaged", "moments"):
+        assert figures[f"test/iou_{method}"] > figures["baseline/iou_threshold"] + 15
+        assert figures[f"test/ece_equal_width_{method}"] <= 10
+        entropy = {
+            place: figures[f"uncertainty/entropy_{place}_{method}"]
+            for place in ("border", "cell", "background", "right", "wrong")
+        }
+        assert entropy["border"] > max(entropy["cell"], entropy["background"])
+        assert entropy["wrong"] > 1.5 * entropy["right"]
+        assert figures[f"uncertainty/error_auroc_{method}"] > 70

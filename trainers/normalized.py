@@ -89,6 +89,7 @@ def _columns(figures):
     ]
     return [
         *tested,
+        ("IoU of the best threshold, %", "baseline/iou_threshold", ".1f"),
         ("validation NLL", "validation/nll", ".3f"),
         ("training NLL", "train/nll", ".3f"),
         ("learning rate", "train/first_learning_rate", ".4f"),
