@@ -36,6 +36,7 @@ __all__ = [
     "error",
     "error_coverage",
     "fpr_at_tpr",
+    "intersection_over_union",
     "mutual_information",
     "nll",
     "ood_summary",

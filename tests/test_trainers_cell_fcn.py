@@ -8,7 +8,7 @@ from sklearn.metrics import jaccard_score
 
 from bayesnorm import datasets, metrics
 from trainers import all_cnn, cell_fcn, report
-from trainers.flags import FLAGS
+from trainers.flags import FLAGS, defining_flags
 from trainers.sections import segmentation
 
 SMALL = {
@@ -100,6 +100,19 @@ def test_the_threshold_is_the_best_of_training(bright):
     expected = jaccard_score(changed.test.labels.ravel(), chosen.ravel())
     assert segmentation._threshold(changed) == pytest.approx(expected, abs=0.01)
     assert expected > 0.7
+
+
+def test_another_folder_of_images_is_another_run(tmp_path):
+    with flagsaver.flagsaver(dataset="image_folder", data_dir=str(tmp_path)):
+        assert defining_flags()["data_dir"] == str(tmp_path)
+    with flagsaver.flagsaver(dataset="dic_hela", data_dir=str(tmp_path)):
+        assert "data_dir" not in defining_flags()
+
+
+def test_masks_without_cells_are_refused():
+    images = [np.full((8, 8), i, "uint8") for i in range(4)]
+    with pytest.raises(ValueError, match="all pixels of the training part are back"):
+        datasets.from_images(images, [np.zeros((8, 8), int)] * 4, "mine")
 
 
 def test_borders_are_pixels_near_the_other_class(rng):

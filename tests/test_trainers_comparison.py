@@ -100,6 +100,9 @@ def test_the_files_of_the_package_are_right(name):
         ("[a]\n[figure: x]\nruns = a", r"section \[figure: x\] needs 'title'"),
         ("[a]\n[figure: x]\ntitle = t\nruns = a; c", "no run 'c'"),
         ("[a]\n[finding: x]\nlower = a : k\nhigher = d : k", "no run 'd'"),
+        ("[a]\nnorm = weight\n[b]\nnoise_of = a", "must have norm = batch"),
+        ("[a b]\n[a + b]", "must differ"),
+        ("[sigma]\n[\u03c3]", "must differ"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path, text, match):
@@ -115,7 +118,12 @@ def test_an_unknown_name_says_which_there_are():
 
 
 def outcomes(**values):
-    return {name: [Outcome({"k": v}, {}) for v in of] for name, of in values.items()}
+    """Runs with the figures; `...` stands for one that failed."""
+
+    def outcome(value):
+        return Outcome({}, {}, "why") if value is ... else Outcome({"k": value}, {})
+
+    return {name: [outcome(v) for v in of] for name, of in values.items()}
 
 
 @pytest.mark.parametrize(
@@ -125,8 +133,11 @@ def outcomes(**values):
         ([2.0, 2.2, 2.1], [1.0, 1.1, 1.2], "refuted"),
         ([1.0, 1.1, 2.2], [2.0, 2.2, 2.1], "open"),  # the seeds do not agree
         ([1.0, 1.0, 1.0], [1.1, 3.0, 1.1], "open"),  # they do, within the error
+        ([1.5, 1.8], [2.0, 2.0], "open"),  # two seeds must agree better
         ([1.0], [2.0], "open"),  # one seed says nothing
-        ([None, 1.0], [2.0, None], "not measured"),
+        ([1.0, 1.1, ...], [2.0, 2.1, 0.0], "confirmed"),  # of those that ended
+        ([1.0, 1.1, None], [2.0, 2.1, 2.0], "not measured"),  # an infinite NLL
+        ([..., 1.0], [2.0, ...], "not measured"),
     ],
 )
 def test_findings_are_judged_seed_by_seed(low, high, verdict):
@@ -135,9 +146,19 @@ def test_findings_are_judged_seed_by_seed(low, high, verdict):
     assert found["verdict"] == verdict
 
 
+def test_without_a_difference_a_verdict_is_rare(rng):
+    finding = Finding("f", ("a", "k"), ("b", "k"))
+    verdicts = []
+    for low, high in rng.normal(size=(1000, 2, 3)):
+        found = comparison_report.judge(finding, outcomes(a=low, b=high))
+        verdicts.append(found["verdict"] != "open")
+    # 50 expected, standard deviation 6.9: four of them fail at 6e-5.
+    assert 22 < sum(verdicts) < 78
+
+
 def test_mean_and_standard_error_of_the_differences():
     found = comparison_report.judge(
-        Finding("f", ("a", "k"), ("b", "k")), outcomes(a=[1.0, 2.0, None], b=[2, 5, 1])
+        Finding("f", ("a", "k"), ("b", "k")), outcomes(a=[1.0, 2.0, ...], b=[2, 5, 1])
     )
     assert found["differences"] == [-1.0, -3.0]
     assert (found["mean"], found["standard_error"]) == (-2.0, pytest.approx(1.0))
@@ -148,11 +169,20 @@ class Binary:
 
     def __init__(self):
         self.calls = []
+        self.killed = lambda values: False
 
     def __call__(self, words, stdout, stderr, env):
         values = dict(word[2:].split("=", 1) for word in words[3:])
         self.calls.append(values)
         folder = pathlib.Path(values["workdir"])
+        if self.killed(values):
+            return types.SimpleNamespace(returncode=-9)
+        if folder.exists():
+            there = json.loads((folder / "given.json").read_text())
+            if there != values:
+                stdout.write("error: other flags:\n  --epochs: 1 there\n")
+                return types.SimpleNamespace(returncode=1)
+            return types.SimpleNamespace(returncode=0)
         if values.get("scale") == "noisy" and values["seed"] == "7":
             stdout.write("epoch 1\nerror: Training diverged\n")
             return types.SimpleNamespace(returncode=1)
@@ -176,6 +206,7 @@ class Binary:
                 "noise/shift_stddev/conv0": 0.2,
                 "noise/shift_stddev/conv1": 0.125,
             }
+        (folder / "given.json").write_text(json.dumps(values))
         (folder / "metrics.json").write_text(json.dumps(figures))
         flags = {f"--{k}": v for k, v in values.items()}
         flags["--learning_rate"] = values.get("learning_rate", "auto")
@@ -203,7 +234,9 @@ def compare(tmp_path, plan_file, *arguments):
 
 
 def test_runs_their_flags_and_the_report(tmp_path, plan_file, binary, capsys):
-    results = compare(tmp_path, plan_file, "--seeds=1,7,2", "--data_dir=there")
+    with pytest.raises(ValueError, match="1 of 6 runs failed"):
+        compare(tmp_path, plan_file, "--seeds=1,7,2", "--data_dir=there")
+    results = json.loads((tmp_path / "all" / "metrics.json").read_text())
     assert [(c["norm"], c["seed"]) for c in binary.calls] == [
         ("batch", "1"),
         ("weight", "1"),
@@ -221,14 +254,13 @@ def test_runs_their_flags_and_the_report(tmp_path, plan_file, binary, capsys):
     assert by_run["batch", "1"]["data_dir"] == "there"
     assert not {"runs", "seeds", "jobs"} & set(by_run["batch", "1"])
     # A run that failed is named, and is in no figure.
-    assert (
-        "FAILED: WN, noise, seed 7: error: Training diverged" in capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert "FAILED: WN, noise, seed 7: Training diverged" in said
     assert results["runs"]["WN, noise"][1] == {}
     finding = results["findings"]["noise helps"]
     assert finding["differences"] == pytest.approx([-1.0, -1.0])
     page = (tmp_path / "all" / "report.md").read_text()
-    assert "- WN, noise, seed 7: error: Training diverged" in page
+    assert "- WN, noise, seed 7: Training diverged" in page
     assert "| noise helps | -1.0000 ± 0.0000 | 2 of 2 | confirmed |" in page
     assert "|  | error, % | paper: error |" in page
     assert "| BN | 20.3 ± 0.3 | 1.2 |" in page
@@ -247,6 +279,52 @@ def test_what_was_run_is_not_run_again(tmp_path, plan_file, binary):
     del binary.calls[:]
     compare(tmp_path, plan_file, "--seeds=1,2")
     assert [c["seed"] for c in binary.calls] == ["2", "2"]
+
+
+def test_other_flags_are_not_taken_for_done(tmp_path, plan_file, binary):
+    compare(tmp_path, plan_file, "--seeds=1")
+    for arguments in (["--width=0.3"], ["--samples=5"]):
+        with pytest.raises(ValueError, match="All runs failed"):
+            compare(tmp_path, plan_file, "--seeds=1", *arguments)
+
+
+def test_a_run_goes_on_as_it_began_whichever_seed_is_first(tmp_path, plan_file, binary):
+    compare(tmp_path, plan_file, "--seeds=1,2")
+    del binary.calls[:]
+    compare(tmp_path, plan_file, "--seeds=2,1,3")
+    assert {c["seed"] for c in binary.calls} == {"3"}
+
+
+def test_a_run_that_fails_takes_no_other_with_it(tmp_path, plan_file, binary, capsys):
+    binary.killed = lambda values: values["norm"] == "batch"
+    with pytest.raises(ValueError, match="All runs failed"):
+        compare(tmp_path, plan_file, "--seeds=1")
+    said = capsys.readouterr().out
+    assert "FAILED: BN, seed 1: killed by signal 9" in said
+    assert "the noise of 'BN' was not measured: killed by signal 9" in said
+    binary.killed = lambda values: values["norm"] == "weight"
+    with pytest.raises(ValueError, match="1 of 2 runs failed"):
+        compare(tmp_path, plan_file, "--seeds=1")
+    page = (tmp_path / "all" / "report.md").read_text()
+    assert "- WN, noise, seed 1: killed by signal 9" in page
+    assert "| noise helps | - | 0 of 0 | not measured |" in page
+    binary.killed = lambda values: False
+    compare(tmp_path, plan_file, "--seeds=1")
+
+
+def test_a_file_of_flags_is_not_given_to_the_runs(tmp_path, plan_file, binary):
+    config = tmp_path / "my.flags"
+    config.write_text(f"--runs={plan_file}\n--width=0.3\n")
+    compare(tmp_path, plan_file, f"--config={config}", "--width=0.3")
+    assert all("config" not in call for call in binary.calls)
+
+
+@pytest.mark.parametrize(
+    ("argument", "match"), [("--seeds=1,1", "must differ"), ("--seed=3", "--seeds")]
+)
+def test_seeds_are_given_once(tmp_path, plan_file, binary, argument, match):
+    with pytest.raises(ValueError, match=match):
+        compare(tmp_path, plan_file, argument)
 
 
 def test_each_seed_may_search_for_itself(tmp_path, plan_file, binary):

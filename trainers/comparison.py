@@ -26,11 +26,21 @@ import sys
 import time
 
 from trainers import command, jobs
-from trainers.checkpoints import read_flags
+from trainers.checkpoints import read_flags, write_atomically
 from trainers.flags import FLAGS
 
 # What the comparison itself takes; the runs get everything else.
-_OWN = {"runs", "seeds", "share_learning_rate", "workdir", "jobs", "parallel", "seed"}
+_OWN = {
+    "runs",
+    "seeds",
+    "share_learning_rate",
+    "workdir",
+    "jobs",
+    "parallel",
+    "seed",
+    # What it holds is given flag by flag.
+    "config",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,13 +151,16 @@ def _text_of(source):
     try:
         return path.read_text("utf-8")
     except OSError as error:
-        names = sorted(
-            item.name.removesuffix(".ini")
-            for item in (importlib.resources.files("trainers") / "configs").iterdir()
-        )
         raise ValueError(
-            f"--runs={source}: expected a file, or one of {names}. {error}"
+            f"--runs={source}: expected a file, or one of {_packaged()}. {error}"
         ) from error
+
+
+def _packaged():
+    configs = importlib.resources.files("trainers") / "configs"
+    if not configs.is_dir():
+        return []
+    return sorted(item.name.removesuffix(".ini") for item in configs.iterdir())
 
 
 def _run_and_key(text):
@@ -168,6 +181,18 @@ def _check(source, plan):
                 f"--runs={source}: there is no run {run!r}, only {list(plan.runs)}"
             )
     for name, run in plan.runs.items():
+        noisy = plan.runs.get(run.noise_of)
+        if noisy is not None and noisy.flags.get("norm") != "batch":
+            raise ValueError(
+                f"--runs={source}: run {name!r} takes the noise of {run.noise_of!r}, "
+                "which must have norm = batch"
+            )
+        same = [other for other in plan.runs if _slug(other) == _slug(name)]
+        if not _slug(name) or len(same) > 1:
+            raise ValueError(
+                f"--runs={source}: the letters a to z and the digits of a title name "
+                f"a folder and must differ. Received: {same}"
+            )
         for flag in run.flags:
             if flag not in known:
                 raise ValueError(
@@ -188,13 +213,20 @@ def execute(binary, plan, folder):
         Title of a run -> an `Outcome` for each of `--seeds`.
     """
     seeds = [int(seed) for seed in FLAGS.seeds]
+    folder = folder.absolute()
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     first, outcomes = {}, {}
 
     def run(names, of_seeds):
         tasks = [
-            (binary, name, seed, str(folder), _flags_of(plan, name, seed, first))
-            + (_environment(),)
+            (
+                binary,
+                name,
+                seed,
+                str(folder),
+                _flags_of(plan, folder, name, seed, first),
+            )
+            + (_threads(),)
             for name in names
             for seed in of_seeds
         ]
@@ -211,40 +243,83 @@ def execute(binary, plan, folder):
     return outcomes
 
 
-def _flags_of(plan, name, seed, first):
-    """Returns the flags of a run with a seed, given the outcomes of the first seed."""
+def _slug(name):
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def _path(folder, name, seed):
+    return pathlib.Path(folder) / f"{_slug(name)}-{seed}"
+
+
+def _ended(path):
+    """The file with the flags of a run that has ended."""
+    return path.parent / "logs" / f"{path.name}.json"
+
+
+def _flags_of(plan, folder, name, seed, first):
+    """Returns the flags of a run with a seed, given the outcomes of the first seed.
+
+    Or the reason why it cannot run, a text.
+    """
     run = plan.runs[name]
     values = run.flags | {"seed": str(seed)}
     if run.noise_of is not None:
-        figures = first[run.noise_of].figures
+        source = first[run.noise_of]
         for key in ("scale_stddev", "shift_stddev"):
-            measured = [v for k, v in figures.items() if k.startswith(f"noise/{key}/")]
+            prefix = f"noise/{key}/"
+            measured = [v for k, v in source.figures.items() if k.startswith(prefix)]
+            if not measured:
+                why = source.failure or "its report has no noise"
+                return f"the noise of {run.noise_of!r} was not measured: {why}"
             values[key] = ",".join(f"{value:.5g}" for value in measured)
-    if name in first and FLAGS.share_learning_rate and first[name].history:
-        # Where it was given it is this one as well.
-        values["learning_rate"] = repr(first[name].history["learning_rate"][0])
+    if FLAGS.share_learning_rate and values.get("learning_rate", "auto") == "auto":
+        values |= _learning_rate(folder, name, seed, first.get(name))
     return values
 
 
-def _run(binary, name, seed, folder, values, environment):
+def _learning_rate(folder, name, seed, first):
+    """The flag of the learning rate, where it is searched for, or no flag."""
+    # A run goes on as it began, whichever seed is the first now.
+    path = _path(folder, name, seed)
+    if _ended(path).is_file():
+        began = json.loads(_ended(path).read_text("utf-8"))
+        return {k: v for k, v in began.items() if k == "learning_rate"}
+    if (path / "flags.txt").is_file():
+        began = read_flags(path / "flags.txt")
+        return {"learning_rate": began.get("--learning_rate", "auto")}
+    if first is not None and first.history:
+        # Where it was given it is this one as well.
+        return {"learning_rate": repr(first.history["learning_rate"][0])}
+    return {}
+
+
+def _run(binary, name, seed, folder, values, threads):
     """Runs the binary if it has not run; returns the `Outcome`."""
-    slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-    path = pathlib.Path(folder) / f"{slug}-{seed}"
-    if not _is_done(path, values):
+    path = _path(folder, name, seed)
+    ended = _ended(path)
+    if isinstance(values, str):
+        print(f"FAILED: {name}, seed {seed}: {values}", flush=True)
+        return Outcome({}, {}, values)
+    if not ended.is_file() or json.loads(ended.read_text("utf-8")) != values:
         print(f"started: {name}, seed {seed}", flush=True)
         start = time.monotonic()
         words = [sys.executable, "-m", binary, f"--workdir={path}"]
         words += [f"--{key}={value}" for key, value in values.items()]
-        log = pathlib.Path(folder) / "logs" / f"{path.name}.txt"
+        ended.parent.mkdir(parents=True, exist_ok=True)
+        log = ended.with_suffix(".txt")
         with open(log, "w") as output:
             code = subprocess.run(
-                words, stdout=output, stderr=subprocess.STDOUT, env=environment
+                words,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=threads | dict(os.environ),
             ).returncode
         minutes = (time.monotonic() - start) / 60
         if code:
-            why = _last_line(log)
+            why = f"killed by signal {-code}" if code < 0 else _error(log)
             print(f"FAILED: {name}, seed {seed}: {why} ({log})", flush=True)
             return Outcome({}, {}, why)
+        write_atomically(ended, json.dumps(values, indent=1) + "\n")
         print(f"finished: {name}, seed {seed}, {minutes:.1f} min", flush=True)
     figures = json.loads((path / "metrics.json").read_text("utf-8"))
     with open(path / "history.csv", encoding="utf-8") as file:
@@ -253,28 +328,24 @@ def _run(binary, name, seed, folder, values, environment):
     return Outcome(figures, history)
 
 
-def _is_done(path, values):
-    """Whether the run has ended, with these flags as far as they are given here."""
-    if not (path / "metrics.json").exists():
-        return False
-    there = read_flags(path / "flags.txt")
-    return all(
-        there.get(f"--{key}", value) == value
-        for key, value in values.items()
-        if key != "learning_rate" or value != "auto"
-    )
-
-
-def _environment():
+def _threads():
+    """Variables of the environment for runs side by side, where it has none."""
     if FLAGS.jobs == 1:
-        return None
-    # Runs side by side with a thread for every core each would wait for one another.
+        return {}
+    # With a thread for every core each would wait for the others, and the first would
+    # take all of an accelerator's memory.
     threads = str(max(1, (os.cpu_count() or 1) // FLAGS.jobs))
     names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
-    return {**dict.fromkeys(names, threads), **os.environ}
+    return dict.fromkeys(names, threads) | {
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
 
 
-def _last_line(log):
-    lines = [line for line in log.read_text("utf-8").splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error: ")]
-    return (errors or lines or ["it wrote nothing"])[-1]
+def _error(log):
+    """What a run says of its failure: from `error: ` on, else its last line."""
+    text = log.read_text("utf-8").strip()
+    _, found, said = text.rpartition("error: ")
+    if found:
+        return said
+    return text.splitlines()[-1] if text else "it wrote nothing"

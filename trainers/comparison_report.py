@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import numpy as np
+from scipy import stats
 
 from bayesnorm import plots
 from trainers import command, comparison
@@ -23,15 +24,26 @@ def main(binary, columns):
         columns: List of `(title, key in metrics.json, format)` of the table.
 
     Raises:
-        RuntimeError: If a run failed; the others are in the report.
+        ValueError: If a run failed; the others are in the report.
     """
+    if len(set(FLAGS.seeds)) < len(FLAGS.seeds):
+        raise ValueError(f"--seeds must differ. Received: {FLAGS.seeds}")
+    if FLAGS["seed"].present:
+        raise ValueError("--seed is of one run: with --runs give --seeds.")
     plan = comparison.read_plan(FLAGS.runs)
     name = pathlib.Path(FLAGS.runs).stem
     program = binary.removeprefix("trainers.")
     folder = FLAGS.workdir or f"runs/{program}-{FLAGS.dataset}-{name}"
     folder = pathlib.Path(folder)
-    results = write(folder, plan, comparison.execute(binary, plan, folder), columns)
+    outcomes = comparison.execute(binary, plan, folder)
+    results = write(folder, plan, outcomes, columns)
     print(f"wrote {folder / 'report.md'}")
+    failed = [o for of_seeds in outcomes.values() for o in of_seeds if o.failure]
+    if failed:
+        raise ValueError(
+            f"{len(failed)} of {len(outcomes) * len(FLAGS.seeds)} runs failed; the "
+            "report names them, and the same command tries them again."
+        )
     return results
 
 
@@ -81,32 +93,28 @@ def judge(finding, outcomes):
     Returns:
         Dict of `differences` (lower minus higher, of the seeds that have both), their
         `mean`, its `standard_error` (None for one seed), and the `verdict`:
-        "confirmed" if all are below 0 and the mean by more than two standard errors,
-        "refuted" likewise above 0, else "open".
+        "confirmed" or "refuted" if a t-test at 5 % (two-sided) tells the mean from 0,
+        else "open"; "not measured" if a run that has ended lacks the figure (an NLL
+        may be infinite), or no seed has both.
     """
     (low, low_key), (high, high_key) = finding.lower, finding.higher
-    pairs = zip(outcomes[low], outcomes[high], strict=True)
-    values = [(a.figures.get(low_key), b.figures.get(high_key)) for a, b in pairs]
-    found = [a - b for a, b in values if a is not None and b is not None]
-    if not found:
-        return {"differences": [], "mean": None, "standard_error": None} | {
-            "verdict": "not measured"
-        }
-    mean, error = float(np.mean(found)), None
-    verdict = "open"
-    if len(found) > 1:
-        error = float(np.std(found, ddof=1) / np.sqrt(len(found)))
-        if abs(mean) > 2 * error:
-            if max(found) < 0:
-                verdict = "confirmed"
-            elif min(found) > 0:
-                verdict = "refuted"
-    return {
-        "differences": found,
-        "mean": mean,
-        "standard_error": error,
-        "verdict": verdict,
-    }
+    pairs = [
+        (a.figures.get(low_key), b.figures.get(high_key))
+        for a, b in zip(outcomes[low], outcomes[high], strict=True)
+        if not a.failure and not b.failure
+    ]
+    found = {"differences": [], "mean": None, "standard_error": None}
+    if not pairs or any(None in pair for pair in pairs):
+        return found | {"verdict": "not measured"}
+    differences = [a - b for a, b in pairs]
+    found |= {"differences": differences, "mean": float(np.mean(differences))}
+    verdict, count = "open", len(differences)
+    if count > 1:
+        error = float(np.std(differences, ddof=1) / np.sqrt(count))
+        found["standard_error"] = error
+        if abs(found["mean"]) > stats.t.ppf(0.975, count - 1) * error:
+            verdict = "confirmed" if found["mean"] < 0 else "refuted"
+    return found | {"verdict": verdict}
 
 
 def _sections(plan, outcomes, findings):
@@ -114,8 +122,11 @@ def _sections(plan, outcomes, findings):
     if findings:
         sections["findings"] = Section("Findings", None, _findings(findings))
     for name, figure in plan.figures.items():
+        drawn = [run for run in figure.runs if any(o.history for o in outcomes[run])]
+        if not drawn:
+            continue
         panels = {
-            title: {run: _histories(outcomes[run], key) for run in figure.runs}
+            title: {run: _histories(outcomes[run], key) for run in drawn}
             for title, key in (("training", "nll"), ("validation", "val_nll"))
         }
         sections[f"curves_{name}"] = Section(
@@ -160,8 +171,9 @@ def _sections(plan, outcomes, findings):
 
 def _findings(findings):
     lines = [
-        "Differences seed by seed, mean ± standard error. Confirmed or refuted: all "
-        "seeds agree, and the mean is more than two standard errors from 0.",
+        "Differences seed by seed, mean ± standard error. Confirmed or refuted: a "
+        "two-sided t-test at 5 % tells the mean from 0; where there is no difference "
+        "one in twenty such tests does so too.",
         "",
         "| finding | difference | seeds that agree | |",
         "| --- | ---: | ---: | --- |",
@@ -261,7 +273,10 @@ def _coverage(outcomes):
 
 
 def _cell(outcomes, key, form):
-    values = [o.figures[key] for o in outcomes if o.figures.get(key) is not None]
+    known = [o.figures[key] for o in outcomes if key in o.figures]
+    values = [value for value in known if value is not None]
+    if len(values) < len(known):
+        return f"not finite in {len(known) - len(values)} of {len(known)}"
     if not values:
         return ""
     mean = format(np.mean(values), form)
@@ -299,10 +314,12 @@ def _page(plan, outcomes, columns, figures, sections):
     hardware = figures["hardware"]
     devices = ", ".join(hardware["devices"])
     versions = ", ".join(f"{k} {v}" for k, v in figures["versions"].items())
+    epochs = sorted({f["epochs"] for f in everything if f})
+    epochs = " or ".join(map(str, epochs))
     seeds = "seeds" if len(FLAGS.seeds) > 1 else "seed"
     return f"""# {figures["dataset"]}
 
-{figures["epochs"]} epochs, {seeds} {", ".join(FLAGS.seeds)}; \
+{epochs} epochs, {seeds} {", ".join(FLAGS.seeds)}; \
 {hardware["cores"]} cores, {devices}; {versions}. Command:
 
 ```

@@ -46,9 +46,9 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "runs",
     None,
-    "Instead of one run, those that a file lists (see trainers/configs), side by side; "
-    "'table1', 'normalization_batch' and 'batch_size' come with the package. Other "
-    "flags hold for all of them.",
+    "Instead of one run, those that a file lists, side by side; other flags hold for "
+    "all of them. With the package come, for all_cnn, 'table1', 'batch_size' and "
+    "'normalization_batch', and for cell_fcn 'segmentation' and 'activations'.",
 )
 flags.DEFINE_list("seeds", ["0"], "Seeds of each of --runs.")
 flags.DEFINE_bool(
@@ -123,7 +123,11 @@ flags.DEFINE_integer(
 flags.DEFINE_float(
     "kl_factor", None, "Factor of the KL, which weighs 1 over the training labels."
 )
-flags.DEFINE_bool("augment", None, "Random shifts, and flips where they make sense.")
+flags.DEFINE_bool(
+    "augment",
+    None,
+    "Random shifts, and flips where they make sense; of cells flips and deformations.",
+)
 flags.DEFINE_bool(
     "augment_validation", True, "Augment the validation part as well (as the paper)."
 )
@@ -256,6 +260,8 @@ def set_dataset_defaults(common, by_dataset):
             f"--dataset={FLAGS.dataset} is not for this binary, which takes one of "
             f"{tuple(by_dataset)}."
         )
+    if FLAGS["seeds"].present and not FLAGS.runs:
+        raise ValueError("--seeds is of several runs (--runs); of one give --seed.")
     set_defaults(_COMMON | common | by_dataset[FLAGS.dataset])
 
 
@@ -276,6 +282,9 @@ def defining_flags():
     Of the search for a learning rate only where there is one.
     """
     indifferent = _INDIFFERENT
+    if FLAGS.dataset == "image_folder":
+        # There it is the data, not the place where they lie.
+        indifferent = indifferent - {"data_dir"}
     if FLAGS.learning_rate != "auto":
         indifferent = indifferent | {"search_epochs", "search_evaluations"}
     return {k: v for k, v in all_flags().items() if k not in indifferent}

@@ -193,6 +193,8 @@ def methods_of(splits, plain, stochastic):
 def main():
     """Trains, calibrates and reports; returns the content of `metrics.json`."""
     flags.set_dataset_defaults(_COMMON, _DEFAULTS)
+    if FLAGS.runs:
+        raise ValueError("--runs is not for sbn, which compares its methods by itself.")
     splits = session.load_data()
     workdir = session.open_workdir("sbn")
     members = [(f, n) for f in families() for n in range(FLAGS.members)]

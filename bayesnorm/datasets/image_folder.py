@@ -22,7 +22,7 @@ def load(folder, split_seed=0, downscale=1, tile=None):
         tile: Side in pixels.
 
     Returns:
-        A `Splits`, named after the folder.
+        A `Splits`, named `image_folder`.
 
     Raises:
         ValueError: The folder or a file in it is not as `read` and

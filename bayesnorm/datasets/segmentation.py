@@ -71,6 +71,13 @@ def from_images(images, masks, name, split_seed=0, downscale=1, tile=None):
         tuple(np.concatenate(arrays) for arrays in zip(*chosen, strict=True))
         for chosen in _divided(stacks, split_seed)
     )
+    parts = list(parts)
+    found = np.unique(parts[0][1])
+    if len(found) < 2:
+        raise ValueError(
+            f"{where}: all pixels of the training part are {CLASS_NAMES[found[0]]}. "
+            "Masks need 0 for background and other numbers for cells."
+        )
     return splits.from_arrays(*parts, name=name, class_names=CLASS_NAMES, scale=1 / 255)
 
 

@@ -23,16 +23,18 @@ def sections(splits, model, figures):
         splits: The `Splits`.
         model: A network with batch normalization.
         figures: Dict of figures, changed: `noise/scale_stddev/LAYER`,
-            `noise/shift_stddev/LAYER` and `noise/chi_square_p/LAYER` at the batch size
-            of training.
+            `noise/shift_stddev/LAYER` and `noise/chi_square_p/LAYER` at the number of
+            examples that training normalizes by, or the nearest of which the training
+            part holds four batches.
     """
     inputs = _training_inputs(splits)
-    sizes = sorted({*_BATCH_SIZES, FLAGS.batch_size})
-    sizes = [size for size in sizes if size <= len(inputs) // 4] or [FLAGS.batch_size]
+    training = FLAGS.normalization_batch or FLAGS.batch_size
+    sizes = sorted({*_BATCH_SIZES, training})
+    sizes = [size for size in sizes if size <= len(inputs) // 4] or [training]
     measured = {
         size: batch_noise(model, inputs, size, _BATCHES, FLAGS.seed) for size in sizes
     }
-    size = min(sizes, key=lambda size: abs(size - FLAGS.batch_size))
+    size = min(sizes, key=lambda size: abs(size - training))
     lines, stddevs = [], {"scale_stddev": [], "shift_stddev": []}
     for noise in measured[size]:
         name = noise.layer.removesuffix("_norm")
