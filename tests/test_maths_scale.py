@@ -5,6 +5,7 @@ import mpmath
 import numpy as np
 import pytest
 from keras import ops
+from scipy import special
 from test_maths_gaussian import DTYPES, gradients, tensor
 
 from bayesnorm.maths import scale, softmax
@@ -67,6 +68,46 @@ def test_softmax_exact_sums_to_one_and_meets_monte_carlo(spread):
     square = (p - p.mean(0)) ** 2
     error = square.std(0) / n**0.5
     assert np.all(np.abs(variance - square.mean(0)) < 5 * error + 3e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("deviations", [(0.1, 6.0), (4.9, 5.1), (75.0, 80.0), (2, 300)])
+def test_softmax_of_wide_logits(deviations, dtype):
+    """Of two classes the difference is Normal: a sigmoid's moments, by quadrature."""
+    deviations = np.array(deviations, "float64")
+    spread = np.sqrt(np.square(deviations).sum())
+    mean = np.array([[0.0, 0.0], [10.0, -5.0], [372.0, 412.0], [-1.0, spread]])
+    means, variances = softmax.softmax_moments(
+        tensor(mean, dtype),
+        tensor(np.tile(deviations**2, (4, 1)), dtype),
+        "exact",
+    )
+    means, variances = np.asarray(means, "float64"), np.asarray(variances, "float64")
+    np.testing.assert_allclose(means.sum(-1), 1.0, atol=1e-5)
+    z = np.linspace(-9, 9, 400_001)
+    weight = np.exp(-0.5 * z**2)
+    weight /= weight.sum()
+    for i, (a, b) in enumerate(mean):
+        p = special.expit(a - b + spread * z)
+        first = (weight * p).sum()
+        assert means[i, 0] == pytest.approx(first, abs=4e-3)
+        assert variances[i, 0] == pytest.approx(
+            (weight * p**2).sum() - first**2, abs=5e-3
+        )
+
+
+def test_softmax_of_wide_and_narrow_logits(rng):
+    mean = np.array([0.0, 20.0, -30.0, 3.0])
+    stddev = np.array([0.0, 40.0, 90.0, 7.0])
+    draws = special.softmax(mean + stddev * rng.normal(size=(400_000, 4)), -1)
+    means, variances = softmax.softmax_moments(
+        tensor([mean]),
+        tensor([stddev**2]),
+        "auto",
+    )
+    # The standard error is below 8e-4; the rest is the approximation's.
+    np.testing.assert_allclose(means[0], draws.mean(0), atol=6e-3)
+    np.testing.assert_allclose(variances[0], draws.var(0), atol=6e-3)
 
 
 @pytest.mark.parametrize("method", ["auto", "exact", "lognormal"])
