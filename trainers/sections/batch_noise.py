@@ -12,6 +12,8 @@ from trainers.report import Section
 
 _BATCH_SIZES = (8, 16, 32, 64, 128)
 _BATCHES = 200
+# With a label for each pixel: images are large, and an image alone is many positions.
+_DENSE_FACTORS, _DENSE_BATCHES = (1, 2, 4), 50
 # What 200 batches of 128 need is more; twice as many examples change no digit shown.
 _EXAMPLES = 10_000
 
@@ -29,10 +31,12 @@ def sections(splits, model, figures):
     """
     inputs = _training_inputs(splits)
     training = FLAGS.normalization_batch or FLAGS.batch_size
-    sizes = sorted({*_BATCH_SIZES, training})
-    sizes = [size for size in sizes if size <= len(inputs) // 4] or [training]
+    sizes, batches = {*_BATCH_SIZES, training}, _BATCHES
+    if splits.dense:
+        sizes, batches = {training * k for k in _DENSE_FACTORS}, _DENSE_BATCHES
+    sizes = sorted(x for x in sizes if x <= len(inputs) // 4) or [training]
     measured = {
-        size: batch_noise(model, inputs, size, _BATCHES, FLAGS.seed) for size in sizes
+        size: batch_noise(model, inputs, size, batches, FLAGS.seed) for size in sizes
     }
     size = min(sizes, key=lambda size: abs(size - training))
     lines, stddevs = [], {"scale_stddev": [], "shift_stddev": []}
@@ -72,7 +76,7 @@ def sections(splits, model, figures):
     )
     text = (
         "In training a batch normalization gives `(x_hat + V) U`, U = sigma / S and "
-        f"V = (mu - M) / sigma with the statistics M, S of {_BATCHES} random batches "
+        f"V = (mu - M) / sigma with the statistics M, S of {batches} random batches "
         f"of {size} training images, n = images x positions.{fitted} A small p "
         "says that the values of a batch are not independent normal ones."
         f"\n\n{table}\n\nTo train another normalization with this noise: "
