@@ -73,7 +73,7 @@ def test_the_saved_model_is_the_calibrated_network(finished):
 def test_members_go_on_and_parallel_jobs_give_the_same(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "_export", lambda *args: "")
     with flagsaver.flagsaver(workdir=str(tmp_path / "run"), **SMALL):
-        sbn.flags.set_defaults(sbn._COMMON | sbn._DEFAULTS["digits"])
+        sbn.flags.set_dataset_defaults(sbn._COMMON, sbn._DEFAULTS)
         splits = session.load_data()
         workdir = session.open_workdir("sbn")
         model, history = sbn.train_member(splits, workdir.path, "plain", 1)
