@@ -343,6 +343,7 @@ def _plots(model, splits, history, predictions, methods, shown):
             f"{min(medians, key=medians.get)} ({min(medians.values()):.2f}).",
         )
     if splits.dense:
+        one_network = methods[shown].arguments.get("method") == "mean"
         sections["uncertainty_maps"] = Section(
             "Uncertainty maps",
             plots.segmentation_grid(
@@ -350,7 +351,8 @@ def _plots(model, splits, history, predictions, methods, shown):
                 labels,
                 probs,
                 test[shown].entropy,
-                test[shown].mutual_information,
+                # Of a single network it is rounding.
+                None if one_network else test[shown].mutual_information,
                 splits.class_names,
             ),
             f"The first test images ({name}).",
