@@ -218,18 +218,11 @@ def execute(binary, plan, folder):
     first, outcomes = {}, {}
 
     def run(names, of_seeds):
-        tasks = [
-            (
-                binary,
-                name,
-                seed,
-                str(folder),
-                _flags_of(plan, folder, name, seed, first),
-            )
-            + (_threads(),)
-            for name in names
-            for seed in of_seeds
-        ]
+        threads, tasks = _threads(), []
+        for name in names:
+            for seed in of_seeds:
+                values = _flags_of(plan, folder, name, seed, first)
+                tasks.append((binary, name, seed, str(folder), values, threads))
         return jobs.parallel(_run, tasks, waits=True)
 
     free = [name for name, run in plan.runs.items() if run.noise_of is None]

@@ -1,5 +1,6 @@
 """The report of several runs side by side: table, findings, curves."""
 
+import functools
 import json
 import pathlib
 
@@ -10,7 +11,7 @@ from bayesnorm import plots
 from trainers import command, comparison
 from trainers.checkpoints import write_atomically
 from trainers.flags import FLAGS
-from trainers.report import Section
+from trainers.report import Section, rendered
 
 _NOISE = "posterior/relative_stddev/"
 _MEASURED = "noise/scale_stddev/"
@@ -151,14 +152,14 @@ def _sections(plan, outcomes, findings):
         ("gaussian", "Gaussian noise", "standard deviation, pixels in [0, 1]"),
         ("gradient_sign", "Steps along the sign of the gradient", "size of the step"),
     ):
-        curves = _perturbed(outcomes, kind)
+        curves = _curves(outcomes, functools.partial(_perturbed, kind=kind))
         if curves:
             sections[f"perturbation_{kind}"] = Section(
                 title,
                 plots.perturbation_curves(curves, unit),
                 "Test accuracy; samples are averaged where there is a posterior.",
             )
-    coverage = _coverage(outcomes)
+    coverage = _curves(outcomes, _coverage)
     if coverage:
         sections["error_coverage"] = Section(
             "Rejecting what is uncertain",
@@ -230,46 +231,40 @@ def _best_method(figures):
     return "averaged" if "test/nll_averaged" in figures else "one_pass"
 
 
-def _perturbed(outcomes, kind):
-    """Run -> `(sizes, accuracies [seeds, sizes])`."""
+def _numbered(figures, prefix, ending):
+    """Number in the middle of a key -> figure."""
+    middles = {
+        key.removeprefix(prefix).removesuffix(ending): value
+        for key, value in figures.items()
+        if key.startswith(prefix) and key.endswith(ending)
+    }
+    # `averaged` ends the names of other methods too.
+    return {float(k): v for k, v in middles.items() if k.replace(".", "", 1).isdigit()}
+
+
+def _curves(outcomes, row_of):
+    """Run -> `(places, values [seeds, places])`, a row of figures for each seed."""
     curves = {}
     for run, of_seeds in outcomes.items():
-        rows = []
-        for figures in (o.figures for o in of_seeds if o.figures):
-            ending = f"/accuracy_{_best_method(figures)}"
-            prefix = f"perturbation/{kind}/"
-            row = {
-                float(key.removeprefix(prefix).removesuffix(ending)): value
-                for key, value in figures.items()
-                if key.startswith(prefix) and key.endswith(ending)
-            }
-            if row:
-                rows.append(row)
+        rows = [row_of(o.figures) for o in of_seeds if o.figures]
+        rows = [row for row in rows if row]
         if rows:
-            sizes = sorted(rows[0])
-            curves[run] = (sizes, np.array([[row[s] for s in sizes] for row in rows]))
+            places = sorted(rows[0])
+            curves[run] = (places, np.array([[r[p] for p in places] for r in rows]))
     return curves
 
 
-def _coverage(outcomes):
-    """Run -> `(shares kept in per cent, errors [seeds, shares])`."""
-    curves = {}
-    for run, of_seeds in outcomes.items():
-        rows = []
-        for figures in (o.figures for o in of_seeds if o.figures):
-            method = _best_method(figures)
-            prefix, ending = "test/error_at_coverage_", f"_{method}"
-            row = {
-                int(key.removeprefix(prefix).removesuffix(ending)): value
-                for key, value in figures.items()
-                if key.startswith(prefix)
-                and key.removeprefix(prefix).removesuffix(ending).isdigit()
-            }
-            rows.append(row | {100: figures[f"test/error_{method}"]})
-        if rows:
-            shares = sorted(rows[0])
-            curves[run] = (shares, np.array([[row[s] for s in shares] for row in rows]))
-    return curves
+def _perturbed(figures, kind):
+    """Size of the perturbation -> accuracy."""
+    ending = f"/accuracy_{_best_method(figures)}"
+    return _numbered(figures, f"perturbation/{kind}/", ending)
+
+
+def _coverage(figures):
+    """Share kept -> error, both in per cent."""
+    method = _best_method(figures)
+    row = _numbered(figures, "test/error_at_coverage_", f"_{method}")
+    return row | {100.0: figures[f"test/error_{method}"]}
 
 
 def _cell(outcomes, key, form):
@@ -306,11 +301,7 @@ def _page(plan, outcomes, columns, figures, sections):
     if failed:
         failures = "These runs failed and are in no figure:\n\n" + "\n".join(failed)
         failures += "\n\n"
-    shown = "\n\n".join(
-        f"## {section.heading}\n\n{section.text}"
-        + ("" if section.figure is None else f"\n\n![{section.heading}]({name}.png)")
-        for name, section in sections.items()
-    )
+    shown = rendered(sections)
     hardware = figures["hardware"]
     devices = ", ".join(hardware["devices"])
     versions = ", ".join(f"{k} {v}" for k, v in figures["versions"].items())

@@ -393,6 +393,15 @@ def cell(figures, key, form):
     return text if spread is None else f"{text} ± {format(spread, form)}"
 
 
+def rendered(sections):
+    """Returns the Markdown of sections, name -> `Section`, plots by name beside it."""
+    return "\n\n".join(
+        f"## {section.heading}\n\n{section.text}"
+        + ("" if section.figure is None else f"\n\n![{section.heading}]({name}.png)")
+        for name, section in sections.items()
+    )
+
+
 def _page(title, description, figures, sections, methods, serving):
     dense = f"test/iou_{next(iter(methods))}" in figures
     columns = {
@@ -419,11 +428,7 @@ def _page(title, description, figures, sections, methods, serving):
         ]
         rows.append([method.title, *cells])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    shown = "\n\n".join(
-        f"## {section.heading}\n\n{section.text}"
-        + ("" if section.figure is None else f"\n\n![{section.heading}]({name}.png)")
-        for name, section in sections.items()
-    )
+    shown = rendered(sections)
     examples = figures[f"test/examples_{next(iter(methods))}"]
     hardware = figures["hardware"]
     versions = ", ".join(f"{k} {v}" for k, v in figures["versions"].items())
