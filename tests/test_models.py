@@ -53,6 +53,41 @@ def test_the_seed_fixes_the_weights_and_the_noise(rng):
     assert not np.allclose(y[0], y[2])
 
 
+def _kernels(model):
+    return [np.asarray(w) for w in model.weights if w.path.endswith("kernel")]
+
+
+def test_networks_of_one_seed_start_from_the_same_weights():
+    """What differs between two runs of a comparison is the method."""
+    noise = {"scale_stddev": 0.1, "shift_stddev": 0.1}
+    networks = [
+        models.all_cnn(norm=norm, scale=scale, width=0.05, seed=3, **arguments)
+        for norm, scale, arguments in [
+            ("weight", "plain", {}),
+            ("weight", "noisy", noise),
+            ("weight", "stochastic", {}),
+            ("analytic", "stochastic", {}),
+            ("batch", "plain", {}),
+        ]
+    ]
+    first, *others = [_kernels(model) for model in networks]
+    for other in others:
+        for a, b in zip(first, other, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+    batch, dropped = (
+        _kernels(models.lenet5(norm=norm, dropout=rate, seed=3))
+        for norm, rate in [("batch", 0.0), ("stochastic_batch", 0.5)]
+    )
+    for a, b in zip(batch, dropped, strict=True):
+        np.testing.assert_array_equal(a, b)
+    seeds = [
+        layer.seed
+        for layer in networks[2].layers
+        if isinstance(layer, bayesnorm.StochasticScaleNorm)
+    ]
+    assert len({*seeds}) == len(seeds) == 9
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

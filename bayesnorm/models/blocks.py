@@ -1,5 +1,7 @@
 """What the networks share: a linear layer with its normalization and scale."""
 
+import itertools
+
 import keras
 
 from bayesnorm.arguments import check_choice, check_number
@@ -52,7 +54,8 @@ class NormalizedBlocks:
         scale: `"plain"`, `"noisy"` or `"stochastic"`.
         projection: Whether kernels are projected on `||w|| = 1`; without a
             normalization there is nothing to project.
-        seed: Integer or None; each block takes the next one.
+        seed: Integer or None. Networks of one seed start from the same weights,
+            whatever their noise.
         scale_arguments: Arguments of `StochasticScaleNorm`, or of `NoisyScaleNorm`;
             the deviations of the latter may be lists, an entry for each block.
 
@@ -77,23 +80,25 @@ class NormalizedBlocks:
         self.norm = norm
         self.scale = scale
         self.projection = projection
-        self.seed = seed
         self.scale_arguments = scale_arguments or {}
+        self._weight_seeds = self._noise_seeds = itertools.repeat(None)
+        if seed is not None:
+            self._weight_seeds = itertools.count(seed + 1)
+            # Of 32 bits, as noise takes them, and far from those of the weights.
+            self._noise_seeds = (n ^ 2**31 for n in itertools.count(seed + 1))
         self._blocks = 0
-
-    def _next_seed(self):
-        if self.seed is None:
-            return None
-        self.seed += 1
-        return self.seed
 
     def _batch_norm(self, **kwargs):
         if self.norm == "batch":
             return keras.layers.BatchNormalization(**kwargs)
-        return StochasticBatchNormalization(seed=self._next_seed(), **kwargs)
+        return StochasticBatchNormalization(seed=next(self._noise_seeds), **kwargs)
 
     def _stochastic_scale(self, name):
-        arguments = {"seed": self._next_seed(), "name": name, **self.scale_arguments}
+        arguments = {
+            "seed": next(self._noise_seeds),
+            "name": name,
+            **self.scale_arguments,
+        }
         if self.scale == "stochastic":
             return StochasticScaleNorm(**arguments)
         block, self._blocks = self._blocks, self._blocks + 1
@@ -113,15 +118,14 @@ class NormalizedBlocks:
         x = keras.layers.ReLU(name=f"{name}_relu")(x)
         if not dropout:
             return x
-        return MonteCarloDropout(dropout, seed=self._next_seed(), name=f"{name}_drop")(
-            x
-        )
+        seed = next(self._noise_seeds)
+        return MonteCarloDropout(dropout, seed=seed, name=f"{name}_drop")(x)
 
     def classifier(self, x, num_classes):
         """Applies the last layer, which is dense and has no normalization."""
         return keras.layers.Dense(
             num_classes,
-            kernel_initializer=fan_in_uniform(self._next_seed()),
+            kernel_initializer=fan_in_uniform(next(self._weight_seeds)),
             name="logits",
         )(x)
 
@@ -142,7 +146,7 @@ class NormalizedBlocks:
         layer = layer_type(
             *args,
             use_bias=self.norm is None and not stochastic,
-            kernel_initializer=fan_in_uniform(self._next_seed()),
+            kernel_initializer=fan_in_uniform(next(self._weight_seeds)),
             name=name,
             **kwargs,
         )
