@@ -12,6 +12,7 @@ from trainers import command, comparison
 from trainers.checkpoints import write_atomically
 from trainers.flags import FLAGS
 from trainers.report import Section, rendered
+from trainers.sections import perturbations
 
 _NOISE = "posterior/relative_stddev/"
 _MEASURED = "noise/scale_stddev/"
@@ -148,10 +149,7 @@ def _sections(plan, outcomes, findings):
             plots.layer_noise(series),
             _layer_table(series),
         )
-    for kind, title, unit in (
-        ("gaussian", "Gaussian noise", "standard deviation, pixels in [0, 1]"),
-        ("gradient_sign", "Steps along the sign of the gradient", "size of the step"),
-    ):
+    for kind, (title, unit) in perturbations.KINDS.items():
         curves = _curves(outcomes, functools.partial(_perturbed, kind=kind))
         if curves:
             sections[f"perturbation_{kind}"] = Section(

@@ -69,8 +69,6 @@ _DEFAULTS = {
         "held_out": ["5", "6", "7", "8", "9"],
     },
 }
-# Padded by reflection by 4 pixels and cropped, as in the authors' code.
-_AUGMENTATION = {"cifar10": datasets.Augmentation(4, flip=True, reflect=True)}
 _PLAIN, _DROPOUT = "plain", "dropout"
 
 
@@ -103,6 +101,13 @@ def build(splits, family, number):
     )
 
 
+def augmentation(splits):
+    """Returns the augmentation of a data set, None for the set's own."""
+    # Padded by reflection by 4 pixels and cropped, as in the authors' code.
+    own = {"cifar10": datasets.Augmentation(4, flip=True, reflect=True)}
+    return own.get(splits.name)
+
+
 def train_member(splits, path, family, number):
     """Trains a member, or goes on, or loads what it has become.
 
@@ -122,8 +127,7 @@ def train_member(splits, path, family, number):
     defining = flags.defining_flags() | {"family": family, "number": str(number)}
     workdir = Workdir(f"{path}/{name}", "sbn member", defining)
     print(f"network {name}")
-    augmentation = _AUGMENTATION.get(splits.name)
-    return model, session.train(model, splits, workdir, seed, augmentation)
+    return model, session.train(model, splits, workdir, seed, augmentation(splits))
 
 
 def train_in_a_job(path, family, number):
@@ -151,8 +155,7 @@ def reestimated(model):
 
 def training_inputs(splits, seed):
     """Returns an epoch of training inputs, as the networks were trained."""
-    augmentation = _AUGMENTATION.get(splits.name)
-    return session.TrainingInputs(splits, FLAGS.batch_size, seed, augmentation)
+    return session.TrainingInputs(splits, FLAGS.batch_size, seed, augmentation(splits))
 
 
 def methods_of(splits, plain, stochastic):

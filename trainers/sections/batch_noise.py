@@ -16,6 +16,7 @@ _BATCHES = 200
 _DENSE_FACTORS, _DENSE_BATCHES = (1, 2, 4), 50
 # What 200 batches of 128 need is more; twice as many examples change no digit shown.
 _EXAMPLES = 10_000
+_STDDEVS = ("scale_stddev", "shift_stddev")
 
 
 def sections(splits, model, figures):
@@ -29,8 +30,31 @@ def sections(splits, model, figures):
             examples that training normalizes by, or the nearest of which the training
             part holds four batches.
     """
-    inputs = _training_inputs(splits)
     training = FLAGS.normalization_batch or FLAGS.batch_size
+    measured, batches = _measure(splits, model, training)
+    size = min(measured, key=lambda size: abs(size - training))
+    for noise in measured[size]:
+        for key in (*_STDDEVS, "chi_square_p"):
+            figures[f"noise/{key}/{_name(noise)}"] = getattr(noise, key)
+    everything = list(itertools.chain.from_iterable(measured.values()))
+    text = (
+        "In training a batch normalization gives `(x_hat + V) U`, U = sigma / S and "
+        f"V = (mu - M) / sigma with the statistics M, S of {batches} random batches "
+        f"of {size} training images, n = images x positions.{_decay(measured)} A small "
+        "p says that the values of a batch are not independent normal ones."
+        f"\n\n{_table(measured[size])}\n\nTo train another normalization with this "
+        f"noise: `--scale=noisy {_flags(measured[size])}`."
+    )
+    return {
+        "batch_noise": Section(
+            "Noise of batch normalization", plots.batch_noise(everything), text
+        )
+    }
+
+
+def _measure(splits, model, training):
+    """Returns batch size -> noise of each layer, and the batches of each size."""
+    inputs = _training_inputs(splits)
     sizes, batches = {*_BATCH_SIZES, training}, _BATCHES
     if splits.dense:
         sizes, batches = {training * k for k in _DENSE_FACTORS}, _DENSE_BATCHES
@@ -38,56 +62,52 @@ def sections(splits, model, figures):
     measured = {
         size: batch_noise(model, inputs, size, batches, FLAGS.seed) for size in sizes
     }
-    size = min(sizes, key=lambda size: abs(size - training))
-    lines, stddevs = [], {"scale_stddev": [], "shift_stddev": []}
-    for noise in measured[size]:
-        name = noise.layer.removesuffix("_norm")
-        for key in (*stddevs, "chi_square_p"):
-            figures[f"noise/{key}/{name}"] = getattr(noise, key)
-        for key, values in stddevs.items():
-            values.append(f"{getattr(noise, key):.4f}")
-        n = noise.batch_size * noise.positions
-        lines.append(
-            f"| {name} | {n} | {noise.scale_stddev:.4f} | {(2 * n) ** -0.5:.4f} "
-            f"| {noise.shift_stddev:.4f} | {n**-0.5:.4f} | {noise.chi_square_p:.3f} |"
-        )
-    retrain = " ".join(f"--{key}={','.join(v)}" for key, v in stddevs.items())
+    return measured, batches
+
+
+def _name(noise):
+    return noise.layer.removesuffix("_norm")
+
+
+def _decay(measured):
+    """A sentence on how the variances fall with the batch size, of several sizes."""
+    sizes = list(measured)
+    if len(sizes) == 1:
+        return ""
     slopes = [
         np.polyfit(np.log(sizes), np.log(v), 1)[0]
-        for name in stddevs
+        for name in _STDDEVS
         for v in zip(
             *([getattr(m, name) ** 2 for m in measured[s]] for s in sizes), strict=True
         )
     ]
-    fitted = ""
-    if len(sizes) > 1:
-        fitted = (
-            f" Over batch sizes {sizes[0]} to {sizes[-1]} the variances fall as the "
-            f"power {np.median(slopes):.2f} of it (median over layers; "
-            f"{min(slopes):.2f} to {max(slopes):.2f}); independent values give -1."
-        )
-    table = "\n".join(
-        [
-            "| layer | n | stddev of U | if independent | stddev of V | "
-            "if independent | chi-square p |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-            *lines,
-        ]
+    return (
+        f" Over batch sizes {sizes[0]} to {sizes[-1]} the variances fall as the "
+        f"power {np.median(slopes):.2f} of it (median over layers; "
+        f"{min(slopes):.2f} to {max(slopes):.2f}); independent values give -1."
     )
-    text = (
-        "In training a batch normalization gives `(x_hat + V) U`, U = sigma / S and "
-        f"V = (mu - M) / sigma with the statistics M, S of {batches} random batches "
-        f"of {size} training images, n = images x positions.{fitted} A small p "
-        "says that the values of a batch are not independent normal ones."
-        f"\n\n{table}\n\nTo train another normalization with this noise: "
-        f"`--scale=noisy {retrain}`."
-    )
-    everything = list(itertools.chain.from_iterable(measured.values()))
-    return {
-        "batch_noise": Section(
-            "Noise of batch normalization", plots.batch_noise(everything), text
+
+
+def _table(noises):
+    lines = [
+        "| layer | n | stddev of U | if independent | stddev of V | if independent "
+        "| chi-square p |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for noise in noises:
+        n = noise.batch_size * noise.positions
+        lines.append(
+            f"| {_name(noise)} | {n} "
+            f"| {noise.scale_stddev:.4f} | {(2 * n) ** -0.5:.4f} "
+            f"| {noise.shift_stddev:.4f} | {n**-0.5:.4f} | {noise.chi_square_p:.3f} |"
         )
-    }
+    return "\n".join(lines)
+
+
+def _flags(noises):
+    """The flags that give the measured deviations to another normalization."""
+    values = {key: [f"{getattr(n, key):.4f}" for n in noises] for key in _STDDEVS}
+    return " ".join(f"--{key}={','.join(v)}" for key, v in values.items())
 
 
 def _training_inputs(splits):

@@ -12,6 +12,14 @@ from trainers.report import Section
 _BOUNDS = (0.0, 1.0)
 _GAUSSIAN = (0.0, 0.05, 0.1, 0.15, 0.2)
 _GRADIENT_SIGN = (0.0, 0.005, 0.01, 0.02, 0.04)
+# Kind, a part of the names in `metrics.json` -> title, and what its size is.
+KINDS = {
+    "gaussian": ("Gaussian noise", "standard deviation of the noise, pixels in [0, 1]"),
+    "gradient_sign": (
+        "Steps along the sign of the gradient",
+        "size of the step, pixels in [0, 1]",
+    ),
+}
 # As many as keep the standard error of an accuracy under 1.6 %.
 _EXAMPLES = 1000
 _SAMPLES = 10
@@ -32,22 +40,18 @@ def sections(splits, model, methods, figures):
     labels = splits.test.labels[:_EXAMPLES]
     # The sign of the gradient is that of every size of step.
     direction = gradient_sign(model, images, labels, 1.0, from_logits=True) - images
-    kinds = {
-        "gaussian": (
-            "Gaussian noise",
-            "standard deviation of the noise, pixels in [0, 1]",
-            {s: gaussian_noise(images, s, FLAGS.seed, _BOUNDS) for s in _GAUSSIAN},
-        ),
-        "gradient_sign": (
-            "Steps along the sign of the gradient",
-            "size of the step, pixels in [0, 1]",
-            {s: np.clip(images + s * direction, *_BOUNDS) for s in _GRADIENT_SIGN},
-        ),
+    perturbed_by = {
+        "gaussian": {
+            s: gaussian_noise(images, s, FLAGS.seed, _BOUNDS) for s in _GAUSSIAN
+        },
+        "gradient_sign": {
+            s: np.clip(images + s * direction, *_BOUNDS) for s in _GRADIENT_SIGN
+        },
     }
     shown = {k: methods[k] for k in ("one_pass", "averaged", "moments") if k in methods}
     found = {}
-    for kind, (title, unit, perturbed) in kinds.items():
-        curves = {}
+    for kind, (title, unit) in KINDS.items():
+        perturbed, curves = perturbed_by[kind], {}
         for key, method in shown.items():
             arguments, name = dict(method.arguments), method.title
             if "samples" in arguments:
