@@ -286,15 +286,21 @@ def _learning_rate(folder, name, seed, first):
     return {}
 
 
+def _say(line):
+    # In one piece: `print` writes the end of a line apart, and threads come between.
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def _run(binary, name, seed, folder, values, threads):
     """Runs the binary if it has not run; returns the `Outcome`."""
     path = _path(folder, name, seed)
     ended = _ended(path)
     if isinstance(values, str):
-        print(f"FAILED: {name}, seed {seed}: {values}", flush=True)
+        _say(f"FAILED: {name}, seed {seed}: {values}")
         return Outcome({}, {}, values)
     if not ended.is_file() or json.loads(ended.read_text("utf-8")) != values:
-        print(f"started: {name}, seed {seed}", flush=True)
+        _say(f"started: {name}, seed {seed}")
         start = time.monotonic()
         words = [sys.executable, "-m", binary, f"--workdir={path}"]
         words += [f"--{key}={value}" for key, value in values.items()]
@@ -310,10 +316,10 @@ def _run(binary, name, seed, folder, values, threads):
         minutes = (time.monotonic() - start) / 60
         if code:
             why = f"killed by signal {-code}" if code < 0 else _error(log)
-            print(f"FAILED: {name}, seed {seed}: {why} ({log})", flush=True)
+            _say(f"FAILED: {name}, seed {seed}: {why} ({log})")
             return Outcome({}, {}, why)
         write_atomically(ended, json.dumps(values, indent=1) + "\n")
-        print(f"finished: {name}, seed {seed}, {minutes:.1f} min", flush=True)
+        _say(f"finished: {name}, seed {seed}, {minutes:.1f} min")
     figures = json.loads((path / "metrics.json").read_text("utf-8"))
     with open(path / "history.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
