@@ -41,6 +41,8 @@ _OWN = {
     # What it holds is given flag by flag.
     "config",
 }
+# Flags of a noisy scale, which are measured in a run with batch normalization.
+_NOISE = ("scale_stddev", "shift_stddev")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,34 +258,43 @@ def _flags_of(plan, folder, name, seed, first):
     """
     run = plan.runs[name]
     values = run.flags | {"seed": str(seed)}
+    # A run goes on as it began, whichever seed is the first now.
+    began = _began(_path(folder, name, seed))
     if run.noise_of is not None:
-        source = first[run.noise_of]
-        for key in ("scale_stddev", "shift_stddev"):
-            prefix = f"noise/{key}/"
-            measured = [v for k, v in source.figures.items() if k.startswith(prefix)]
-            if not measured:
-                why = source.failure or "its report has no noise"
-                return f"the noise of {run.noise_of!r} was not measured: {why}"
-            values[key] = ",".join(f"{value:.5g}" for value in measured)
+        noise = {key: began[key] for key in _NOISE if key in began}
+        noise = noise or _measured_noise(first[run.noise_of])
+        if isinstance(noise, str):
+            return f"the noise of {run.noise_of!r} was not measured: {noise}"
+        values |= noise
     if FLAGS.share_learning_rate and values.get("learning_rate", "auto") == "auto":
-        values |= _learning_rate(folder, name, seed, first.get(name))
+        if began:
+            values |= {k: v for k, v in began.items() if k == "learning_rate"}
+        elif name in first and first[name].history:
+            # Where it was given it is this one as well.
+            values["learning_rate"] = repr(first[name].history["learning_rate"][0])
     return values
 
 
-def _learning_rate(folder, name, seed, first):
-    """The flag of the learning rate, where it is searched for, or no flag."""
-    # A run goes on as it began, whichever seed is the first now.
-    path = _path(folder, name, seed)
+def _began(path):
+    """The flags that a run began with, empty if it has not begun."""
     if _ended(path).is_file():
-        began = json.loads(_ended(path).read_text("utf-8"))
-        return {k: v for k, v in began.items() if k == "learning_rate"}
+        return json.loads(_ended(path).read_text("utf-8"))
     if (path / "flags.txt").is_file():
         began = read_flags(path / "flags.txt")
-        return {"learning_rate": began.get("--learning_rate", "auto")}
-    if first is not None and first.history:
-        # Where it was given it is this one as well.
-        return {"learning_rate": repr(first.history["learning_rate"][0])}
+        return {key.removeprefix("--"): value for key, value in began.items()}
     return {}
+
+
+def _measured_noise(outcome):
+    """The flags of the noise that a run's report has, or why there is none, a text."""
+    found = {}
+    for key in _NOISE:
+        prefix = f"noise/{key}/"
+        values = [v for k, v in outcome.figures.items() if k.startswith(prefix)]
+        if not values:
+            return outcome.failure or "its report has no noise"
+        found[key] = ",".join(f"{value:.5g}" for value in values)
+    return found
 
 
 def _say(line):
