@@ -8,7 +8,7 @@ from scipy import stats
 
 import bayesnorm
 from bayesnorm.layers.stochastic_batch_norm import batch_statistics
-from bayesnorm.tools.minibatch import record_statistics
+from bayesnorm.tools.minibatch import _full_batches, record_statistics
 
 SBN = bayesnorm.StochasticBatchNormalization
 
@@ -568,6 +568,22 @@ def test_minibatch_samples_are_the_networks_of_real_batches(rng):
         with batch_statistics(lambda *_, it=statistics: next(it)):
             logits = model(x[:5], training=False)
         np.testing.assert_allclose(sample, numpy(ops.softmax(logits)), atol=2e-5)
+
+
+def test_two_seeds_take_other_batches_in_every_pass(rng):
+    """Were a pass of one that of the other, two averages would not be independent."""
+    model = small_net(SBN)
+    x = np.arange(60 * np.prod(model.input_shape[1:]), dtype="float32")
+    x = x.reshape(60, *model.input_shape[1:])
+    batches = [
+        {
+            tuple(batch.ravel())
+            for batch in map(numpy, _full_batches(model, x, 40, 8, s))
+        }
+        for s in (0, 1, 2)
+    ]
+    assert [*map(len, batches)] == [40] * 3
+    assert not batches[0] & batches[1] | batches[1] & batches[2]
 
 
 def _recorder(recorded):

@@ -65,17 +65,18 @@ def sized_stream(x, batch_size, model):
     return batch_size, stream(x, batch_size, model)
 
 
-def reshuffled(x, seed):
+def reshuffled(x, seed, epoch=0):
     """Returns arrays in a random order, a stream as it is.
 
     Args:
         x: As for `stream`.
         seed: Integer from 0.
+        epoch: Integer from 0; no two of a seed, nor of two seeds, have one order.
     """
     if not _is_array_nest(x):
         return x
     arrays = _as_arrays(x)
-    order = np.random.default_rng(seed).permutation(_rows(arrays))
+    order = np.random.default_rng([seed, epoch]).permutation(_rows(arrays))
     return keras.tree.map_structure(lambda array: array[order], arrays)
 
 

@@ -109,7 +109,7 @@ def _full_batches(model, data, number, batch_size, seed):
     taken, passes = 0, 0
     while taken < number:
         before = taken
-        size, batches = sized_stream(reshuffled(data, seed + passes), batch_size, model)
+        size, batches = sized_stream(reshuffled(data, seed, passes), batch_size, model)
         for batch in batches:
             if len(keras.tree.flatten(batch)[0]) == size and taken < number:
                 taken += 1
