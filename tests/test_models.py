@@ -98,6 +98,10 @@ def test_networks_of_one_seed_start_from_the_same_weights():
             {"scale": "noisy", "scale_stddev": [0.1] * 3, "shift_stddev": 0.1},
             "3 entries, and block 3",
         ),
+        (
+            {"scale": "noisy", "scale_stddev": [0.1] * 12, "shift_stddev": 0.1},
+            "12 entries for the 9 blocks of 'all_cnn'",
+        ),
         ({"padding": "full"}, "'valid', 'same'"),
         ({"width": 0}, "above 0"),
         ({"input_shape": (20, 20, 3)}, "27 pixels"),

@@ -82,4 +82,4 @@ def all_cnn(
         if i < len(widths) - 1:
             x = keras.layers.LeakyReLU(0.01, name=f"relu{i}")(x)
     logits = keras.layers.GlobalAveragePooling2D(name="logits")(x)
-    return keras.Model(inputs, logits, name="all_cnn")
+    return block.model(inputs, logits, "all_cnn")

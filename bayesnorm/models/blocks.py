@@ -129,6 +129,26 @@ class NormalizedBlocks:
             name="logits",
         )(x)
 
+    def model(self, inputs, outputs, name):
+        """Returns the finished network, all of whose deviations were used.
+
+        Args:
+            inputs: Symbolic input.
+            outputs: Symbolic output.
+            name: Name of the network.
+
+        Raises:
+            ValueError: If a list of deviations has more entries than there are blocks.
+        """
+        for key, values in self.scale_arguments.items():
+            if isinstance(values, list | tuple) and len(values) > self._blocks:
+                raise ValueError(
+                    f"`{key}` needs an entry for each block. Received: {len(values)} "
+                    f"entries for the {self._blocks} blocks of {name!r}: are they of "
+                    "another network?"
+                )
+        return keras.Model(inputs, outputs, name=name)
+
     def __call__(self, x, layer_type, *args, name, **kwargs):
         """Applies a block.
 

@@ -69,4 +69,4 @@ def cell_fcn(
             x = _ACTIVATIONS[activation](f"{name}_activation")(x)
         x = keras.layers.AveragePooling2D(3, 1, padding="same", name=f"pool{i}")(x)
     x = block(x, keras.layers.Conv2D, num_classes, 1, name="logits")
-    return keras.Model(inputs, x, name="cell_fcn")
+    return block.model(inputs, x, "cell_fcn")

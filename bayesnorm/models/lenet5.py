@@ -72,4 +72,4 @@ def lenet5(
     x = keras.layers.Flatten(name="flatten")(x)
     x = block(x, keras.layers.Dense, units, name="dense0")
     x = block.activation(x, dropout, "dense0")
-    return keras.Model(inputs, block.classifier(x, num_classes), name="lenet5")
+    return block.model(inputs, block.classifier(x, num_classes), "lenet5")

@@ -82,4 +82,4 @@ def resnet18(
             x = keras.layers.Add(name=f"{name}_sum")([x, shortcut])
             x = block.activation(x, 0, name)
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
-    return keras.Model(inputs, block.classifier(x, num_classes), name="resnet18")
+    return block.model(inputs, block.classifier(x, num_classes), "resnet18")

@@ -63,4 +63,4 @@ def vgg11(
         if min(x.shape[1:3]) > 1:
             x = keras.layers.MaxPooling2D(name=f"pool{i}")(x)
     x = keras.layers.Flatten(name="flatten")(x)
-    return keras.Model(inputs, block.classifier(x, num_classes), name="vgg11")
+    return block.model(inputs, block.classifier(x, num_classes), "vgg11")
