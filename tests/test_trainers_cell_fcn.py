@@ -1,13 +1,15 @@
 """The segmentation binary: what a run leaves, baselines, where the uncertainty is."""
 
+import keras
 import numpy as np
 import pytest
 from absl.testing import flagsaver
 from scipy import ndimage
 from sklearn.metrics import jaccard_score
 
-from bayesnorm import datasets, metrics
-from trainers import all_cnn, cell_fcn, report
+import bayesnorm
+from bayesnorm import datasets, metrics, models
+from trainers import all_cnn, cell_fcn, normalized, report
 from trainers.flags import FLAGS, defining_flags
 from trainers.sections import segmentation
 
@@ -50,9 +52,24 @@ def test_a_run_leaves_a_report_with_maps(finished):
     assert figures["train/kl_weight"] == pytest.approx(0.1 / (8 * 64 * 64))
     for method in ("one_pass", "averaged", "moments"):
         assert 0 < figures[f"test/nll_{method}"] < 3
-        assert 0 <= figures[f"test/iou_{method}"] <= 100
         assert 0 < figures[f"uncertainty/entropy_border_{method}"] <= np.log(2)
     assert figures["test/examples_one_pass"] == 18 * 64 * 64
+
+
+def test_figures_are_those_of_the_saved_model(finished):
+    path, figures = finished
+    model = keras.models.load_model(path / "model.keras")
+    splits = datasets.load_segmentation("cells")
+    inputs, labels = splits.inputs(splits.test.images), splits.test.labels
+    arguments = {
+        "one_pass": {"method": "mean"},
+        "averaged": {"samples": 3, "seed": 0},
+        "moments": {"method": "moments"},
+    }
+    for method, values in arguments.items():
+        found = bayesnorm.predict(model, inputs, from_logits=True, **values)
+        expected = 100 * jaccard_score(labels.ravel(), found.probs.argmax(-1).ravel())
+        assert figures[f"test/iou_{method}"] == pytest.approx(expected, abs=0.05)
 
 
 def test_the_same_command_goes_on_to_the_same_figures(finished, monkeypatch):
@@ -113,6 +130,19 @@ def test_masks_without_cells_are_refused():
     images = [np.full((8, 8), i, "uint8") for i in range(4)]
     with pytest.raises(ValueError, match="all pixels of the training part are back"):
         datasets.from_images(images, [np.zeros((8, 8), int)] * 4, "mine")
+
+
+def test_large_images_go_a_few_at_a_time(rng):
+    images = rng.integers(0, 255, (6, 400, 300, 1), "uint8")
+    labels = rng.integers(0, 2, (6, 400, 300), "uint8")
+    splits = datasets.from_arrays(*[(images, labels)] * 3, scale=1 / 255)
+    assert report.chunk_size(splits) == 8
+    with flagsaver.flagsaver(norm="weight", scale="plain", projection=True, width=0.05):
+        model = normalized.build(models.cell_fcn, splits)
+    # Of two images: scale and bias standardize what they were found on.
+    scale = np.asarray(model.get_layer("conv0_0_scale").scale)
+    assert np.isfinite(scale).all()
+    assert not np.allclose(scale, 1)
 
 
 def test_borders_are_pixels_near_the_other_class(rng):

@@ -280,6 +280,13 @@ def test_what_was_run_is_not_run_again(tmp_path, plan_file, binary):
     assert [c["seed"] for c in binary.calls] == ["2", "2"]
 
 
+def test_a_given_learning_rate_is_not_waited_for(tmp_path, plan_file, binary):
+    compare(tmp_path, plan_file, "--seeds=1,2", "--learning_rate=0.1")
+    assert [c["norm"] for c in binary.calls] == ["batch", "batch", "weight", "weight"]
+    # The noise is the first seed's nevertheless.
+    assert {c["scale_stddev"] for c in binary.calls[2:]} == {"0.05,0.01"}
+
+
 def test_other_flags_are_not_taken_for_done(tmp_path, plan_file, binary):
     compare(tmp_path, plan_file, "--seeds=1")
     for arguments in (["--width=0.3"], ["--samples=5"]):

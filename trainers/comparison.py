@@ -217,25 +217,42 @@ def execute(binary, plan, folder):
     seeds = [int(seed) for seed in FLAGS.seeds]
     folder = folder.absolute()
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    first, outcomes = {}, {}
+    tasks = [(name, seed) for name in plan.runs for seed in seeds]
+    first, outcomes, threads = {}, {}, _threads()
+    for stage in range(3):
+        now = [
+            (name, seed)
+            for name, seed in tasks
+            if _stage(plan.runs[name], seed == seeds[0]) == stage
+        ]
+        arguments = [
+            (
+                binary,
+                name,
+                seed,
+                str(folder),
+                _flags_of(plan, folder, name, seed, first),
+                threads,
+            )
+            for name, seed in now
+        ]
+        ended = jobs.parallel(_run, arguments, waits=True)
+        outcomes |= dict(zip(now, ended, strict=True))
+        first = {n: outcome for (n, s), outcome in outcomes.items() if s == seeds[0]}
+    return {name: [outcomes[name, seed] for seed in seeds] for name in plan.runs}
 
-    def run(names, of_seeds):
-        threads, tasks = _threads(), []
-        for name in names:
-            for seed in of_seeds:
-                values = _flags_of(plan, folder, name, seed, first)
-                tasks.append((binary, name, seed, str(folder), values, threads))
-        return jobs.parallel(_run, tasks, waits=True)
 
-    free = [name for name, run in plan.runs.items() if run.noise_of is None]
-    bound = [name for name in plan.runs if name not in free]
-    for names in (free, bound):
-        first |= dict(zip(names, run(names, seeds[:1]), strict=True))
-    rest = run(plan.runs, seeds[1:])
-    for i, name in enumerate(plan.runs):
-        share = len(seeds) - 1
-        outcomes[name] = [first[name], *rest[i * share : (i + 1) * share]]
-    return outcomes
+def _stage(run, is_first):
+    """When a run can begin: 0 at once, 1 with the noise, 2 with the learning rates."""
+    if _shares(run) and not is_first:
+        return 2
+    return 0 if run.noise_of is None else 1
+
+
+def _shares(run):
+    """Whether the learning rate that the first seed finds is that of all."""
+    searched = run.flags.get("learning_rate", "auto") == "auto"
+    return FLAGS.share_learning_rate and searched
 
 
 def _slug(name):
@@ -266,7 +283,7 @@ def _flags_of(plan, folder, name, seed, first):
         if isinstance(noise, str):
             return f"the noise of {run.noise_of!r} was not measured: {noise}"
         values |= noise
-    if FLAGS.share_learning_rate and values.get("learning_rate", "auto") == "auto":
+    if _shares(run):
         if began:
             values |= {k: v for k, v in began.items() if k == "learning_rate"}
         elif name in first and first[name].history:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 import keras
+import numpy as np
 
 from bayesnorm.tools.initialization import data_dependent_init
 from trainers import comparison_report, flags, report, session
@@ -51,9 +52,12 @@ class Binary:
         arguments = {name: FLAGS[name].value for name in self.arguments}
         model = build(self.constructor, splits, **arguments)
         history = session.train(model, splits, workdir)
-        batch_size = FLAGS.batch_size if splits.dense else None
         methods = report.posterior_methods(
-            model, FLAGS.samples, FLAGS.seed, batch_size=batch_size
+            model,
+            FLAGS.samples,
+            FLAGS.seed,
+            chunk_size=report.chunk_size(splits),
+            batch_size=FLAGS.batch_size if splits.dense else None,
         )
         return report.write(
             workdir,
@@ -121,8 +125,11 @@ def build(constructor, splits, **arguments):
     )
     if norm in (None, "weight"):
         height, width, _ = splits.image_shape
-        count = min(_INIT_BATCH, max(1, _INIT_PIXELS // (height * width)))
-        data_dependent_init(model, splits.inputs(splits.train.images[:count]))
+        count = min(_INIT_BATCH, max(2, _INIT_PIXELS // (height * width)))
+        images = splits.train.images
+        # From everywhere: tiles stand image by image.
+        chosen = np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)
+        data_dependent_init(model, splits.inputs(images[chosen]))
     return model
 
 

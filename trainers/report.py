@@ -56,7 +56,17 @@ class Section:
     text: str
 
 
-def posterior_methods(model, samples, seed, batch_size=None):
+def chunk_size(splits):
+    """Returns how many images go through a network at a time.
+
+    1024 of CIFAR-10's size, and of larger ones as many as have so many pixels: hidden
+    activations are of the size of the images.
+    """
+    height, width, _ = splits.image_shape
+    return max(1, min(1024, 1024 * 32 * 32 // (height * width)))
+
+
+def posterior_methods(model, samples, seed, chunk_size=None, batch_size=None):
     """Returns the methods for a network that may have a posterior.
 
     By one pass (the posterior's means), and if there is a posterior also by the
@@ -66,9 +76,11 @@ def posterior_methods(model, samples, seed, batch_size=None):
         model: The model.
         samples: Number of sampled networks.
         seed: Seed of the samples.
+        chunk_size: Rows of a pass; None for the default of `bayesnorm.predict`.
         batch_size: Examples at a time; None for the default of `bayesnorm.predict`.
     """
-    common = {} if batch_size is None else {"batch_size": batch_size}
+    common = {"chunk_size": chunk_size, "batch_size": batch_size}
+    common = {key: value for key, value in common.items() if value is not None}
     one_pass = common | {"method": "mean"}
     methods = {"one_pass": Method("one pass", [model], one_pass)}
     if stochastic_layers(model):
@@ -141,7 +153,7 @@ def write(
         figure.savefig(workdir / f"{name}.png")
     model.save(workdir / "model.keras")
     note(f"wrote {len(drawn)} plots and model.keras")
-    serving = _export(workdir, model, samples, note)
+    serving = _export(workdir, model, samples, chunk_size(splits), note)
     text = _page(title, description, figures, page, methods, serving)
     write_atomically(workdir / "report.md", text)
     note(f"wrote {workdir / 'report.md'}")
@@ -366,7 +378,7 @@ def _plots(model, splits, history, predictions, methods, shown):
     return sections
 
 
-def _export(workdir, model, samples, note):
+def _export(workdir, model, samples, chunk_size, note):
     """Exports for a model server; returns the sentence on it."""
     if keras.backend.backend() != "tensorflow":
         said = "No SavedModel: it is exported with the TensorFlow backend only."
@@ -374,7 +386,7 @@ def _export(workdir, model, samples, note):
         path = workdir / "saved_model" / "1"
         # Of a run of these flags that was stopped, or has been reported before.
         shutil.rmtree(path, ignore_errors=True)
-        export(model, path, samples=samples, from_logits=True)
+        export(model, path, samples=samples, from_logits=True, chunk_size=chunk_size)
         said = "`saved_model/1/` is for a model server, `model.keras` for Keras."
     note(said)
     return said

@@ -153,9 +153,10 @@ def reestimated(model):
     return new
 
 
-def training_inputs(splits, seed):
-    """Returns an epoch of training inputs, as the networks were trained."""
-    return session.TrainingInputs(splits, FLAGS.batch_size, seed, augmentation(splits))
+def training_inputs(splits, seed, part="train"):
+    """Returns an epoch of inputs of a part, as the networks were trained."""
+    size = min(FLAGS.batch_size, len(getattr(splits, part)) // 2)
+    return session.TrainingInputs(splits, size, seed, augmentation(splits), part=part)
 
 
 def methods_of(splits, plain, stochastic):
@@ -235,6 +236,7 @@ def main():
             splits,
             first,
             training_inputs(splits, member_seed(_PLAIN, 0)),
+            training_inputs(splits, member_seed(_PLAIN, 0), "validation"),
             methods,
             figures,
             predictions,

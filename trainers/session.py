@@ -54,7 +54,7 @@ def _first_examples(splits):
 
 
 class TrainingInputs:
-    """An epoch of training inputs in random batches, augmented as in training.
+    """Epochs of inputs in random batches, augmented as in training.
 
     The same batches each time it is iterated over.
 
@@ -63,21 +63,28 @@ class TrainingInputs:
         batch_size: Integer; a remainder is left out.
         seed: Integer from 0.
         augmentation: As `kind` of `make_augmentation`.
+        epochs: Number of epochs.
+        part: Part of the set.
     """
 
-    def __init__(self, splits, batch_size, seed, augmentation=None):
-        self._splits, self._batch_size, self._seed = splits, batch_size, seed
+    def __init__(
+        self, splits, batch_size, seed, augmentation=None, epochs=1, part="train"
+    ):
+        self.batch_size = batch_size
+        self._splits, self._seed, self._epochs = splits, seed, epochs
+        self._images = getattr(splits, part).images
         self._augmentation = augmentation
 
     def __iter__(self):
         """Yields arrays `[batch_size, height, width, channels]`."""
-        train = self._splits.train
         augment = make_augmentation(self._splits, self._seed, self._augmentation)
-        for indices in training_order(len(train), self._batch_size, self._seed, 0):
-            images = self._splits.inputs(train.images[indices])
-            if augment is not None:
-                images = keras.ops.convert_to_numpy(augment(images, training=True))
-            yield images
+        for epoch in range(self._epochs):
+            count = len(self._images)
+            for indices in training_order(count, self.batch_size, self._seed, epoch):
+                images = self._splits.inputs(self._images[indices])
+                if augment is not None:
+                    images = keras.ops.convert_to_numpy(augment(images, training=True))
+                yield images
 
 
 def open_workdir(name):

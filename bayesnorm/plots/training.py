@@ -25,20 +25,16 @@ def training_curves(history: Mapping[str, Sequence[float]], ax=None):
 
     Args:
         history: Numbers of each epoch, NaN where there is none, by key: `train` (NLL of
-            one pass with noise, nats), `validation` (NLL of one pass with the means),
-            `validation_averaged` (NLL of the averaged prediction), `kl` (nats),
-            perhaps `epoch` (default 1, 2, ...). Absent keys are not drawn.
+            one pass with the noise of training, nats), `validation` (NLL of one pass
+            with the means), `validation_averaged` (NLL of the averaged prediction),
+            `kl` (nats), perhaps `epoch` (default 1, 2, ...). Absent keys are not drawn.
         ax: Axes to draw into.
 
     Returns:
         The figure.
     """
     curves = {
-        "train": (
-            "train, sampled noise" if "kl" in history else "train, one pass",
-            BLUE,
-            DASHES[0],
-        ),
+        "train": ("train, with the noise of training", BLUE, DASHES[0]),
         "validation": ("validation, one pass", VERMILION, DASHES[1]),
         "validation_averaged": ("validation, averaged", GREEN, DASHES[0]),
     }

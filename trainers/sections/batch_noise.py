@@ -16,6 +16,9 @@ _BATCHES = 200
 _DENSE_FACTORS, _DENSE_BATCHES = (1, 2, 4), 50
 # What 200 batches of 128 need is more; twice as many examples change no digit shown.
 _EXAMPLES = 10_000
+# Of a smaller set several epochs, each augmented anew: batches of few images that are
+# always the same ones would have less noise than those of training.
+_LEAST_EXAMPLES = 256
 _STDDEVS = ("scale_stddev", "shift_stddev")
 
 
@@ -112,6 +115,7 @@ def _flags(noises):
 
 def _training_inputs(splits):
     """Training images as in training, an array."""
-    size = FLAGS.batch_size
-    batches = session.TrainingInputs(splits, size, FLAGS.seed)
+    size, count = FLAGS.batch_size, len(splits.train)
+    epochs = -(-_LEAST_EXAMPLES // (count - count % size))
+    batches = session.TrainingInputs(splits, size, FLAGS.seed, epochs=epochs)
     return np.concatenate(list(itertools.islice(batches, -(-_EXAMPLES // size))))
