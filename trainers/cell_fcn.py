@@ -8,7 +8,9 @@ With no flags: cells made on the spot, a few minutes on two cores. `image_folder
 folder of yours, with images/ and labels/ of one name each, 0 for background. For
 DIC-C2DH-HeLa of the Cell Tracking Challenge, in a TensorFlow Datasets folder, the
 defaults are the paper's but for --activation. 70 % of the images are for training and
-validation; they are flipped and deformed, image and mask alike. Defaults:
+validation; they are flipped and deformed, image and mask alike. Division is by image:
+frames of one film (as of dic_hela) or tiles cut beforehand fall into training and test,
+and test figures are too good for new films. Defaults:
 
     --dataset         cells      image_folder  dic_hela
     --epochs          150        100           3000

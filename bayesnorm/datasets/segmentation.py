@@ -1,7 +1,9 @@
 """Segmentation sets: images of any size with instance masks, made into a `Splits`.
 
 What all of them share: division by image, so that no part sees a piece of another's
-image; two classes, background and cell; 8-bit grey images.
+image; two classes, background and cell; 8-bit grey images. Frames of one film are
+images of their own and may lie in different parts, and so may pieces of a picture that
+come as files: test figures are then too good.
 """
 
 import warnings
