@@ -106,5 +106,7 @@ def test_errors(rng):
         bayesnorm.batch_noise(dense, np.zeros((8, 4), "float32"), 4)
     with pytest.raises(ValueError, match="batches"):
         bayesnorm.batch_noise(plain_net((4,)), np.zeros((8, 4), "float32"), 4, 1)
+    with pytest.raises(ValueError, match=r"two batches or more.*\n?.*Received: 7"):
+        bayesnorm.batch_noise(plain_net((4,)), np.zeros((7, 4), "float32"), 4)
     with pytest.raises(ValueError, match="constant"):
         bayesnorm.batch_noise(plain_net((4,)), np.zeros((40, 4), "float32"), 4, 5)

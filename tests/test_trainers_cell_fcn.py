@@ -1,5 +1,7 @@
 """The segmentation binary: what a run leaves, baselines, where the uncertainty is."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import bayesnorm
 from bayesnorm import datasets, metrics, models
 from trainers import all_cnn, cell_fcn, normalized, report
 from trainers.flags import FLAGS, defining_flags
-from trainers.sections import segmentation
+from trainers.sections import batch_noise, segmentation
 
 SMALL = {
     "epochs": 2,
@@ -124,6 +126,23 @@ def test_another_folder_of_images_is_another_run(tmp_path):
         assert defining_flags()["data_dir"] == str(tmp_path)
     with flagsaver.flagsaver(dataset="dic_hela", data_dir=str(tmp_path)):
         assert "data_dir" not in defining_flags()
+
+
+@pytest.mark.parametrize("normalization_batch", [None, 1024])
+def test_the_noise_of_a_set_of_one_batch_is_that_of_its_augmentations(
+    tmp_path, normalization_batch
+):
+    splits = datasets.load_segmentation("cells")
+    few = datasets.Split(splits.train.images[:5], splits.train.labels[:5])
+    splits = dataclasses.replace(splits, train=few)
+    values = {"norm": "batch", "scale": "plain", "batch_size": 4, "width": 0.05}
+    values["normalization_batch"] = normalization_batch
+    with flagsaver.flagsaver(projection=True, augment=True, **values):
+        model = normalized.build(models.cell_fcn, splits)
+        figures = {}
+        batch_noise.sections(splits, model, figures)
+    # Elastic deformations move what a batch shows; the same images would give 1e-8.
+    assert figures["noise/scale_stddev/conv0_0"] > 1e-3
 
 
 def test_masks_without_cells_are_refused():

@@ -7,6 +7,7 @@ from scipy import stats
 
 from bayesnorm.arguments import positive_integer
 from bayesnorm.layers.stochastic_batch_norm import stochastic_batch_normalizations
+from bayesnorm.tools.batches import number_of_batches
 from bayesnorm.tools.convert import to_stochastic
 from bayesnorm.tools.minibatch import record_statistics
 
@@ -54,7 +55,9 @@ def batch_noise(model, data, batch_size, batches=200, seed=0):
     Args:
         model: A Functional or Sequential model with `keras.layers.BatchNormalization`,
             or one with `StochasticBatchNormalization`.
-        data: Training inputs, as for `bayesnorm.calibrate`.
+        data: Training inputs, as for `bayesnorm.calibrate`; many batches of them, since
+            a batch is drawn without replacement: of N inputs its mean has
+            `1 - batch_size / N` of the variance that it has in training.
         batch_size: Integer.
         batches: Integer from 2, the number of batches.
         seed: Integer from 0, of their order.
@@ -63,8 +66,8 @@ def batch_noise(model, data, batch_size, batches=200, seed=0):
         A list of `BatchNoise`, one for each call of a normalization, in order.
 
     Raises:
-        ValueError: If an argument is out of range, or the model has no batch
-            normalization.
+        ValueError: If an argument is out of range, the data are arrays of fewer than
+            two batches, or the model has no batch normalization.
 
     Reference:
         Shekhovtsov & Flach, 2018, "Stochastic Normalizations as Bayesian Learning",
@@ -73,6 +76,12 @@ def batch_noise(model, data, batch_size, batches=200, seed=0):
     positive_integer("batch_size", batch_size)
     if positive_integer("batches", batches) < 2:
         raise ValueError(f"`batches` must be 2 or more. Received: {batches}")
+    rows = number_of_batches(data, 1)
+    if rows is not None and rows < 2 * batch_size:
+        raise ValueError(
+            "`data` must be two batches or more: all batches would hold the same "
+            f"examples. Received: {rows} examples, batch_size={batch_size}"
+        )
     if not stochastic_batch_normalizations(model):
         model = to_stochastic(model)
     recorded = record_statistics(model, data, batches, batch_size, seed)

@@ -61,7 +61,7 @@ def _measure(splits, model, training):
     sizes, batches = {*_BATCH_SIZES, training}, _BATCHES
     if splits.dense:
         sizes, batches = {training * k for k in _DENSE_FACTORS}, _DENSE_BATCHES
-    sizes = sorted(x for x in sizes if x <= len(inputs) // 4) or [training]
+    sizes = sorted(x for x in sizes if x <= len(inputs) // 4) or [FLAGS.batch_size]
     measured = {
         size: batch_noise(model, inputs, size, batches, FLAGS.seed) for size in sizes
     }
@@ -116,6 +116,6 @@ def _flags(noises):
 def _training_inputs(splits):
     """Training images as in training, an array."""
     size, count = FLAGS.batch_size, len(splits.train)
-    epochs = -(-_LEAST_EXAMPLES // (count - count % size))
+    epochs = -(-max(_LEAST_EXAMPLES, 4 * size) // (count - count % size))
     batches = session.TrainingInputs(splits, size, FLAGS.seed, epochs=epochs)
     return np.concatenate(list(itertools.islice(batches, -(-_EXAMPLES // size))))
