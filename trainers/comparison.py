@@ -244,13 +244,13 @@ def execute(binary, plan, folder):
 
 def _stage(run, is_first):
     """When a run can begin: 0 at once, 1 with the noise, 2 with the learning rates."""
-    if _shares(run) and not is_first:
+    if shares_first_seed(run) and not is_first:
         return 2
     return 0 if run.noise_of is None else 1
 
 
-def _shares(run):
-    """Whether the learning rate that the first seed finds is that of all."""
+def shares_first_seed(run):
+    """Whether the learning rate that the first seed finds is that of all seeds."""
     searched = run.flags.get("learning_rate", "auto") == "auto"
     return FLAGS.share_learning_rate and searched
 
@@ -283,7 +283,7 @@ def _flags_of(plan, folder, name, seed, first):
         if isinstance(noise, str):
             return f"the noise of {run.noise_of!r} was not measured: {noise}"
         values |= noise
-    if _shares(run):
+    if shares_first_seed(run):
         if began:
             values |= {k: v for k, v in began.items() if k == "learning_rate"}
         elif name in first and first[name].history:

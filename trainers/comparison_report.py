@@ -127,7 +127,12 @@ def judge(finding, outcomes):
 def _sections(plan, outcomes, findings):
     sections = {}
     if findings:
-        sections["findings"] = Section("Findings", None, _findings(findings))
+        conditional = any(
+            comparison.shares_first_seed(run) or run.noise_of
+            for run in plan.runs.values()
+        )
+        text = _findings(findings, conditional and len(FLAGS.seeds) > 1)
+        sections["findings"] = Section("Findings", None, text)
     for name, figure in plan.figures.items():
         drawn = [run for run in figure.runs if any(o.history for o in outcomes[run])]
         if not drawn:
@@ -173,12 +178,11 @@ def _sections(plan, outcomes, findings):
     return sections
 
 
-def _findings(findings):
+def _findings(findings, conditional):
     lines = [
         "Differences seed by seed, mean ± standard error. Confirmed or refuted: a "
         "two-sided t-test at 5 % tells the mean from 0; where there is no difference "
-        "one in twenty such tests does so too."
-        + (_ONE_SEARCH if FLAGS.share_learning_rate else ""),
+        "one in twenty such tests does so too." + (_ONE_SEARCH if conditional else ""),
         "",
         "| finding | difference | seeds that agree | |",
         "| --- | ---: | ---: | --- |",
