@@ -4,6 +4,16 @@ import math
 import operator
 import secrets
 
+import keras
+
+
+def check_model(model):
+    """Raises a TypeError if `model` is not a Keras model."""
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"`model` must be a keras.Model. Received: {type(model).__name__}"
+        )
+
 
 def check_choice(name, value, choices):
     """Raises a ValueError if `value` is not one of `choices`."""

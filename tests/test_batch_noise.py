@@ -43,6 +43,16 @@ def test_wrong_deviations_are_refused(value):
         bayesnorm.NoisyScaleNorm(value, 0.1).build((None, 2))
 
 
+class _Repeated:
+    """A stream of one batch, over and over."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def __iter__(self):
+        return iter([self.batch])
+
+
 def plain_net(shape):
     inputs = keras.Input(shape)
     return keras.Model(inputs, layers.BatchNormalization(epsilon=1e-6)(inputs))
@@ -108,5 +118,16 @@ def test_errors(rng):
         bayesnorm.batch_noise(plain_net((4,)), np.zeros((8, 4), "float32"), 4, 1)
     with pytest.raises(ValueError, match=r"two batches or more.*\n?.*Received: 7"):
         bayesnorm.batch_noise(plain_net((4,)), np.zeros((7, 4), "float32"), 4)
+    same = _Repeated(np.arange(16, dtype="float32").reshape(4, 4))
+    with pytest.raises(ValueError, match="hold the same examples"):
+        bayesnorm.batch_noise(plain_net((4,)), same, 4, 3)
     with pytest.raises(ValueError, match="constant"):
         bayesnorm.batch_noise(plain_net((4,)), np.zeros((40, 4), "float32"), 4, 5)
+
+
+def test_a_stochastic_normalization_does_not_speak_for_plain_ones(rng):
+    inputs = keras.Input((6,))
+    x = bayesnorm.StochasticBatchNormalization(name="a")(inputs)
+    model = keras.Model(inputs, layers.BatchNormalization(name="b")(x))
+    x = rng.normal(size=(400, 6)).astype("float32")
+    assert [n.layer for n in bayesnorm.batch_noise(model, x, 8, 20)] == ["a", "b"]

@@ -106,6 +106,7 @@ def test_networks_of_one_seed_start_from_the_same_weights():
         ({"width": 0}, "above 0"),
         ({"input_shape": (20, 20, 3)}, "27 pixels"),
         ({"scale": "plain", "initial_stddev": 0.2}, "initial_stddev"),
+        ({"input_variance": 4.0}, "go together"),
     ],
 )
 def test_errors(arguments, message):

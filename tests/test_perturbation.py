@@ -33,6 +33,19 @@ def test_gradient_sign_of_a_linear_classifier(linear, rng):
     np.testing.assert_array_equal(still, x)
 
 
+@pytest.mark.parametrize("activation", [None, "sigmoid"])
+def test_gradient_sign_of_a_single_output(rng, activation):
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, keras.layers.Dense(1, activation)(inputs))
+    x = rng.normal(size=(40, 6)).astype("float32")
+    labels = rng.integers(0, 2, 40)
+    # The NLL of label 1 falls with the logit, that of label 0 rises.
+    kernel = np.array(model.layers[-1].kernel)[:, 0]
+    expected = x + 0.1 * np.where(labels[:, None], -1, 1) * np.sign(kernel)
+    got = bayesnorm.gradient_sign(model, x, labels, 0.1, from_logits=activation is None)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
 def _nll(x, kernel, labels):
     logits = x @ kernel
     return (special.logsumexp(logits, 1) - logits[np.arange(len(x)), labels]).mean()
@@ -57,6 +70,9 @@ def test_errors(linear):
         bayesnorm.gradient_sign(model, x, labels, -1, from_logits=True)
     with pytest.raises(ValueError, match="one number of examples"):
         bayesnorm.gradient_sign(model, x, labels[:2], 0.1, from_logits=True)
+    for wrong in (labels + 3, labels - 1, labels * 1.0):
+        with pytest.raises(ValueError, match="from 0 to 2, the classes"):
+            bayesnorm.gradient_sign(model, x, wrong, 0.1, from_logits=True)
     with pytest.raises(ValueError, match="stddev"):
         bayesnorm.gaussian_noise(x, float("nan"))
     with pytest.raises(ValueError, match="bounds"):

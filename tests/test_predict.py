@@ -635,6 +635,36 @@ def test_sampling_model_samples_in_compiled_functions(model, x, tmp_path):
     assert clone.predict(x, verbose=0).shape == (21, 3)
 
 
+@pytest.mark.tensorflow
+def test_sampling_model_exports_with_its_noise(model, x, tmp_path):
+    import tensorflow as tf
+
+    sampling = sampling_model(model)
+    sampling(x)
+    sampling.export(tmp_path / "served", verbose=False)
+    served = tf.saved_model.load(tmp_path / "served")
+    first, second = (np.asarray(served.serve(x)) for _ in range(2))
+    assert np.abs(first - second).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m: bayesnorm.calibrate(m, np.zeros((8, 4))),
+        lambda m: bayesnorm.batch_noise(m, np.zeros((8, 4)), 4),
+        bayesnorm.kl_divergence,
+        lambda m: bayesnorm.set_kl_weight(m, 1.0),
+        lambda m: bayesnorm.moments.propagate(m, 0.0, 1.0),
+        bayesnorm.project,
+        lambda m: bayesnorm.data_dependent_init(m, np.zeros((8, 4))),
+        bayesnorm.to_stochastic,
+    ],
+)
+def test_what_is_no_model_is_refused(call, model):
+    with pytest.raises(TypeError, match="Received: list"):
+        call([model])
+
+
 def test_sampling_model_refuses(model):
     with pytest.raises(ValueError, match="`mode`"):
         sampling_model(model, "noisy")

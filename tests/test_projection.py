@@ -81,6 +81,21 @@ def test_projection_keeps_the_function_and_holds_in_training(trained, rng, tmp_p
         np.testing.assert_allclose(norm, 1, atol=1e-6)
 
 
+def test_projection_keeps_the_calibrated_posterior(trained):
+    model, x = trained
+    model = bayesnorm.calibrate(bayesnorm.to_stochastic(model, seed=0), x, 8)
+    arguments = {"samples": 4, "seed": 1, "task": "regression"}
+    before = [
+        bayesnorm.predict(model, x[:9], method=method, **arguments)
+        for method in ("sample", "moments")
+    ]
+    bayesnorm.project(model)
+    for old, method in zip(before, ("sample", "moments"), strict=True):
+        new = bayesnorm.predict(model, x[:9], method=method, **arguments)
+        np.testing.assert_allclose(new.mean, old.mean, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(new.variance, old.variance, rtol=1e-3, atol=1e-5)
+
+
 def test_projection_skips_a_layer_that_feeds_something_else():
     inputs = keras.Input((4,))
     x = L.Dense(3, name="both")(inputs)

@@ -154,6 +154,15 @@ def test_examples_are_counted_once_a_step_and_from_the_first_epoch_on(rng):
     assert float(layer.kl_weight_variable.value) == pytest.approx(1 / 32)
 
 
+def test_examples_are_counted_in_a_model_that_fit_builds(rng):
+    layer = bayesnorm.StochasticScaleNorm()
+    model = keras.Sequential([keras.layers.Dense(4), layer])
+    model.compile("sgd", "mse")
+    x = rng.normal(size=(32, 4)).astype("float32")
+    model.fit(x, x, batch_size=8, epochs=2, verbose=0)
+    assert float(layer.kl_weight_variable.value) == pytest.approx(1 / 32)
+
+
 def test_a_weight_that_was_set_is_saved_and_stays(rng, tmp_path):
     model = keras.Sequential([keras.Input((4,)), bayesnorm.StochasticScaleNorm()])
     bayesnorm.set_kl_weight(model, 0.123)

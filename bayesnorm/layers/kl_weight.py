@@ -2,7 +2,9 @@
 
 The loss of a batch is `mean NLL + kl_weight * KL`, the negative evidence lower
 bound divided by the number N of training examples when `kl_weight = 1 / N`.
-It is found in this order:
+With P labels an example (segmentation, sequences) Keras takes the mean over these as
+well: `1 / (N P)` is then the weight, and 2 or 3 below set it; the layer counts
+examples, not labels. It is found in this order:
 
 1. `kl_weight=x` given to the layer: it stays x, unless 2 or 3 are used.
 2. `set_kl_weight(model, x)`, at any time: a variable, so that nothing compiles
@@ -18,7 +20,7 @@ It is found in this order:
 import keras
 from keras import ops
 
-from bayesnorm.arguments import check_number
+from bayesnorm.arguments import check_model, check_number, positive_integer
 from bayesnorm.layers.noise import stochastic_layers
 
 
@@ -48,6 +50,7 @@ class EpochEnd(keras.metrics.Metric):
 
 def posterior_layers(model):
     """Returns the layers of `model` that have a posterior, nested ones too."""
+    check_model(model)
     layers = stochastic_layers(model)
     return [layer for layer in layers if hasattr(layer, "kl_divergence")]
 
@@ -89,7 +92,7 @@ class KLWeight(keras.callbacks.Callback):
     (nats) and `kl_weight`.
 
     Args:
-        num_examples: Integer, the number of training examples.
+        num_examples: Number of training examples, times that of the labels of each.
         warmup_epochs: Integer, the epochs over which the weight rises.
 
     Raises:
@@ -98,16 +101,8 @@ class KLWeight(keras.callbacks.Callback):
 
     def __init__(self, num_examples, warmup_epochs=0):
         super().__init__()
-        if num_examples < 1:
-            raise ValueError(
-                "`num_examples` must be the number of training examples, 1 or "
-                f"more. Received: num_examples={num_examples!r}"
-            )
-        if warmup_epochs < 0:
-            raise ValueError(
-                "`warmup_epochs` must be 0 or more. Received: "
-                f"warmup_epochs={warmup_epochs!r}"
-            )
+        positive_integer("num_examples", num_examples)
+        check_number("warmup_epochs", warmup_epochs)
         self.num_examples = num_examples
         self.warmup_epochs = warmup_epochs
         self._weight = None

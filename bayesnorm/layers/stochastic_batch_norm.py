@@ -7,7 +7,7 @@ import math
 import keras
 from keras import ops
 
-from bayesnorm.arguments import check_choice, positive_integer
+from bayesnorm.arguments import check_choice, check_model, positive_integer
 from bayesnorm.layers.axes import broadcast_shape
 from bayesnorm.layers.noise import (
     StochasticLayer,
@@ -72,6 +72,8 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
 
     Args:
         axis: Integer, the channel axis. Defaults to -1.
+        momentum: Of the moving averages, as in `keras.layers.BatchNormalization`.
+        epsilon: Added to variances, likewise.
         noise: `"batch"`: all examples of a call share a draw, a sample of the
             network, as in the paper; `"example"`: each has its own, as a model
             server wants. `bayesnorm.predict` always shares a sample's draws.
@@ -103,9 +105,19 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
     """
 
     def __init__(
-        self, axis=-1, noise="batch", seed=None, calibration_batch_size=None, **kwargs
+        self,
+        axis=-1,
+        momentum=0.99,
+        epsilon=1e-3,
+        *,
+        noise="batch",
+        seed=None,
+        calibration_batch_size=None,
+        **kwargs,
     ):
-        super().__init__(seed=seed, axis=axis, **kwargs)
+        super().__init__(
+            seed=seed, axis=axis, momentum=momentum, epsilon=epsilon, **kwargs
+        )
         check_choice("noise", noise, _KINDS)
         if getattr(self, "renorm", False):  # Keras has it from 3.14 on.
             raise ValueError(
@@ -347,6 +359,7 @@ def _at_least_float32(x):
 
 def stochastic_batch_normalizations(model):
     """Returns the stochastic batch normalizations of a model, nested ones too."""
+    check_model(model)
     layers = stochastic_layers(model)
     return [x for x in layers if isinstance(x, StochasticBatchNormalization)]
 

@@ -169,13 +169,15 @@ class StochasticScaleNorm(StochasticLayer, ScaleNorm):
 
     def on_epoch_end(self):
         """Takes 1 / (examples of the epoch that ended) as the KL's weight."""
-        if not (self._counts_examples and self.built):
+        if not self._counts_examples:
             return
-        seen = float(ops.convert_to_numpy(self.examples_seen.value))
-        # Calls made before there was an epoch say nothing of its size.
-        if seen > 0 and self._epochs_begun:
-            self.kl_weight_variable.assign(1.0 / seen)
-        self.examples_seen.assign(0.0)
+        if self.built:
+            seen = float(ops.convert_to_numpy(self.examples_seen.value))
+            # Calls made before there was an epoch say nothing of its size.
+            if seen > 0 and self._epochs_begun:
+                self.kl_weight_variable.assign(1.0 / seen)
+            self.examples_seen.assign(0.0)
+        # A model that is built by `fit` is not yet when its first epoch begins.
         self._epochs_begun = True
 
     def _count(self, batch):

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from bayesnorm.arguments import check_model, check_number
 from bayesnorm.graph import is_graph
 from bayesnorm.moments.moments import Moments, statistics_dtype
 from bayesnorm.moments.registry import register, rule_for
@@ -30,13 +31,17 @@ def propagate(model, mean, var, correlation=1.0, axis=-1):
         tensors `[channels]`, or `[batch, ...]`.
 
     Raises:
-        ValueError: If the model has no graph, a layer has no rule, or the shapes
-            do not fit the model's inputs.
+        TypeError: If `model` is not a Keras model.
+        ValueError: If the model has no graph, a layer has no rule, the shapes do not
+            fit the model's inputs, or `var` is a negative number.
     """
+    check_model(model)
     functional = _functional(model)
     inputs = functional.inputs
     means = _per_input(functional, mean, "mean")
     scalar = isinstance(var, int | float)
+    if scalar:
+        check_number("var", var)
     variances = [var] * len(inputs)
     if not scalar:
         variances = _per_input(functional, var, "var")

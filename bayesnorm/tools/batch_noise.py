@@ -2,10 +2,11 @@
 
 import dataclasses
 
+import keras
 import numpy as np
 from scipy import stats
 
-from bayesnorm.arguments import positive_integer
+from bayesnorm.arguments import check_model, positive_integer
 from bayesnorm.layers.stochastic_batch_norm import stochastic_batch_normalizations
 from bayesnorm.tools.batches import number_of_batches
 from bayesnorm.tools.convert import to_stochastic
@@ -82,7 +83,13 @@ def batch_noise(model, data, batch_size, batches=200, seed=0):
             "`data` must be two batches or more: all batches would hold the same "
             f"examples. Received: {rows} examples, batch_size={batch_size}"
         )
-    if not stochastic_batch_normalizations(model):
+    check_model(model)
+    # A stochastic one among plain ones does not speak for them.
+    plain = (
+        type(layer) is keras.layers.BatchNormalization
+        for layer in model._flatten_layers()
+    )
+    if any(plain) or not stochastic_batch_normalizations(model):
         model = to_stochastic(model)
     recorded = record_statistics(model, data, batches, batch_size, seed)
     found = []
@@ -90,6 +97,10 @@ def batch_noise(model, data, batch_size, batches=200, seed=0):
         mean, log_variance = mean.astype("float64"), log_variance.astype("float64")
         variance = np.maximum(np.exp(log_variance) - layer.epsilon, 0.0)
         found.append(_noise(layer, batch_size, mean, variance))
+    if not np.ptp(recorded.values, axis=0).any():
+        raise ValueError(
+            "`data` must be two batches or more: all batches hold the same examples."
+        )
     return found
 
 

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from bayesnorm.arguments import check_choice, seed_integer
+from bayesnorm.arguments import check_choice, check_model, seed_integer
 from bayesnorm.graph import is_graph
 from bayesnorm.layers import MonteCarloDropout, StochasticBatchNormalization
 
@@ -52,10 +52,7 @@ def to_stochastic(model, noise="batch", dropout=False, seed=None):
         UserWarning: Names the batch normalizations that were left as they are: those
             inside layers that make them in their own code, and subclasses.
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"`model` must be a keras.Model. Received: {type(model).__name__}"
-        )
+    check_model(model)
     check_choice("noise", noise, ("batch", "example"))
     if not (is_graph(model) or isinstance(model, keras.Sequential)):
         raise ValueError(

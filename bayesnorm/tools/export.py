@@ -8,7 +8,7 @@ import tempfile
 import keras
 from keras.src.export.export_utils import get_input_signature
 
-from bayesnorm.arguments import check_choice, positive_integer
+from bayesnorm.arguments import check_choice, check_model, positive_integer
 from bayesnorm.graph import functional, is_graph
 from bayesnorm.layers.noise import stochastic_layers
 from bayesnorm.tools.outputs import find_from_logits
@@ -103,6 +103,7 @@ def export(
     check_choice("task", task, ("classification", "regression"))
     samples = positive_integer("samples", samples)
     chunk_size = positive_integer("chunk_size", chunk_size)
+    check_model(model)
     model = model.model if isinstance(model, SamplingModel) else model
     if not model.built:
         raise ValueError(

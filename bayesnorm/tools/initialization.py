@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from bayesnorm.arguments import check_model
 from bayesnorm.graph import run_graph
 from bayesnorm.layers import AnalyticNormalization, ScaleNorm, noise_mode
 from bayesnorm.layers.kernels import LINEAR_LAYERS, output_kernel
@@ -46,6 +47,7 @@ def data_dependent_init(model, images):
         Salimans & Kingma, 2016, "Weight Normalization", section 3; Shekhovtsov &
         Flach, 2018, "Stochastic Normalizations as Bayesian Learning", appendix B.
     """
+    check_model(model)
     images = np.asarray(images)
     if len(images) < 2 or not np.isfinite(images).all():
         raise ValueError(

@@ -132,6 +132,18 @@ def _activation(operation):
     return names.get(type(operation).__name__, type(operation).__name__)
 
 
+def two_classes(x, from_logits):
+    """Returns outputs `[..., classes]`, of a single one those of "no" and "yes".
+
+    Args:
+        x: Tensor `[..., classes]` or `[..., 1]`.
+        from_logits: Whether they are logits, or else probabilities.
+    """
+    if x.shape[-1] != 1:
+        return x
+    return ops.concatenate([ops.zeros_like(x) if from_logits else 1.0 - x, x], axis=-1)
+
+
 def probabilities(outputs, from_logits):
     """Probabilities of the classes and their entropy, in float32.
 
@@ -156,14 +168,11 @@ def probabilities(outputs, from_logits):
             f"yes-or-no question. Received: shape {tuple(outputs.shape)}"
         )
     x = ops.cast(outputs, "float32")
+    x = two_classes(x, from_logits)
     if from_logits:
-        if x.shape[-1] == 1:
-            x = ops.concatenate([ops.zeros_like(x), x], axis=-1)
         log_probs = ops.log_softmax(x, axis=-1)
         probs = ops.exp(log_probs)
     else:
-        if x.shape[-1] == 1:
-            x = ops.concatenate([1.0 - x, x], axis=-1)
         total = ops.sum(x, axis=-1, keepdims=True)
         valid = ops.logical_and(
             ops.abs(total - 1.0) < _TOLERANCE, ops.min(x, -1, keepdims=True) >= 0
@@ -203,9 +212,9 @@ def finish_moments(mean, variance, from_logits):
     if from_logits is None:
         return mean, variance
     if mean.shape[-1] == 1:
-        no = ops.zeros_like(mean)
-        mean = ops.concatenate([no if from_logits else 1.0 - mean, mean], -1)
-        variance = ops.concatenate([no if from_logits else variance, variance], -1)
+        no = ops.zeros_like(variance) if from_logits else variance
+        mean = two_classes(mean, from_logits)
+        variance = ops.concatenate([no, variance], -1)
     if from_logits:
         # "auto" computes the costly integrals even where it then drops them all.
         mean, variance = ops.cond(

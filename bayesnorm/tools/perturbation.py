@@ -8,7 +8,7 @@ from bayesnorm import backend
 from bayesnorm.arguments import check_number, positive_integer, seed_integer
 from bayesnorm.layers.noise import noise_mode
 from bayesnorm.tools.networks import single_output
-from bayesnorm.tools.outputs import find_from_logits
+from bayesnorm.tools.outputs import find_from_logits, two_classes
 
 
 def gaussian_noise(x, stddev, seed=0, bounds=None):
@@ -40,7 +40,8 @@ def gradient_sign(
     Args:
         model: A Keras classifier with one input and one output.
         x: Array `[n, ...]`.
-        labels: Integers `[n]` (`[n, ...]` for an output with positions).
+        labels: Integers `[n]` (`[n, ...]` for an output with positions), 0 or 1 for a
+            model with a single output.
         epsilon: Number from 0, in the units of x.
         bounds: `(low, high)` to clip the result to, or None.
         batch_size: Examples at a time.
@@ -50,8 +51,8 @@ def gradient_sign(
         Array like `x`, float32.
 
     Raises:
-        ValueError: If an argument is out of range, or `x` and `labels` have not one
-            length.
+        ValueError: If an argument is out of range, a label is not a class, or `x` and
+            `labels` have not one length.
 
     Reference:
         Goodfellow et al., 2015, "Explaining and Harnessing Adversarial Examples";
@@ -68,12 +69,23 @@ def gradient_sign(
         )
     logits = find_from_logits(model, from_logits)
 
+    def outputs_of(x):
+        with noise_mode("mean"):
+            outputs = single_output(model, model(x, training=False))
+        return two_classes(ops.cast(outputs, "float32"), logits)
+
+    classes = outputs_of(x[:1]).shape[-1]
+    if labels.dtype.kind not in "iub" or labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f"`labels` must be integers from 0 to {classes - 1}, the classes of model "
+            f"{model.name!r}. Received: {labels.dtype}, from {labels.min()} to "
+            f"{labels.max()}"
+        )
+
     def gradient(x, labels):
         def nll(x):
-            with noise_mode("mean"):
-                outputs = single_output(model, model(x, training=False))
             losses = keras.losses.sparse_categorical_crossentropy(
-                labels, ops.cast(outputs, "float32"), from_logits=logits
+                labels, outputs_of(x), from_logits=logits
             )
             return ops.sum(losses)
 

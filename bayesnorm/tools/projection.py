@@ -3,15 +3,18 @@
 import keras
 from keras import ops
 
+from bayesnorm.arguments import check_model
 from bayesnorm.layers.kernels import is_linear, kernel_norms, project_kernels
+from bayesnorm.layers.stochastic_batch_norm import StochasticBatchNormalization
 
 
 def project(model):
     """Puts `||w|| = 1` on the filters that feed a batch normalization.
 
     The optimizer projects the kernels after every step from now on. The network's
-    function stays what it is: a kernel, its bias and the moving statistics behind
-    it are divided by the same norm. Train without weight decay on these kernels.
+    function stays what it is, and so does a calibrated posterior: a kernel, its bias
+    and the statistics behind it are divided by the same norm. Train without weight
+    decay on these kernels.
 
     Args:
         model: A built Functional or Sequential model; nested ones are searched.
@@ -24,12 +27,14 @@ def project(model):
         it up, so small a variance that epsilon rules).
 
     Raises:
+        TypeError: If `model` is not a Keras model.
         ValueError: If no linear layer feeds a batch normalization.
 
     Reference:
         Shekhovtsov & Flach, 2018, "Stochastic Normalizations as Bayesian
         Learning", section 2.1.
     """
+    check_model(model)
     projected, skipped = [], []
     for norm in model._flatten_layers():
         if not isinstance(norm, keras.layers.BatchNormalization):
@@ -82,5 +87,11 @@ def _project_before(layer, norm):
         layer.bias.assign(layer.bias / norms)
     norm.moving_mean.assign(norm.moving_mean / norms)
     norm.moving_variance.assign(variance)
+    if isinstance(norm, StochasticBatchNormalization):
+        norm.mu_mean.assign(norm.mu_mean / norms)
+        norm.mu_variance.assign(norm.mu_variance / ops.square(norms))
+        # What is divided by has epsilon in it, and gamma has taken the rest.
+        shift = 2.0 * ops.log(rest / norms)
+        norm.log_variance_mean.assign(norm.log_variance_mean + shift)
     project_kernels(layer)
     return True

@@ -2,6 +2,7 @@
 
 import keras
 
+from bayesnorm.arguments import check_model
 from bayesnorm.layers.noise import current_noise_mode, noise_mode
 
 _MODES = ("sample", "mean", "auto")
@@ -13,14 +14,14 @@ class SamplingModel(keras.Model):
 
     def __init__(self, model, mode="sample", **kwargs):
         super().__init__(**kwargs)
-        if not isinstance(model, keras.Model):
-            raise TypeError(
-                f"`model` must be a keras.Model. Received: {type(model).__name__}"
-            )
+        check_model(model)
         if mode not in _MODES:
             raise ValueError(f"`mode` must be one of {_MODES}. Received: {mode!r}")
         self.model = model
         self.mode = mode
+        if model.built and isinstance(getattr(model, "input_shape", None), tuple):
+            # By Keras' own `build`, which notes the shape: `export` asks for it.
+            self.build(model.input_shape)
         self.built = model.built
 
     def build(self, input_shape):
