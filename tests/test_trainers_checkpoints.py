@@ -111,6 +111,36 @@ def test_a_workdir_without_results_takes_other_flags(tmp_path):
         Workdir(tmp_path / "a", "all_cnn", {"epochs": "5"})
 
 
+def test_a_workdir_has_results_where_a_folder_in_it_has(tmp_path):
+    Workdir(tmp_path / "a", "sbn", {"epochs": "3"})
+    (tmp_path / "a" / "logs").mkdir()
+    Workdir(tmp_path / "a", "sbn", {"epochs": "4"})
+    (tmp_path / "a" / "plain-0" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ValueError, match="--epochs: 4 there, 5 now"):
+        Workdir(tmp_path / "a", "sbn", {"epochs": "5"})
+
+
+def test_notes_are_compared_and_are_no_flags(tmp_path):
+    workdir = Workdir(tmp_path / "a", "sbn", {"epochs": "3"}, {"family": "plain"})
+    (workdir / "checkpoints").mkdir()
+    text = (workdir / "flags.txt").read_text()
+    assert text == "# binary=sbn\n# family=plain\n--epochs=3\n"
+    # As an earlier version left it.
+    (workdir / "flags.txt").write_text(text.replace("# family", "--family"))
+    Workdir(tmp_path / "a", "sbn", {"epochs": "3"}, {"family": "plain"})
+    with pytest.raises(ValueError, match="family: plain there, dropout now"):
+        Workdir(tmp_path / "a", "sbn", {"epochs": "3"}, {"family": "dropout"})
+
+
+def test_ignored_flags_are_neither_kept_nor_compared(tmp_path):
+    flags = {"epochs": "3", "norm": "batch"}
+    workdir = Workdir(tmp_path / "a", "sbn", flags)
+    (workdir / "checkpoints").mkdir()
+    Workdir(tmp_path / "a", "sbn", flags | {"norm": "weight"}, ignored=["norm"])
+    Workdir(tmp_path / "b", "sbn", flags, ignored=["norm"])
+    assert "norm" not in (tmp_path / "b" / "flags.txt").read_text()
+
+
 def test_a_workdir_that_holds_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     for path in (tmp_path, tmp_path / "thesis.tex"):

@@ -344,6 +344,29 @@ def test_each_seed_may_search_for_itself(tmp_path, plan_file, binary):
     assert all("learning_rate" not in call for call in binary.calls)
 
 
+def test_the_folder_of_a_single_run_is_refused(tmp_path, plan_file, binary):
+    (tmp_path / "all").mkdir()
+    for name in ("flags.txt", "metrics.json"):
+        (tmp_path / "all" / name).write_text("mine")
+    with pytest.raises(ValueError, match=r"single run .* another --workdir"):
+        compare(tmp_path, plan_file)
+    assert not binary.calls
+    assert (tmp_path / "all" / "metrics.json").read_text() == "mine"
+
+
+def test_the_folder_of_another_comparison_is_refused(tmp_path, plan_file, binary):
+    compare(tmp_path, plan_file)
+    other = plan_file.with_name("other.ini")
+    other.write_text(PLAN)
+    with pytest.raises(ValueError, match="of --runs=plan, not of 'other'"):
+        compare(tmp_path, other)
+    # As an earlier version left it.
+    (tmp_path / "all" / "runs.txt").unlink()
+    del binary.calls[:]
+    compare(tmp_path, plan_file)
+    assert not binary.calls
+
+
 @pytest.mark.slow
 def test_from_the_command_line(tmp_path, plan_file):
     command = [sys.executable, "-m", "trainers.all_cnn", f"--runs={plan_file}"]

@@ -1,11 +1,13 @@
 """Flags: defaults, validators, the file of flags."""
 
 import sys
+import types
 
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from trainers import command, sbn
 from trainers.flags import FLAGS, _parse, defining_flags, run, set_defaults
 
 PROGRAM = "trainers/test.py"
@@ -100,6 +102,31 @@ def test_flags_of_the_search_define_a_run_that_searches():
     assert defining_flags()["search_epochs"] == "2"
     _parse([PROGRAM, "--search_epochs=2", "--learning_rate=0.1"])
     assert "search_epochs" not in defining_flags()
+
+
+def test_help_of_an_installed_program_has_the_flags_of_all_its_modules(monkeypatch):
+    assert sbn.main  # Its flags are defined.
+    program = "/usr/local/bin/bayesnorm-sbn"
+    monkeypatch.setattr(sys, "argv", [program])
+    _parse([program])
+    text = FLAGS.main_module_help()
+    for flag in ("--network", "--members", "--jobs", "--parallel", "--epochs"):
+        assert f"{flag}:" in text
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (types.SimpleNamespace(name="trainers.sbn"), "python -m trainers.sbn"),
+        (None, "bayesnorm-sbn"),
+    ],
+)
+def test_the_command_is_as_it_was_given(monkeypatch, spec, words):
+    program = "/usr/local/bin/bayesnorm-sbn"
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    monkeypatch.setattr(sys, "argv", [program])
+    _parse([program, "--epochs=2"])
+    assert command.as_given() == f"{words} --epochs=2"
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,9 @@ def test_the_report_has_the_papers_table_and_figures(finished):
         assert (path / f"{name}.png").stat().st_size > 10_000
     assert 0 < figures["statistics/ks_mean/conv0"] < 0.5
     assert figures["distance/mcbn_sbn"] > 0
+    assert "`plain-0/`, whose `history.csv` is here as well" in page
+    of_member = (path / "plain-0" / "history.csv").read_text()
+    assert (path / "history.csv").read_text() == of_member
 
 
 def test_the_saved_model_is_the_calibrated_network(finished):
@@ -96,6 +99,53 @@ def test_two_jobs_at_a_time(finished, tmp_path):
     figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
     for key in ("test/nll_bn", "test/nll_sbn", "test/nll_dropout_sbn"):
         assert figures[key] == pytest.approx(finished[1][key], rel=1e-4)
+
+
+def test_the_flags_of_a_run_and_of_a_member_can_be_given_again(finished):
+    for file in ("flags.txt", "dropout-1/flags.txt"):
+        FLAGS.unparse_flags()
+        with flagsaver.flagsaver():
+            sbn.flags._parse(["sbn", f"--config={finished[0] / file}"])
+            sbn.check_flags()
+            assert (FLAGS.epochs, FLAGS.members) == (2, 2)
+        assert "norm" not in (finished[0] / file).read_text()
+    assert "\n# family=dropout\n# number=1\n" in (finished[0] / file).read_text()
+
+
+def test_another_command_does_not_take_the_folder_of_a_run_that_was_stopped(tmp_path):
+    arguments = {"workdir": str(tmp_path / "run"), **SMALL}
+    with flagsaver.flagsaver(**arguments):
+        sbn.flags.set_dataset_defaults(sbn._COMMON, sbn._DEFAULTS)
+        session.open_workdir("sbn", sbn._IGNORED)
+        (tmp_path / "run" / "plain-0" / "checkpoints").mkdir(parents=True)
+    text = (tmp_path / "run" / "flags.txt").read_text()
+    with (
+        flagsaver.flagsaver(**(arguments | {"epochs": 3})),
+        pytest.raises(ValueError, match="--epochs: 2 there, 3 now"),
+    ):
+        sbn.main()
+    assert (tmp_path / "run" / "flags.txt").read_text() == text
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["--norm=analytic", "--scale=plain", "--noprojection", "--kl_factor=1", "--tile=8"],
+)
+def test_flags_that_would_change_nothing_are_refused(argument):
+    FLAGS(["sbn", argument])
+    name = argument.split("=")[0].replace("--nop", "--p")
+    with pytest.raises(ValueError, match=f"Received: {name}=.*Leave them out"):
+        sbn.main()
+
+
+def test_a_record_of_an_earlier_version_may_have_them_at_their_defaults(tmp_path):
+    config = tmp_path / "flags.txt"
+    config.write_text("# binary=sbn\n--kl_factor=1.0\n--norm=analytic\n--tile=8\n")
+    FLAGS.unparse_flags()
+    sbn.flags._parse(["sbn", f"--config={config}"])
+    sbn.flags.set_dataset_defaults(sbn._COMMON, sbn._DEFAULTS)
+    with pytest.raises(ValueError, match=r"Received: --tile=8\."):
+        sbn.check_flags()
 
 
 def test_clusters_that_are_not_installed_are_named(tmp_path, monkeypatch):

@@ -139,19 +139,29 @@ class Workdir:
         binary: Name of the binary that runs there.
         flags: Dict of the flags' values as text: what figures depend on. They are
             kept in `flags.txt`, to be read with `--config`. A folder in which nothing
-            was computed yet takes the new ones.
+            was computed yet, nor in the folders in it, takes the new ones.
+        notes: Dict of what else tells the run from others, as text; comments there.
+        ignored: Names of flags that the binary has no use for, and that a record of
+            an earlier version may have: neither kept nor compared.
 
     Raises:
         ValueError: If the folder is of a run with other flags, or not of a run.
     """
 
-    def __init__(self, path, binary, flags):
+    def __init__(self, path, binary, flags, notes=None, ignored=()):
         self.path = pathlib.Path(path)
         file = self.path / "flags.txt"
-        entries = {f"--{name}": value for name, value in sorted(flags.items())}
-        entries = {"# binary": binary, **entries}
+        notes = {"binary": binary} | (notes or {})
+        entries = {f"# {name}": value for name, value in notes.items()}
+        ignored = {f"--{name}" for name in ignored}
+        for name, value in sorted((f"--{k}", v) for k, v in flags.items()):
+            if name not in ignored:
+                entries[name] = value
         if file.is_file() and self._begun():
-            self._check(read_flags(file), entries)
+            # Notes were flags in earlier versions.
+            noted = {f"--{name}": f"# {name}" for name in notes}
+            old = {noted.get(k, k): v for k, v in read_flags(file).items()}
+            self._check({k: v for k, v in old.items() if k not in ignored}, entries)
             return
         if not file.is_file() and self._taken():
             raise ValueError(
@@ -170,7 +180,9 @@ class Workdir:
     def _begun(self):
         """Whether there is anything that the flags of the run led to."""
         results = ("checkpoints", "learning_rate.json", "metrics.json")
-        return any((self.path / name).exists() for name in results)
+        # A run of several networks has a folder in it for each.
+        folders = [self.path, *(p for p in self.path.iterdir() if p.is_dir())]
+        return any((folder / name).exists() for folder in folders for name in results)
 
     def _check(self, old, new):
         differing = [

@@ -1,5 +1,6 @@
 """The command of a run, as reports and results state it."""
 
+import os
 import shlex
 import sys
 
@@ -10,13 +11,20 @@ _STAND_INS = {"data_dir": "DIR", "output": "DIR", "ood_file": "FILE"}
 _LEFT_OUT = ("workdir", "jobs", "parallel")
 
 
+def defined(*packages):
+    """Returns the flags that modules of `packages` and the main module define."""
+    prefixes = tuple(f"{package}." for package in packages)
+    return [
+        flag
+        for module, of_module in flags.FLAGS.flags_by_module_dict().items()
+        if module.startswith(prefixes) or module == sys.argv[0]
+        for flag in of_module
+    ]
+
+
 def given():
     """Returns the flags of this project that the command line has, by name."""
-    found = {}
-    for module, defined in flags.FLAGS.flags_by_module_dict().items():
-        if module.startswith(("trainers.", "benchmarks.")) or module == sys.argv[0]:
-            found |= {flag.name: flag for flag in defined if flag.present}
-    return found
+    return {f.name: f for f in defined("trainers", "benchmarks") if f.present}
 
 
 def text(value):
@@ -28,9 +36,9 @@ def text(value):
 
 def as_given():
     """Returns the command line of this program, without this machine's folders."""
-    main = sys.modules["__main__"]
-    program = main.__spec__.name if getattr(main, "__spec__", None) else sys.argv[0]
-    words = ["python", "-m", program]
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    # Without a spec it is a program of its own, as pip installs it.
+    words = ["python", "-m", spec.name] if spec else [os.path.basename(sys.argv[0])]
     for name, flag in given().items():
         if name not in _LEFT_OUT:
             words.append(f"--{name}={_STAND_INS.get(name, text(flag.value))}")

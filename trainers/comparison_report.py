@@ -31,7 +31,8 @@ def main(binary, columns):
         columns: List of `(title, key in metrics.json, format)` of the table.
 
     Raises:
-        ValueError: If a run failed; the others are in the report.
+        ValueError: If the folder is of a single run or of another comparison, or if a
+            run failed; the others are in the report.
     """
     if len(set(FLAGS.seeds)) < len(FLAGS.seeds):
         raise ValueError(f"--seeds must differ. Received: {FLAGS.seeds}")
@@ -42,6 +43,7 @@ def main(binary, columns):
     program = binary.removeprefix("trainers.")
     folder = FLAGS.workdir or f"runs/{program}-{FLAGS.dataset}-{name}"
     folder = pathlib.Path(folder)
+    _claim(folder, name)
     outcomes = comparison.execute(binary, plan, folder)
     results = write(folder, plan, outcomes, columns)
     print(f"wrote {folder / 'report.md'}")
@@ -52,6 +54,24 @@ def main(binary, columns):
             "report names them, and the same command tries them again."
         )
     return results
+
+
+def _claim(folder, name):
+    """Makes the folder that of the comparison `name`, or checks that it is."""
+    if (folder / "flags.txt").exists():
+        raise ValueError(
+            f"--workdir={folder} is the folder of a single run (there is a flags.txt), "
+            "whose report that of --runs would replace: give another --workdir."
+        )
+    note = folder / "runs.txt"
+    there = note.read_text("utf-8").strip() if note.exists() else name
+    if there != name:
+        raise ValueError(
+            f"--workdir={folder} is of --runs={there}, not of {name!r}: give another "
+            f"--workdir, or remove {note} if the file was renamed."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(note, f"{name}\n")
 
 
 def write(folder, plan, outcomes, columns):

@@ -269,9 +269,7 @@ def all_flags():
     """Returns the flags of the package's binaries that have a value, text by name."""
     return {
         flag.name: command.text(flag.value)
-        for module, defined in FLAGS.flags_by_module_dict().items()
-        if module.startswith("trainers.") or module == sys.argv[0]
-        for flag in defined
+        for flag in command.defined("trainers")
         if flag.value is not None
     }
 
@@ -292,8 +290,8 @@ def defining_flags():
 
 def _parse(argv):
     """Parses the command line, and the file of flags behind it."""
-    for flag in FLAGS.get_flags_for_module(__name__):
-        # `--help` shows the flags of the module that runs.
+    for flag in command.defined("trainers"):
+        # `--help` shows those of the program alone, which may have no module here.
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     config = None
     for i, argument in enumerate(argv):

@@ -32,8 +32,8 @@ from bayesnorm import datasets, models
 from bayesnorm.layers.stochastic_batch_norm import stochastic_batch_normalizations
 from bayesnorm.tools.calibrate import calibrate
 from bayesnorm.tools.convert import to_stochastic
-from trainers import flags, jobs, report, session
-from trainers.checkpoints import Workdir
+from trainers import command, flags, jobs, report, session
+from trainers.checkpoints import Workdir, read_flags, write_history
 from trainers.flags import FLAGS
 from trainers.sections import batch_statistics
 
@@ -70,6 +70,43 @@ _DEFAULTS = {
     },
 }
 _PLAIN, _DROPOUT = "plain", "dropout"
+# Flags of other normalizations, of posteriors and of segmentation.
+_IGNORED = (
+    "norm",
+    "scale",
+    "scale_stddev",
+    "shift_stddev",
+    "projection",
+    "initial_stddev",
+    "kl_factor",
+    "kl_warmup_epochs",
+    "downscale",
+    "tile",
+)
+
+
+def check_flags():
+    """Refuses flags that would change nothing.
+
+    Raises:
+        ValueError: If one is given.
+    """
+    if FLAGS.runs:
+        raise ValueError("--runs is not for sbn, which compares its methods by itself.")
+    # Records of earlier versions, which `--config` may read, have the defaults.
+    recorded = read_flags(FLAGS.config) if FLAGS.config else {}
+    given = [
+        f"--{name}={command.text(FLAGS[name].value)}"
+        for name in _IGNORED
+        if FLAGS[name].present
+        and (f"--{name}" not in recorded or FLAGS[name].value != FLAGS[name].default)
+    ]
+    if given:
+        raise ValueError(
+            "sbn trains with batch normalization, without posteriors, and takes no "
+            "flags of other normalizations or of segmentation. Received: "
+            f"{' '.join(given)}. Leave them out."
+        )
 
 
 def families():
@@ -124,8 +161,13 @@ def train_member(splits, path, family, number):
     keras.utils.set_random_seed(seed)
     model = build(splits, family, number)
     name = f"{family}-{number}"
-    defining = flags.defining_flags() | {"family": family, "number": str(number)}
-    workdir = Workdir(f"{path}/{name}", "sbn member", defining)
+    workdir = Workdir(
+        f"{path}/{name}",
+        "sbn member",
+        flags.defining_flags(),
+        {"family": family, "number": str(number)},
+        _IGNORED,
+    )
     print(f"network {name}")
     return model, session.train(model, splits, workdir, seed, augmentation(splits))
 
@@ -197,10 +239,9 @@ def methods_of(splits, plain, stochastic):
 def main():
     """Trains, calibrates and reports; returns the content of `metrics.json`."""
     flags.set_dataset_defaults(_COMMON, _DEFAULTS)
-    if FLAGS.runs:
-        raise ValueError("--runs is not for sbn, which compares its methods by itself.")
+    check_flags()
     splits = session.load_data()
-    workdir = session.open_workdir("sbn")
+    workdir = session.open_workdir("sbn", _IGNORED)
     members = [(f, n) for f in families() for n in range(FLAGS.members)]
     jobs.run(
         "trainers.sbn",
@@ -212,6 +253,7 @@ def main():
         model, history = train_member(splits, workdir.path, family, number)
         plain.setdefault(family, []).append(model)
         histories[family, number] = history
+    write_history(workdir / "history.csv", histories[_PLAIN, 0])
     stochastic = {
         family: [
             make_stochastic(splits, model, member_seed(family, i))
@@ -249,7 +291,8 @@ def describe():
     dropout = f", and with dropout {FLAGS.dropout:g}" if _DROPOUT in families() else ""
     return (
         f"{FLAGS.network} of width {FLAGS.width:g} with batch normalization, "
-        f"{FLAGS.members} members{dropout}, seed {FLAGS.seed}. Of one member"
+        f"{FLAGS.members} members{dropout}, seed {FLAGS.seed}. Of the first member, "
+        f"`{_PLAIN}-0/`, whose `history.csv` is here as well"
     )
 
 

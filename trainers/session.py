@@ -87,10 +87,10 @@ class TrainingInputs:
                 yield images
 
 
-def open_workdir(name):
-    """Opens the folder of the run of the binary `name`."""
+def open_workdir(name, ignored=()):
+    """Opens the folder of the run of the binary `name`; `ignored` as for `Workdir`."""
     path = FLAGS.workdir or f"runs/{name}-{FLAGS.dataset}"
-    return Workdir(path, name, defining_flags())
+    return Workdir(path, name, defining_flags(), ignored=ignored)
 
 
 def make_augmentation(splits, seed, kind=None):
