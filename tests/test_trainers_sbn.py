@@ -1,5 +1,6 @@
 """The SBN binary: members, resuming, parallel jobs, what the report holds."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from absl.testing import flagsaver
 
 import bayesnorm
+from bayesnorm import datasets
 from trainers import report, sbn, session
 from trainers.flags import FLAGS
 
@@ -166,3 +168,13 @@ def test_seeds_of_members_do_not_meet():
             for family in ("plain", "dropout"):
                 seeds |= {sbn.member_seed(family, i) for i in range(4)}
     assert len(seeds) == 24
+
+
+def test_calibration_has_the_batches_of_training_however_few():
+    """The batch size of the calibration is part of the posterior."""
+    with flagsaver.flagsaver(dataset="digits", batch_size=64, augment=False):
+        splits = datasets.load("digits")
+        few = datasets.Split(splits.train.images[:100], splits.train.labels[:100])
+        splits = dataclasses.replace(splits, train=few, validation=few)
+        assert [len(batch) for batch in sbn.training_inputs(splits, 0)] == [64]
+        assert [len(batch) for batch in sbn.held_out_inputs(splits, 0)] == [50, 50]

@@ -195,10 +195,17 @@ def reestimated(model):
     return new
 
 
-def training_inputs(splits, seed, part="train"):
-    """Returns an epoch of inputs of a part, as the networks were trained."""
-    size = min(FLAGS.batch_size, len(getattr(splits, part)) // 2)
-    return session.TrainingInputs(splits, size, seed, augmentation(splits), part=part)
+def training_inputs(splits, seed):
+    """Returns an epoch of training inputs, as the networks were trained."""
+    return session.TrainingInputs(splits, FLAGS.batch_size, seed, augmentation(splits))
+
+
+def held_out_inputs(splits, seed):
+    """Returns the same of the validation part, in two batches or more."""
+    size = min(FLAGS.batch_size, len(splits.validation) // 2)
+    return session.TrainingInputs(
+        splits, size, seed, augmentation(splits), part="validation"
+    )
 
 
 def methods_of(splits, plain, stochastic):
@@ -278,7 +285,7 @@ def main():
             splits,
             first,
             training_inputs(splits, member_seed(_PLAIN, 0)),
-            training_inputs(splits, member_seed(_PLAIN, 0), "validation"),
+            held_out_inputs(splits, member_seed(_PLAIN, 0)),
             methods,
             figures,
             predictions,

@@ -78,8 +78,8 @@ class TrainingInputs:
     def __iter__(self):
         """Yields arrays `[batch_size, height, width, channels]`."""
         augment = make_augmentation(self._splits, self._seed, self._augmentation)
+        count = len(self._images)
         for epoch in range(self._epochs):
-            count = len(self._images)
             for indices in training_order(count, self.batch_size, self._seed, epoch):
                 images = self._splits.inputs(self._images[indices])
                 if augment is not None:
