@@ -21,6 +21,16 @@ def check_choice(name, value, choices):
         raise ValueError(f"`{name}` must be one of {choices}. Received: {value!r}")
 
 
+def check_both_or_neither(**values):
+    """Raises a ValueError if one of two values is None and the other is not."""
+    if len({value is None for value in values.values()}) > 1:
+        names = " and ".join(f"`{name}`" for name in values)
+        received = ", ".join(f"{name}={value!r}" for name, value in values.items())
+        raise ValueError(
+            f"{names} go together: give both or neither. Received: {received}"
+        )
+
+
 def check_number(name, value, positive=False):
     """Raises a ValueError if `value` is not a finite number from (or above) 0."""
     try:

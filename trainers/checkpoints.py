@@ -152,11 +152,10 @@ class Workdir:
         self.path = pathlib.Path(path)
         file = self.path / "flags.txt"
         notes = {"binary": binary} | (notes or {})
-        entries = {f"# {name}": value for name, value in notes.items()}
         ignored = {f"--{name}" for name in ignored}
-        for name, value in sorted((f"--{k}", v) for k, v in flags.items()):
-            if name not in ignored:
-                entries[name] = value
+        entries = {f"--{name}": value for name, value in sorted(flags.items())}
+        entries = {k: v for k, v in entries.items() if k not in ignored}
+        entries = {f"# {name}": value for name, value in notes.items()} | entries
         if file.is_file() and self._begun():
             # Notes were flags in earlier versions.
             noted = {f"--{name}": f"# {name}" for name in notes}

@@ -27,7 +27,7 @@ import time
 
 from trainers import command, jobs
 from trainers.checkpoints import read_flags, write_atomically
-from trainers.flags import FLAGS
+from trainers.flags import FLAGS, NOISE_FLAGS
 
 # What the comparison itself takes; the runs get everything else.
 _OWN = {
@@ -41,8 +41,6 @@ _OWN = {
     # What it holds is given flag by flag.
     "config",
 }
-# Flags of a noisy scale, which are measured in a run with batch normalization.
-_NOISE = ("scale_stddev", "shift_stddev")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +276,7 @@ def _flags_of(plan, folder, name, seed, first):
     # A run goes on as it began, whichever seed is the first now.
     began = _began(_path(folder, name, seed))
     if run.noise_of is not None:
-        noise = {key: began[key] for key in _NOISE if key in began}
+        noise = {key: began[key] for key in NOISE_FLAGS if key in began}
         noise = noise or _measured_noise(first[run.noise_of])
         if isinstance(noise, str):
             return f"the noise of {run.noise_of!r} was not measured: {noise}"
@@ -305,7 +303,7 @@ def _began(path):
 def _measured_noise(outcome):
     """The flags of the noise that a run's report has, or why there is none, a text."""
     found = {}
-    for key in _NOISE:
+    for key in NOISE_FLAGS:
         prefix = f"noise/{key}/"
         values = [v for k, v in outcome.figures.items() if k.startswith(prefix)]
         if not values:

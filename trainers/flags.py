@@ -17,6 +17,9 @@ FLAGS = flags.FLAGS
 SEED_STRIDE = 1000
 MAX_SEED = 2**32 // SEED_STRIDE - 1
 
+# Of a noisy scale; what a run with batch normalization measures.
+NOISE_FLAGS = ("scale_stddev", "shift_stddev")
+
 # Flags that no figure depends on: a run goes on with other values of them.
 _INDIFFERENT = {
     "workdir",
@@ -181,7 +184,7 @@ def _are_deviations(values):
         return False
 
 
-for _name in ("scale_stddev", "shift_stddev"):
+for _name in NOISE_FLAGS:
     flags.register_validator(
         _name, _are_deviations, "must be finite numbers from 0, separated by commas"
     )

@@ -139,7 +139,7 @@ def _scale_arguments():
     if FLAGS.scale == "stochastic":
         return {"initial_stddev": FLAGS.initial_stddev}
     found = {}
-    for name in ("scale_stddev", "shift_stddev"):
+    for name in flags.NOISE_FLAGS:
         values = [float(value) for value in FLAGS[name].value or ()]
         if not values:
             raise ValueError(

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from bayesnorm.arguments import check_number
+from bayesnorm.arguments import check_both_or_neither, check_number
 from bayesnorm.layers.axes import add_along
 from bayesnorm.layers.linear import NormalizedLinear
 from bayesnorm.moments import (
@@ -75,12 +75,7 @@ class AnalyticNormalization(NormalizedLinear):
         **kwargs,
     ):
         super().__init__(layer, projection=projection, **kwargs)
-        if (input_mean is None) != (input_variance is None):
-            raise ValueError(
-                "`input_mean` and `input_variance` go together: give both or "
-                f"neither. Received: input_mean={input_mean!r}, "
-                f"input_variance={input_variance!r}"
-            )
+        check_both_or_neither(input_mean=input_mean, input_variance=input_variance)
         if input_mean is not None and not (
             np.isfinite(input_mean).all()
             and np.isfinite(input_variance).all()

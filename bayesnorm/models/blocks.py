@@ -4,7 +4,7 @@ import itertools
 
 import keras
 
-from bayesnorm.arguments import check_choice, check_number
+from bayesnorm.arguments import check_both_or_neither, check_choice, check_number
 from bayesnorm.layers import (
     AnalyticNormalization,
     MonteCarloDropout,
@@ -24,11 +24,7 @@ _WRAPPERS = {"weight": WeightNormalization, "analytic": AnalyticNormalization}
 
 def image_inputs(input_shape, mean=None, variance=None):
     """Returns the Input of images, and behind it the images standardized, if asked."""
-    if (mean is None) != (variance is None):
-        raise ValueError(
-            "`input_mean` and `input_variance` go together: give both or neither. "
-            f"Received: input_mean={mean!r}, input_variance={variance!r}"
-        )
+    check_both_or_neither(input_mean=mean, input_variance=variance)
     inputs = x = keras.Input(input_shape, name="images")
     if mean is not None:
         x = keras.layers.Normalization(

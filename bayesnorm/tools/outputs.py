@@ -167,8 +167,7 @@ def probabilities(outputs, from_logits):
             "Expected outputs of shape [batch, ..., classes], or [batch, ..., 1] of a "
             f"yes-or-no question. Received: shape {tuple(outputs.shape)}"
         )
-    x = ops.cast(outputs, "float32")
-    x = two_classes(x, from_logits)
+    x = two_classes(ops.cast(outputs, "float32"), from_logits)
     if from_logits:
         log_probs = ops.log_softmax(x, axis=-1)
         probs = ops.exp(log_probs)

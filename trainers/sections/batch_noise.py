@@ -7,7 +7,7 @@ import numpy as np
 from bayesnorm import plots
 from bayesnorm.tools.batch_noise import batch_noise
 from trainers import session
-from trainers.flags import FLAGS
+from trainers.flags import FLAGS, NOISE_FLAGS
 from trainers.report import Section
 
 _BATCH_SIZES = (8, 16, 32, 64, 128)
@@ -19,7 +19,6 @@ _EXAMPLES = 10_000
 # Of a smaller set several epochs, each augmented anew: batches of few images that are
 # always the same ones would have less noise than those of training.
 _LEAST_EXAMPLES = 256
-_STDDEVS = ("scale_stddev", "shift_stddev")
 
 
 def sections(splits, model, figures):
@@ -37,7 +36,7 @@ def sections(splits, model, figures):
     measured, batches = _measure(splits, model, training)
     size = min(measured, key=lambda size: abs(size - training))
     for noise in measured[size]:
-        for key in (*_STDDEVS, "chi_square_p"):
+        for key in (*NOISE_FLAGS, "chi_square_p"):
             figures[f"noise/{key}/{_name(noise)}"] = getattr(noise, key)
     everything = list(itertools.chain.from_iterable(measured.values()))
     text = (
@@ -79,7 +78,7 @@ def _decay(measured):
         return ""
     slopes = [
         np.polyfit(np.log(sizes), np.log(v), 1)[0]
-        for name in _STDDEVS
+        for name in NOISE_FLAGS
         for v in zip(
             *([getattr(m, name) ** 2 for m in measured[s]] for s in sizes), strict=True
         )
@@ -109,7 +108,7 @@ def _table(noises):
 
 def _flags(noises):
     """The flags that give the measured deviations to another normalization."""
-    values = {key: [f"{getattr(n, key):.4f}" for n in noises] for key in _STDDEVS}
+    values = {key: [f"{getattr(n, key):.4f}" for n in noises] for key in NOISE_FLAGS}
     return " ".join(f"--{key}={','.join(v)}" for key, v in values.items())
 
 

@@ -159,7 +159,7 @@ def _statistics(held_out, model, figures):
 
 
 def _distance_if_exact(examples, batch_size):
-    """The median KS distance of means of batches of a part from their true law.
+    """The median KS distance of means of a part's full batches from their true law.
 
     The part is a sample of the law, and its batches are nearer to its own mean.
     """
@@ -168,7 +168,7 @@ def _distance_if_exact(examples, batch_size):
     passes = -(-_BATCHES // (examples // batch_size))
     distances = []
     for _ in range(_PARTS):
-        part = rng.standard_normal(examples)[: examples - examples % batch_size]
+        part = rng.standard_normal(examples)
         orders = rng.permuted(np.tile(part, (passes, 1)), axis=1)
         means = orders.reshape(-1, batch_size).mean(1)[:_BATCHES]
         distances.append(stats.kstest(means, law.cdf).statistic)
