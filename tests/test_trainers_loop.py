@@ -12,8 +12,10 @@ from trainers.loop import (
     Config,
     DivergenceError,
     Loop,
+    Loops,
     fit,
     make_optimizer,
+    member_row,
     training_order,
     with_normalization_batch,
 )
@@ -64,14 +66,14 @@ def bayesian_model(seed=0):
     )
 
 
-def bayesian_loop(splits, **config):
+def bayesian_loop(splits, model_seed=0, **config):
     config = {"epochs": 3, "batch_size": 8, "learning_rate": 0.05, **config}
     return Loop(
-        bayesian_model(),
+        bayesian_model(model_seed),
         make_optimizer("sgd"),
         splits,
         Config(**config),
-        augment=datasets.RandomShift(1, seed=5),
+        augment=datasets.RandomShift(1, seed=5 + model_seed),
     )
 
 
@@ -457,3 +459,72 @@ def test_nan_in_the_data_is_refused_before_training(splits):
     splits.train.images[7, 0, 0, 0] = np.nan
     with pytest.raises(ValueError, match=r"images\[7\]"):
         bayesian_loop(splits)
+
+
+def seeded_loops(splits, count=3, **config):
+    return [bayesian_loop(splits, k, seed=k, **config) for k in range(count)]
+
+
+def assert_rows_agree(together, k, alone):
+    row = member_row(together, k)
+    assert row.keys() == alone.keys()
+    for name in row.keys() - {"seconds"}:
+        assert row[name] == pytest.approx(alone[name], rel=2e-5, abs=1e-6), name
+
+
+@pytest.mark.parametrize("steps_per_call", [2, 100])
+def test_networks_trained_at_once_are_those_trained_alone(splits, steps_per_call):
+    config = {"kl_warmup_epochs": 1, "augment_validation": True}
+    together = Loops(seeded_loops(splits, steps_per_call=steps_per_call, **config))
+    history = fit(together)
+    assert len({*history[-1]["nll"]}) == 3
+    for k, loop in enumerate(seeded_loops(splits, **config)):
+        for row, alone in zip(history, fit(loop), strict=True):
+            assert_rows_agree(row, k, alone)
+        for x, y in zip(together.loops[k].state(), loop.state(), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.jax
+def test_loops_on_the_device_are_steps_one_by_one(splits, monkeypatch):
+    import jax
+
+    rows = []
+    for device in ("cpu", "gpu"):
+        # What runs there as one program; on a CPU steps are calls.
+        monkeypatch.setattr(jax, "default_backend", lambda device=device: device)
+        for make in (lambda: seeded_loops(splits, 1)[0], lambda: seeded_loops(splits)):
+            loop = make()
+            loop = Loops(loop) if isinstance(loop, list) else loop
+            row = loop.train_epoch(0) | loop.evaluate("validation", True)
+            rows.append(keras.tree.flatten(row))
+    np.testing.assert_allclose(rows[0], rows[2], rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(rows[1], rows[3], rtol=2e-5, atol=1e-6)
+
+
+def test_networks_trained_at_once_resume(splits, tmp_path):
+    straight = fit(Loops(seeded_loops(splits)))
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            Loops(seeded_loops(splits)),
+            Checkpoints(tmp_path),
+            on_epoch_end=lambda history: (_ for _ in ()).throw(KeyboardInterrupt),
+        )
+    resumed = fit(Loops(seeded_loops(splits)), Checkpoints(tmp_path))
+    assert [len(row["nll"]) for row in resumed] == [3] * 3
+    for a, b in zip(resumed, straight, strict=True):
+        a.pop("seconds"), b.pop("seconds")
+        assert a == b
+
+
+def test_one_diverging_network_does_not_stop_the_others(splits):
+    loops = seeded_loops(splits, 2)
+    good = fit(seeded_loops(splits, 1)[0])
+    loops[1].config = Config(epochs=3, batch_size=8, learning_rate=1e30, seed=1)
+    history = fit(Loops(loops))
+    for row, alone in zip(history, good, strict=True):
+        assert_rows_agree(row, 0, alone)
+    assert not np.isfinite(history[-1]["nll"][1])
+    loops[0].config = loops[1].config
+    with pytest.raises(DivergenceError, match="learning rate of 1e"):
+        fit(Loops(loops))

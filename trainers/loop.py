@@ -16,6 +16,7 @@ figures of one that was not.
 """
 
 import dataclasses
+import functools
 import math
 import time
 
@@ -169,13 +170,15 @@ class Loop:
         augment: A Keras layer on scaled images that is random when called with
             `training=True`, or None. With a label for each pixel it takes and gives a
             dict of `images` and `segmentation_masks`.
+        data: `data` of another loop on the same splits, which is then not put on the
+            device once more; or None.
 
     Raises:
         ValueError: If the data do not pass `bayesnorm.datasets.validate` (NaN, wrong
             labels), or hold fewer training examples than a batch.
     """
 
-    def __init__(self, model, optimizer, splits, config, augment=None):
+    def __init__(self, model, optimizer, splits, config, augment=None, data=None):
         datasets.validate(splits)
         self.num_examples = len(splits.train)
         if config.batch_size > self.num_examples:
@@ -198,7 +201,7 @@ class Loop:
         self._dense = splits.dense
         # The KL weighs 1 / N for a classifier; a pixel counts as an example.
         self._kl_examples = splits.train.labels.size / config.kl_factor
-        self._data = {
+        self.data = data or {
             part: (
                 ops.convert_to_tensor(getattr(splits, part).images),
                 ops.convert_to_tensor(getattr(splits, part).labels.astype("int32")),
@@ -219,11 +222,10 @@ class Loop:
         self.variables = list(unique.values())
         trainable = {id(v) for v in model.trainable_variables}
         self._others = [v for v in self.variables if id(v) not in trainable]
-        self._train = backend.compiled_loop(self._train_step, self.variables)
+        self._train = backend.compiled_loop(self.train_step, self.variables)
         self._evaluate = {
             augmented: backend.compiled_loop(
-                lambda *args, augmented=augmented: self._eval_step(augmented, *args),
-                self.variables,
+                functools.partial(self.eval_step, augmented), self.variables
             )
             for augmented in (False, True)
         }
@@ -240,7 +242,8 @@ class Loop:
         both = self._augment(both, training=True)
         return both["images"], both["segmentation_masks"]
 
-    def _train_step(self, i, totals, images, labels, order):
+    def train_step(self, i, totals, images, labels, order):
+        """The body of the compiled loop over an epoch's steps."""
         indices = ops.take(order, i, axis=0)
         x, y = self._batch(images, labels, indices, augmented=True)
         size = self.config.batch_size
@@ -259,42 +262,24 @@ class Loop:
         self.optimizer.apply(gradients, trainable)
         return [t + v for t, v in zip(totals, (loss, nll, correct), strict=True)]
 
-    def _eval_step(self, augmented, i, totals, images, labels, order, weights):
+    def eval_step(self, augmented, i, totals, images, labels, order, weights):
+        """The body of the compiled loop over an evaluation's steps."""
         indices = ops.take(order, i, axis=0)
         x, y = self._batch(images, labels, indices, augmented)
         weight = ops.take(weights, i, axis=0)
         terms = _nll_and_correct(self.model(x, training=False), y)
         return [t + ops.sum(weight * v) for t, v in zip(totals, terms, strict=True)]
 
-    def _run(self, call, count, tensors, steps, progress):
-        """Runs the steps, some per call, while the first total is finite.
-
-        Returns:
-            The totals as floats.
-        """
-        totals = [ops.zeros((), "float32") for _ in range(count)]
-        for start in range(0, steps, self.config.steps_per_call):
-            stop = min(start + self.config.steps_per_call, steps)
-            totals = call(start, stop, totals, *tensors)
-            # Waits for the device: a bar that ran ahead would mislead.
-            if not math.isfinite(float(ops.convert_to_numpy(totals[0]))):
-                break
-            if progress is not None:
-                progress(stop, steps)
-        return [float(ops.convert_to_numpy(total)) for total in totals]
-
-    def train_epoch(self, epoch, learning_rate=None, progress=None):
-        """Trains for an epoch.
+    def begin_epoch(self, epoch, learning_rate=None):
+        """Sets learning rate and weight of the KL.
 
         Args:
             epoch: Integer from 0.
             learning_rate: Number; None for the configuration's of this epoch.
-            progress: Function `(step, steps)` called after each compiled call.
 
         Returns:
-            Dict of `learning_rate`, `kl_weight`, the means over the steps of `loss` and
-            `nll` (nats per example, or pixel), of `accuracy`, and `kl` (nats) at the
-            end of the epoch.
+            `(order, row)`: the examples of the steps, `[steps, examples]`, and a dict
+            of `learning_rate` and `kl_weight`.
         """
         config = self.config
         if learning_rate is None:
@@ -303,20 +288,54 @@ class Loop:
         self.optimizer.learning_rate.assign(learning_rate)
         set_kl_weight(self.model, weight)
         order = training_order(self.num_examples, config.batch_size, config.seed, epoch)
-        steps = len(order)
         if config.normalization_batch:
             order = with_normalization_batch(order, config.normalization_batch)
-        tensors = (*self._data["train"], ops.convert_to_tensor(order))
-        totals = self._run(self._train, 3, tensors, steps, progress)
-        loss, nll, accuracy = (total / steps for total in totals)
-        return {
-            "learning_rate": learning_rate,
-            "kl_weight": weight,
-            "loss": loss,
-            "nll": nll,
-            "accuracy": accuracy,
-            "kl": float(ops.convert_to_numpy(kl_divergence(self.model))),
-        }
+        return order, {"learning_rate": learning_rate, "kl_weight": weight}
+
+    def end_epoch(self, row, totals, steps):
+        """Returns the row of an epoch: that of its beginning and what came of it."""
+        loss, nll, accuracy = (float(total) / steps for total in totals)
+        kl = float(ops.convert_to_numpy(kl_divergence(self.model)))
+        return {**row, "loss": loss, "nll": nll, "accuracy": accuracy, "kl": kl}
+
+    def train_epoch(self, epoch, learning_rate=None, progress=None):
+        """Trains for an epoch.
+
+        Args:
+            epoch: As for `begin_epoch`.
+            learning_rate: As for `begin_epoch`.
+            progress: Function `(step, steps)` called after each compiled call.
+
+        Returns:
+            Dict of `learning_rate`, `kl_weight`, the means over the steps of `loss` and
+            `nll` (nats per example, or pixel), of `accuracy`, and `kl` (nats) at the
+            end of the epoch.
+        """
+        order, row = self.begin_epoch(epoch, learning_rate)
+        tensors = (*self.data["train"], ops.convert_to_tensor(order))
+        totals = _run(
+            lambda start, stop, totals: self._train(start, stop, totals, *tensors),
+            np.zeros(3, "float32"),
+            len(order),
+            self.config.steps_per_call,
+            progress,
+        )
+        return self.end_epoch(row, totals, len(order))
+
+    def evaluation_order(self, part):
+        """Returns the examples of the steps of an evaluation, and their weights.
+
+        Args:
+            part: `"train"` or `"validation"`.
+
+        Returns:
+            Two arrays `[steps, eval_batch_size]`; the last step is filled up by
+            examples of weight 0.
+        """
+        count, size = int(self.data[part][0].shape[0]), self.config.eval_batch_size
+        places = np.arange(-(-count // size) * size).reshape(-1, size)
+        inside = places < count
+        return np.where(inside, places, 0).astype("int32"), inside.astype("float32")
 
     def evaluate(self, part="validation", augmented=False):
         """Evaluates one pass, at the posterior's means.
@@ -328,21 +347,17 @@ class Loop:
         Returns:
             Dict of `nll` (nats per example) and `accuracy`.
         """
-        images, labels = self._data[part]
-        count, size = int(images.shape[0]), self.config.eval_batch_size
-        steps = -(-count // size)
-        order = np.zeros(steps * size, "int32")
-        order[:count] = np.arange(count)
-        weights = (np.arange(steps * size) < count).astype("float32")
-        tensors = (
-            images,
-            labels,
-            ops.convert_to_tensor(order.reshape(steps, size)),
-            ops.convert_to_tensor(weights.reshape(steps, size)),
-        )
+        order, weights = map(ops.convert_to_tensor, self.evaluation_order(part))
+        images, labels = self.data[part]
         call = self._evaluate[bool(augmented)]
-        nll, correct = self._run(call, 2, tensors, steps, None)
-        return {"nll": nll / count, "accuracy": correct / count}
+        nll, correct = _run(
+            lambda *args: call(*args, images, labels, order, weights),
+            np.zeros(2, "float32"),
+            len(order),
+            self.config.steps_per_call,
+        )
+        count = len(labels)
+        return {"nll": float(nll) / count, "accuracy": float(correct) / count}
 
     def state(self):
         """Returns the values of all variables, as a list of arrays."""
@@ -369,10 +384,123 @@ class Loop:
         for variable, value in zip(self.variables, values, strict=True):
             variable.assign(value)
 
-    def is_finite(self):
-        """Whether all weights are finite."""
+    def is_finite(self, row):
+        """Whether all figures of the row of an epoch and all weights are finite."""
+        if not all(map(math.isfinite, row.values())):
+            return False
         weights = (ops.convert_to_numpy(w.value) for w in self.model.weights)
         return all(np.isfinite(np.asarray(w, "float64")).all() for w in weights)
+
+
+class Loops:
+    """Loops of networks that differ in their seeds, trained at the same time.
+
+    With JAX one program trains them all, vectorized over the networks: where one of
+    them leaves an accelerator idle, several take little longer. What each computes is
+    what it computes alone, to rounding. With TensorFlow they take turns.
+
+    Figures are lists, an entry for each loop. A network that leaves the finite range
+    does not stop the others: its figures are NaN from there on.
+
+    Args:
+        loops: List of `Loop`s, of one architecture, data set and configuration but for
+            seeds and learning rates.
+    """
+
+    def __init__(self, loops):
+        self.loops = list(loops)
+        self.config = self.loops[0].config
+        variables = [loop.variables for loop in self.loops]
+        self._train = backend.compiled_loops(
+            [loop.train_step for loop in self.loops], variables
+        )
+        self._evaluate = {
+            augmented: backend.compiled_loops(
+                [functools.partial(loop.eval_step, augmented) for loop in self.loops],
+                variables,
+            )
+            for augmented in (False, True)
+        }
+
+    def train_epoch(self, epoch, progress=None):
+        """Trains all for an epoch; returns dict of lists, as `Loop.train_epoch`."""
+        begun = [loop.begin_epoch(epoch) for loop in self.loops]
+        orders = [ops.convert_to_tensor(np.stack([order for order, _ in begun]))]
+        steps = int(orders[0].shape[1])
+        data = list(self.loops[0].data["train"])
+        totals = _run(
+            lambda *args: self._train(*args, data, orders),
+            np.zeros((3, len(self.loops)), "float32"),
+            steps,
+            self.config.steps_per_call,
+            progress,
+        )
+        rows = [
+            loop.end_epoch(row, own, steps)
+            for loop, (_, row), own in zip(self.loops, begun, totals.T, strict=True)
+        ]
+        return {name: [row[name] for row in rows] for name in rows[0]}
+
+    def evaluate(self, part="validation", augmented=False):
+        """Evaluates all; returns dict of lists, as `Loop.evaluate`."""
+        first = self.loops[0]
+        order, weights = map(ops.convert_to_tensor, first.evaluation_order(part))
+        data = [*first.data[part], order, weights]
+        call = self._evaluate[bool(augmented)]
+        totals = _run(
+            lambda *args: call(*args, data, []),
+            np.zeros((2, len(self.loops)), "float32"),
+            len(order),
+            self.config.steps_per_call,
+        )
+        nll, correct = totals.astype("float64") / len(data[1])
+        return {"nll": nll.tolist(), "accuracy": correct.tolist()}
+
+    def state(self):
+        """Returns the values of all variables of all loops, as a list of arrays."""
+        return [value for loop in self.loops for value in loop.state()]
+
+    def set_state(self, values):
+        """Sets all variables of all loops, as `Loop.set_state`."""
+        count = len(values) // len(self.loops)
+        for k, loop in enumerate(self.loops):
+            loop.set_state(values[k * count : (k + 1) * count])
+
+    def is_finite(self, row):
+        """Whether any of the networks is in the finite range."""
+        return any(
+            loop.is_finite(member_row(row, k)) for k, loop in enumerate(self.loops)
+        )
+
+
+def member_row(row, number):
+    """Returns the row of one network out of that of `Loops`."""
+    return {k: v[number] if isinstance(v, list) else v for k, v in row.items()}
+
+
+def _run(call, totals, steps, steps_per_call, progress=None):
+    """Runs steps, some per call, while any of the first totals is finite.
+
+    Args:
+        call: Function `(start, stop, totals) -> totals`, totals a list of tensors.
+        totals: Array `[totals, ...]`, zeros.
+        steps: Number of steps.
+        steps_per_call: Number of steps of a call.
+        progress: Function `(step, steps)`, or None.
+
+    Returns:
+        The totals, an array.
+    """
+    totals = [ops.convert_to_tensor(total) for total in totals]
+    for start in range(0, steps, steps_per_call):
+        stop = min(start + steps_per_call, steps)
+        totals = call(start, stop, totals)
+        # Waits for the device: a bar that ran ahead would mislead.
+        if not np.isfinite(ops.convert_to_numpy(totals[0])).any():
+            break
+        if progress is not None:
+            progress(stop, steps)
+    return np.stack([ops.convert_to_numpy(total) for total in totals])
 
 
 def _nll_and_correct(logits, labels):
@@ -391,7 +519,7 @@ def fit(loop, checkpoints=None, progress=None, on_epoch_end=None):
     """Trains for the configured epochs, from the last checkpoint if there is one.
 
     Args:
-        loop: A `Loop`.
+        loop: A `Loop`, or several as `Loops`.
         checkpoints: A `trainers.checkpoints.Checkpoints`, or None to keep none.
         progress: A `trainers.progress.Progress`, or None to be silent.
         on_epoch_end: Function of the history so far, or None.
@@ -399,11 +527,12 @@ def fit(loop, checkpoints=None, progress=None, on_epoch_end=None):
     Returns:
         The history, a list of one dict per epoch: those of `Loop.train_epoch`,
         `val_nll` and `val_accuracy` of one pass on the validation part, `epoch`
-        counted from 1, and `seconds`.
+        counted from 1, and `seconds`. Of `Loops` the figures are lists.
 
     Raises:
-        DivergenceError: If loss or weights left the finite range. The model then holds
-            the last good checkpoint (the initial weights if there is none).
+        DivergenceError: If loss or weights left the finite range (of `Loops`: of all of
+            them). The model then holds the last good checkpoint (the initial weights if
+            there is none).
     """
     config = loop.config
     good, good_epoch = loop.state(), 0
@@ -422,12 +551,13 @@ def fit(loop, checkpoints=None, progress=None, on_epoch_end=None):
         validation = loop.evaluate("validation", config.augment_validation)
         row |= {f"val_{name}": value for name, value in validation.items()}
         row["seconds"] = time.perf_counter() - start
-        if not (all(map(math.isfinite, row.values())) and loop.is_finite()):
+        if not loop.is_finite(row):
             loop.set_state(good)
             kept = f"epoch {good_epoch}" if good_epoch else "the initial weights"
             raise DivergenceError(
-                f"Training diverged in epoch {epoch + 1}: nll {row['nll']:.4g}, kl "
-                f"{row['kl']:.4g}, at a learning rate of {row['learning_rate']:.4g}. "
+                f"Training diverged in epoch {epoch + 1}: nll {np.mean(row['nll']):.4g}"
+                f", kl {np.mean(row['kl']):.4g}, at a learning rate of "
+                f"{np.mean(row['learning_rate']):.4g}. "
                 f"The state of {kept} is kept. Try a lower learning rate, more "
                 "epochs of KL warm-up or a smaller initial stddev"
                 + (", in another working directory." if good_epoch else ".")

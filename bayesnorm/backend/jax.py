@@ -11,6 +11,7 @@ __all__ = [
     "add_bias",
     "compiled",
     "compiled_loop",
+    "compiled_loops",
     "devices",
     "fold_in",
     "fused",
@@ -177,6 +178,80 @@ def compiled_loop(body, variables):
             values, carry = all_steps(values, start, stop, carry, tensors)
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
+        return carry
+
+    return run
+
+
+def compiled_loops(bodies, variables):
+    """Compiles the loops of several networks of one architecture as one program.
+
+    Args:
+        bodies: A function as of `compiled_loop` for each network, which differ in the
+            variables that they read and write, and in nothing else.
+        variables: For each network the list of these, in the same order.
+
+    Returns:
+        `run(start, stop, carry, shared, own) -> carry`. Tensors of `carry` and of the
+        list `own` have a first axis over the networks, those of the list `shared` are
+        the same for all; a body is given `(i, carry, *shared, *own)` of its network.
+        It compiles once for each set of shapes and number of steps.
+    """
+    # Any body will do: what it computes follows from the values of the variables.
+    body, template = bodies[0], list(variables[0])
+
+    def step(i, state, shared, own):
+        values, carry = state
+        mapping = list(zip(template, values, strict=True))
+        with keras.StatelessScope(mapping, collect_losses=True) as scope:
+            carry = body(i, carry, *shared, *own)
+        return [scope.get_current_value(v) for v in template], carry
+
+    over_networks = jax.vmap(step, in_axes=(None, 0, None, 0))
+
+    def steps(i, state, shared, own):
+        if len(bodies) > 1:
+            return over_networks(i, state, shared, own)
+        # The batched forms of operations are slower, also for a batch of one.
+        state, own = jax.tree.map(lambda x: x[0], (state, own))
+        return jax.tree.map(lambda x: x[None], step(i, state, shared, own))
+
+    @jax.jit
+    def stacked(networks):
+        return jax.tree.map(lambda *values: jnp.stack(values), *networks)
+
+    @jax.jit
+    def apart(values):
+        return [[value[k] for value in values] for k in range(len(bodies))]
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def one_step(values, i, carry, shared, own):
+        return steps(i, (values, carry), shared, own)
+
+    # The number of steps is part of the program: a loop of unknown length would ask
+    # the host before each step.
+    @functools.partial(jax.jit, donate_argnums=0, static_argnames="count")
+    def all_steps(values, start, carry, shared, own, count):
+        return jax.lax.fori_loop(
+            0,
+            count,
+            lambda i, state: steps(start + i, state, shared, own),
+            (values, carry),
+        )
+
+    def run(start, stop, carry, shared, own):
+        values = stacked([[v.value for v in network] for network in variables])
+        if jax.default_backend() == "cpu":
+            # As in `compiled_loop`.
+            for i in range(start, stop):
+                values, carry = one_step(values, i, carry, shared, own)
+        else:
+            values, carry = all_steps(
+                values, start, carry, shared, own, count=stop - start
+            )
+        for network, new in zip(variables, apart(values), strict=True):
+            for variable, value in zip(network, new, strict=True):
+                variable.assign(value)
         return carry
 
     return run

@@ -7,6 +7,7 @@ __all__ = [
     "add_bias",
     "compiled",
     "compiled_loop",
+    "compiled_loops",
     "devices",
     "fold_in",
     "fused",
@@ -157,6 +158,30 @@ def compiled_loop(body, variables):
 
     def run(start, stop, carry, *tensors):
         return loop(tf.constant(start, "int32"), tf.constant(stop), carry, *tensors)
+
+    return run
+
+
+def compiled_loops(bodies, variables):
+    """Compiles the loops of several networks, which run one after the other.
+
+    Args:
+        bodies: A function as of `compiled_loop` for each network.
+        variables: For each network the list of those that it reads or writes.
+
+    Returns:
+        `run(start, stop, carry, shared, own) -> carry`. Tensors of `carry` and of the
+        list `own` have a first axis over the networks, those of the list `shared` are
+        the same for all; a body is given `(i, carry, *shared, *own)` of its network.
+    """
+    loops = [compiled_loop(*both) for both in zip(bodies, variables, strict=True)]
+
+    def run(start, stop, carry, shared, own):
+        ended = []
+        for k, loop in enumerate(loops):
+            carry_k, own_k = tf.nest.map_structure(lambda x, k=k: x[k], (carry, own))
+            ended.append(loop(start, stop, carry_k, *shared, *own_k))
+        return tf.nest.map_structure(lambda *x: tf.stack(x), *ended)
 
     return run
 
