@@ -187,8 +187,8 @@ def _check(source, plan):
                 f"--runs={source}: run {name!r} takes the noise of {run.noise_of!r}, "
                 "which must have norm = batch"
             )
-        same = [other for other in plan.runs if _slug(other) == _slug(name)]
-        if not _slug(name) or len(same) > 1:
+        same = [other for other in plan.runs if slug(other) == slug(name)]
+        if not slug(name) or len(same) > 1:
             raise ValueError(
                 f"--runs={source}: the letters a to z and the digits of a title name "
                 f"a folder and must differ. Received: {same}"
@@ -253,16 +253,18 @@ def shares_first_seed(run):
     return FLAGS.share_learning_rate and searched
 
 
-def _slug(name):
+def slug(name):
+    """Returns a run's title as a part of a path."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
-def _path(folder, name, seed):
-    return pathlib.Path(folder) / f"{_slug(name)}-{seed}"
+def folder_of(folder, name, seed):
+    """Returns the folder of a run with a seed in that of the comparison."""
+    return pathlib.Path(folder) / f"{slug(name)}-{seed}"
 
 
-def _ended(path):
-    """The file with the flags of a run that has ended."""
+def ended_file(path):
+    """Returns the file with the flags of a run in the folder `path`, if it ended."""
     return path.parent / "logs" / f"{path.name}.json"
 
 
@@ -274,10 +276,10 @@ def _flags_of(plan, folder, name, seed, first):
     run = plan.runs[name]
     values = run.flags | {"seed": str(seed)}
     # A run goes on as it began, whichever seed is the first now.
-    began = _began(_path(folder, name, seed))
+    began = _began(folder_of(folder, name, seed))
     if run.noise_of is not None:
         noise = {key: began[key] for key in NOISE_FLAGS if key in began}
-        noise = noise or _measured_noise(first[run.noise_of])
+        noise = noise or measured_noise(first[run.noise_of])
         if isinstance(noise, str):
             return f"the noise of {run.noise_of!r} was not measured: {noise}"
         values |= noise
@@ -292,16 +294,16 @@ def _flags_of(plan, folder, name, seed, first):
 
 def _began(path):
     """The flags that a run began with, empty if it has not begun."""
-    if _ended(path).is_file():
-        return json.loads(_ended(path).read_text("utf-8"))
+    if ended_file(path).is_file():
+        return json.loads(ended_file(path).read_text("utf-8"))
     if (path / "flags.txt").is_file():
         began = read_flags(path / "flags.txt")
         return {key.removeprefix("--"): value for key, value in began.items()}
     return {}
 
 
-def _measured_noise(outcome):
-    """The flags of the noise that a run's report has, or why there is none, a text."""
+def measured_noise(outcome):
+    """Returns the flags of the noise that an outcome has, or why not, a text."""
     found = {}
     for key in NOISE_FLAGS:
         prefix = f"noise/{key}/"
@@ -320,8 +322,8 @@ def _say(line):
 
 def _run(binary, name, seed, folder, values, threads):
     """Runs the binary if it has not run; returns the `Outcome`."""
-    path = _path(folder, name, seed)
-    ended = _ended(path)
+    path = folder_of(folder, name, seed)
+    ended = ended_file(path)
     if isinstance(values, str):
         _say(f"FAILED: {name}, seed {seed}: {values}")
         return Outcome({}, {}, values)
@@ -346,6 +348,11 @@ def _run(binary, name, seed, folder, values, threads):
             return Outcome({}, {}, why)
         write_atomically(ended, json.dumps(values, indent=1) + "\n")
         _say(f"finished: {name}, seed {seed}, {minutes:.1f} min")
+    return read_outcome(path)
+
+
+def read_outcome(path):
+    """Returns the `Outcome` of a run that ended, from its folder."""
     figures = json.loads((path / "metrics.json").read_text("utf-8"))
     with open(path / "history.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -44,21 +44,14 @@ class Binary:
         """Trains and reports; returns the content of `metrics.json`."""
         flags.set_dataset_defaults(self.common, self.by_dataset)
         if FLAGS.runs:
-            columns = _columns(self.columns)
+            columns = columns_of(self.columns)
             return comparison_report.main(f"trainers.{self.name}", columns)
         keras.utils.set_random_seed(FLAGS.seed)
         splits = session.load_data()
         workdir = session.open_workdir(self.name)
-        arguments = {name: FLAGS[name].value for name in self.arguments}
-        model = build(self.constructor, splits, **arguments)
+        model = self.network_of(splits)
         history = session.train(model, splits, workdir)
-        methods = report.posterior_methods(
-            model,
-            FLAGS.samples,
-            FLAGS.seed,
-            chunk_size=report.chunk_size(splits),
-            batch_size=FLAGS.batch_size if splits.dense else None,
-        )
+        methods = methods_of(model, splits)
         return report.write(
             workdir,
             model,
@@ -74,12 +67,28 @@ class Binary:
             ),
         )
 
+    def network_of(self, splits):
+        """Returns the network that the flags describe, initialized."""
+        arguments = {name: FLAGS[name].value for name in self.arguments}
+        return build(self.constructor, splits, **arguments)
+
     def run(self):
         """Runs the binary."""
         flags.run(self.main, f"trainers.{self.name}")
 
 
-def _columns(figures):
+def methods_of(model, splits):
+    """Returns the ways to predict that the flags ask for, by key."""
+    return report.posterior_methods(
+        model,
+        FLAGS.samples,
+        FLAGS.seed,
+        chunk_size=report.chunk_size(splits),
+        batch_size=FLAGS.batch_size if splits.dense else None,
+    )
+
+
+def columns_of(figures):
     """Columns in the layout of table 1 of Shekhovtsov & Flach (2018), and more."""
     methods = {
         "one pass": "one_pass",

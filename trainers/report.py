@@ -94,6 +94,40 @@ def posterior_methods(model, samples, seed, chunk_size=None, batch_size=None):
     return methods
 
 
+def evaluate(model, splits, history, methods, samples=30, title=None, note=print):
+    """Evaluates all methods on the test part and on the out-of-distribution part.
+
+    Args:
+        model: As for `write`, as are the others.
+        splits: The `Splits`.
+        history: The history.
+        methods: The methods.
+        samples: Number of samples.
+        title: Name of the data.
+        note: Function of a line of text.
+
+    Returns:
+        `(figures, predictions)`: the figures of `write` but for those of its sections,
+        and part -> method -> a `Prediction` of each run.
+    """
+    predictions = _predict(methods, splits, note)
+    figures = _figures(model, splits, history, predictions, samples)
+    title = title or _TITLES.get(splits.name, splits.name)
+    figures |= {"dataset": title, "hardware": _hardware(), "versions": _versions()}
+    return figures, predictions
+
+
+def write_figures(path, figures):
+    """Writes figures as JSON, with null for what is no finite number."""
+    # JSON has no infinity: an NLL of probability 0 is no number there.
+    figures = {
+        name: None if isinstance(v, float) and not np.isfinite(v) else v
+        for name, v in figures.items()
+    }
+    write_atomically(path, json.dumps(figures, indent=2, default=float) + "\n")
+    return figures
+
+
 def write(
     workdir,
     model,
@@ -133,20 +167,13 @@ def write(
         entropy and KL in nats, seconds in seconds, accuracies, errors, areas and
         intersection over union in per cent; for a segmentation per pixel.
     """
-    title = title or _TITLES.get(splits.name, splits.name)
-    predictions = _predict(methods, splits, note)
-    figures = _figures(model, splits, history, predictions, samples)
-    figures |= {"dataset": title, "hardware": _hardware(), "versions": _versions()}
+    figures, predictions = evaluate(
+        model, splits, history, methods, samples, title, note
+    )
     page = _plots(model, splits, history, predictions, methods, shown)
     if sections is not None:
         page |= sections(figures, predictions)
-    # JSON has no infinity: an NLL of probability 0 is no number there.
-    figures = {
-        name: None if isinstance(v, float) and not np.isfinite(v) else v
-        for name, v in figures.items()
-    }
-    text = json.dumps(figures, indent=2, default=float)
-    write_atomically(workdir / "metrics.json", text + "\n")
+    figures = write_figures(workdir / "metrics.json", figures)
     note("wrote metrics.json")
     drawn = {name: s.figure for name, s in page.items() if s.figure is not None}
     for name, figure in drawn.items():
@@ -154,7 +181,7 @@ def write(
     model.save(workdir / "model.keras")
     note(f"wrote {len(drawn)} plots and model.keras")
     serving = _export(workdir, model, samples, chunk_size(splits), note)
-    text = _page(title, description, figures, page, methods, serving)
+    text = _page(figures["dataset"], description, figures, page, methods, serving)
     write_atomically(workdir / "report.md", text)
     note(f"wrote {workdir / 'report.md'}")
     return figures

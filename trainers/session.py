@@ -107,22 +107,17 @@ def make_augmentation(splits, seed, kind=None):
     return keras.Sequential(kind.layers(seed), name="augmentation")
 
 
-def train(model, splits, workdir, seed=None, augmentation=None):
-    """Trains `model` as the flags say, in `workdir`, or goes on there.
+def make_loop(model, splits, seed=None, augmentation=None, data=None):
+    """Returns the `Loop` that the flags describe, its learning rate not yet set.
 
     Args:
         model: A built model, initialized.
         splits: The `Splits`.
-        workdir: The `Workdir`; gets checkpoints, `history.csv`, `learning_rate.json`
-            if the learning rate is searched for, and scalars for TensorBoard.
         seed: Seed of the order and of the augmentation; None for the flag's.
         augmentation: As `kind` of `make_augmentation`.
-
-    Returns:
-        The history of `trainers.loop.fit`.
+        data: As of `Loop`.
     """
     seed = FLAGS.seed if seed is None else seed
-    progress = Progress()
     config = Config(
         epochs=FLAGS.epochs,
         batch_size=FLAGS.batch_size,
@@ -137,24 +132,54 @@ def train(model, splits, workdir, seed=None, augmentation=None):
         steps_per_call=FLAGS.steps_per_call,
         **({"eval_batch_size": FLAGS.batch_size} if splits.dense else {}),
     )
-    loop = Loop(
+    return Loop(
         model,
         make_optimizer(FLAGS.optimizer),
         splits,
         config,
         make_augmentation(splits, seed, augmentation),
+        data,
     )
+
+
+def set_learning_rate(loop, cache, progress):
+    """Sets the learning rate of a `Loop`: the flag's, or what the search finds.
+
+    Args:
+        loop: A `Loop` in its initial state.
+        cache: Path of a JSON file, as of `learning_rate.search`.
+        progress: A `Progress`.
+    """
     if FLAGS.learning_rate == "auto":
         rate = learning_rate.search(
             loop,
             epochs=FLAGS.search_epochs,
             evaluations=FLAGS.search_evaluations,
-            cache=workdir / "learning_rate.json",
+            cache=cache,
             progress=progress,
         )
     else:
         rate = float(FLAGS.learning_rate)
-    loop.config = dataclasses.replace(config, learning_rate=rate)
+    loop.config = dataclasses.replace(loop.config, learning_rate=rate)
+
+
+def train(model, splits, workdir, seed=None, augmentation=None):
+    """Trains `model` as the flags say, in `workdir`, or goes on there.
+
+    Args:
+        model: A built model, initialized.
+        splits: The `Splits`.
+        workdir: The `Workdir`; gets checkpoints, `history.csv`, `learning_rate.json`
+            if the learning rate is searched for, and scalars for TensorBoard.
+        seed: As for `make_loop`.
+        augmentation: As `kind` of `make_augmentation`.
+
+    Returns:
+        The history of `trainers.loop.fit`.
+    """
+    progress = Progress()
+    loop = make_loop(model, splits, seed, augmentation)
+    set_learning_rate(loop, workdir / "learning_rate.json", progress)
     log = backend.scalar_writer(workdir / "tensorboard") if FLAGS.tensorboard else None
     if FLAGS.tensorboard and log is None:
         progress.note("no TensorBoard scalars: they are written with TensorFlow only")
