@@ -7,7 +7,13 @@ import sys
 from absl import flags
 
 # Folders of one machine, and what no figure depends on.
-_STAND_INS = {"data_dir": "DIR", "output": "DIR", "ood_file": "FILE"}
+_STAND_INS = {
+    "data_dir": "DIR",
+    "output": "DIR",
+    "ood_file": "FILE",
+    "data": "DATA",
+    "out": "DIR",
+}
 _LEFT_OUT = ("workdir", "jobs", "parallel")
 
 
@@ -38,7 +44,9 @@ def as_given():
     """Returns the command line of this program, without this machine's folders."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     # Without a spec it is a program of its own, as pip installs it.
-    words = ["python", "-m", spec.name] if spec else [os.path.basename(sys.argv[0])]
+    words = [os.path.basename(sys.argv[0])]
+    if spec:
+        words = ["python", "-m", spec.name.removesuffix(".__main__")]
     for name, flag in given().items():
         if name not in _LEFT_OUT:
             words.append(f"--{name}={_STAND_INS.get(name, text(flag.value))}")

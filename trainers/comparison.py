@@ -94,11 +94,12 @@ class Outcome:
     failure: str | None = None
 
 
-def read_plan(source):
+def read_plan(source, ignored=()):
     """Reads a file of runs.
 
     Args:
         source: Path, or the name of a file that comes with the package.
+        ignored: Names of flags of the command line that the runs do not get.
 
     Returns:
         The `Plan`.
@@ -119,7 +120,7 @@ def read_plan(source):
     given = {
         name: command.text(flag.value)
         for name, flag in command.given().items()
-        if name not in _OWN
+        if name not in _OWN and name not in ignored
     }
     runs, figures, findings = {}, {}, []
     try:

@@ -327,7 +327,7 @@ def _page(plan, outcomes, columns, figures, sections):
     ]
     failures = ""
     if failed:
-        failures = "These runs failed and are in no figure:\n\n" + "\n".join(failed)
+        failures = "These runs are in no figure:\n\n" + "\n".join(failed)
         failures += "\n\n"
     shown = rendered(sections)
     hardware = figures["hardware"]

@@ -293,7 +293,7 @@ def defining_flags():
 
 def _parse(argv):
     """Parses the command line, and the file of flags behind it."""
-    for flag in command.defined("trainers"):
+    for flag in command.defined("trainers", "benchmarks"):
         # `--help` shows those of the program alone, which may have no module here.
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     config = None

@@ -13,7 +13,14 @@ _DIVERGED = 1e3
 
 
 def search(
-    loop, epochs=5, low=1e-4, high=1.0, evaluations=12, cache=None, progress=None
+    loop,
+    epochs=5,
+    low=1e-4,
+    high=1.0,
+    evaluations=12,
+    cache=None,
+    progress=None,
+    before_evaluation=None,
 ):
     """Finds the learning rate that gives the lowest training loss soon.
 
@@ -30,6 +37,8 @@ def search(
         cache: Path of a JSON file that keeps the evaluations: a search that was
             stopped, or is over, does not repeat them.
         progress: A `trainers.progress.Progress`, or None.
+        before_evaluation: Function without arguments, called before each evaluation
+            that the cache does not have; what it raises stops the search.
 
     Returns:
         The learning rate with the lowest loss among those tried.
@@ -59,6 +68,8 @@ def search(
     def loss_at(log_rate):
         rate = 10.0 ** float(log_rate)
         if rate not in tried:
+            if before_evaluation is not None:
+                before_evaluation()
             tried[rate] = _loss_after(loop, initial, rate, epochs)
             if cache is not None:
                 write_atomically(cache, json.dumps(list(tried.items())))

@@ -42,7 +42,7 @@ class Binary:
 
     def main(self):
         """Trains and reports; returns the content of `metrics.json`."""
-        flags.set_dataset_defaults(self.common, self.by_dataset)
+        self.set_defaults()
         if FLAGS.runs:
             columns = columns_of(self.columns)
             return comparison_report.main(f"trainers.{self.name}", columns)
@@ -66,6 +66,10 @@ class Binary:
                 splits, model, methods, figures, predictions
             ),
         )
+
+    def set_defaults(self):
+        """Sets the defaults of flags for the data set."""
+        flags.set_dataset_defaults(self.common, self.by_dataset)
 
     def network_of(self, splits):
         """Returns the network that the flags describe, initialized."""

@@ -2,6 +2,8 @@
 
 import sys
 
+import numpy as np
+
 _BAR = 24
 
 
@@ -39,13 +41,17 @@ class Progress:
         return update
 
     def epoch(self, row, epochs):
-        """Writes the line of an epoch: an entry of the history."""
+        """Writes the line of an epoch: an entry of the history.
+
+        Of several networks, where the figures are lists, it has the means.
+        """
+        row = row | {name: np.mean(value) for name, value in row.items()}
         self._seconds.append(row["seconds"])
         # The first epoch compiles: it says little of the others.
         recent = self._seconds[1:][-10:] or self._seconds
         left = sum(recent) / len(recent) * (epochs - row["epoch"])
         self._write(
-            f"epoch {row['epoch']:{len(str(epochs))}d}/{epochs}  "
+            f"epoch {row['epoch']:{len(str(epochs))}.0f}/{epochs}  "
             f"nll {row['nll']:.4f}  kl {row['kl']:.1f}  "
             f"accuracy {100 * row['accuracy']:5.1f} %  "
             f"val nll {row['val_nll']:.4f}  {100 * row['val_accuracy']:5.1f} %  "

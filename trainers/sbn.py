@@ -126,6 +126,7 @@ def member_seed(family, number):
 
 def build(splits, family, number):
     """Returns the network of a member, initialized."""
+    keras.utils.set_random_seed(member_seed(family, number))
     arguments = {} if FLAGS.network == "resnet18" else {"dropout": families()[family]}
     if FLAGS.network == "lenet5":
         arguments["padding"] = FLAGS.padding
@@ -145,6 +146,22 @@ def augmentation(splits):
     return own.get(splits.name)
 
 
+def member_workdir(path, family, number):
+    """Opens the folder of a member in the folder `path` of the whole run."""
+    return Workdir(
+        f"{path}/{family}-{number}",
+        "sbn member",
+        flags.defining_flags(),
+        {"family": family, "number": str(number)},
+        _IGNORED,
+    )
+
+
+def open_workdir():
+    """Opens the folder of the whole run."""
+    return session.open_workdir("sbn", _IGNORED)
+
+
 def train_member(splits, path, family, number):
     """Trains a member, or goes on, or loads what it has become.
 
@@ -158,17 +175,9 @@ def train_member(splits, path, family, number):
         `(model, history)`.
     """
     seed = member_seed(family, number)
-    keras.utils.set_random_seed(seed)
     model = build(splits, family, number)
-    name = f"{family}-{number}"
-    workdir = Workdir(
-        f"{path}/{name}",
-        "sbn member",
-        flags.defining_flags(),
-        {"family": family, "number": str(number)},
-        _IGNORED,
-    )
-    print(f"network {name}")
+    workdir = member_workdir(path, family, number)
+    print(f"network {family}-{number}")
     return model, session.train(model, splits, workdir, seed, augmentation(splits))
 
 
@@ -243,12 +252,17 @@ def methods_of(splits, plain, stochastic):
     return methods
 
 
-def main():
-    """Trains, calibrates and reports; returns the content of `metrics.json`."""
+def set_defaults():
+    """Sets the defaults for the data set, and refuses flags that change nothing."""
     flags.set_dataset_defaults(_COMMON, _DEFAULTS)
     check_flags()
+
+
+def main():
+    """Trains, calibrates and reports; returns the content of `metrics.json`."""
+    set_defaults()
     splits = session.load_data()
-    workdir = session.open_workdir("sbn", _IGNORED)
+    workdir = open_workdir()
     members = [(f, n) for f in families() for n in range(FLAGS.members)]
     jobs.run(
         "trainers.sbn",

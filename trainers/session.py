@@ -142,13 +142,14 @@ def make_loop(model, splits, seed=None, augmentation=None, data=None):
     )
 
 
-def set_learning_rate(loop, cache, progress):
+def set_learning_rate(loop, cache, progress, before_evaluation=None):
     """Sets the learning rate of a `Loop`: the flag's, or what the search finds.
 
     Args:
         loop: A `Loop` in its initial state.
         cache: Path of a JSON file, as of `learning_rate.search`.
         progress: A `Progress`.
+        before_evaluation: As of `learning_rate.search`.
     """
     if FLAGS.learning_rate == "auto":
         rate = learning_rate.search(
@@ -157,6 +158,7 @@ def set_learning_rate(loop, cache, progress):
             evaluations=FLAGS.search_evaluations,
             cache=cache,
             progress=progress,
+            before_evaluation=before_evaluation,
         )
     else:
         rate = float(FLAGS.learning_rate)
