@@ -39,6 +39,15 @@ _COMMON = {
     "augment": True,
     "padding": "valid",
 }
+_OWN = {
+    "epochs": 100,
+    "width": 0.5,
+    # There may be few images, as of the digits.
+    "optimizer": "adam",
+    "learning_rate": "0.003",
+    # By the size of the images.
+    "padding": None,
+}
 _DEFAULTS = {
     # A thousand images: Adam moves the posteriors in the few steps that there are.
     "digits": {
@@ -53,18 +62,8 @@ _DEFAULTS = {
     },
     "mnist": {"epochs": 50, "width": 0.5, "learning_rate": "0.005"},
     "cifar10": {"epochs": 1200, "width": 1.0, "learning_rate": "auto"},
-    **dict.fromkeys(
-        ("npz", "image_folder"),
-        {
-            "epochs": 100,
-            "width": 0.5,
-            # There may be few images, as of the digits.
-            "optimizer": "adam",
-            "learning_rate": "0.003",
-            # By the size of the images.
-            "padding": None,
-        },
-    ),
+    "npz": _OWN,
+    "image_folder": _OWN,
 }
 
 

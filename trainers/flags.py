@@ -65,20 +65,20 @@ flags.DEFINE_enum(
     "dataset",
     "digits",
     tuple(dict.fromkeys((*datasets.NAMES, *datasets.SEGMENTATION_NAMES))),
-    "Data set; npz and image_folder are your own images. cell_fcn takes the last three, "
-    "and cells by default.",
+    "Data set; npz and image_folder are your own images. cell_fcn takes cells, by "
+    "default, dic_hela and image_folder.",
 )
 flags.DEFINE_string(
     "data_dir",
     None,
-    "TensorFlow Datasets directory; for npz the file, for image_folder one with a folder "
-    "for each class (for cell_fcn with images/ and labels/).",
+    "TensorFlow Datasets directory; for npz the file, for image_folder one with a "
+    "folder for each class (for cell_fcn with images/ and labels/).",
 )
 flags.DEFINE_string(
     "resize",
     None,
-    "Size of the images of npz and image_folder, in pixels, as 32 or as 32x48 (height x "
-    "width): they are scaled to cover it, and cut around their centre.",
+    "Size of the images of npz and image_folder, in pixels, as 32 or as 32x48 (height "
+    "x width): they are scaled to cover it, and cut around their centre.",
 )
 flags.DEFINE_integer(
     "channels", None, "Channels of their images: 1 (grey) or 3; by default their own."

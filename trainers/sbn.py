@@ -62,6 +62,8 @@ _COMMON = {
     "augment": False,
     "augment_validation": False,
 }
+# The padding goes by the size of the images.
+_OWN = {"network": "lenet5", "epochs": 50, "augment": True, "padding": None}
 _DEFAULTS = {
     "digits": {"network": "lenet5", "epochs": 30, "padding": "same", "width": 0.5},
     "mnist": {"network": "lenet5", "epochs": 50},
@@ -71,11 +73,8 @@ _DEFAULTS = {
         "augment": True,
         "held_out": ["5", "6", "7", "8", "9"],
     },
-    **dict.fromkeys(
-        ("npz", "image_folder"),
-        # The padding goes by the size of the images.
-        {"network": "lenet5", "epochs": 50, "augment": True, "padding": None},
-    ),
+    "npz": _OWN,
+    "image_folder": _OWN,
 }
 _PLAIN, _DROPOUT = "plain", "dropout"
 # Flags of other normalizations, of posteriors and of segmentation.

@@ -26,7 +26,7 @@ def load_data(dense=False):
             and `datasets.load_segmentation` raise.
     """
     _refuse_given(
-        ("resize", "channels", "flip") if dense else ("downscale", "tile"),
+        ("resize", "channels") if dense else ("downscale", "tile"),
         "segmentation takes --downscale and --tile"
         if dense
         else "only segmentation (cell_fcn) takes them; classification has --resize",

@@ -53,17 +53,18 @@ class Augmentation(NamedTuple):
         return layers
 
 
+_CELLS = Augmentation(0, flip=True, vertical_flip=True, max_displacement=6.0)
 _AUGMENTATION = {
     "cifar10": Augmentation(max_shift=2, flip=True),
     "mnist": Augmentation(max_shift=2, flip=False),
     "digits": Augmentation(max_shift=1, flip=False),
-    # What images of a user's own show is not known: digits bear no flips.
-    **dict.fromkeys(("npz", "image_folder"), Augmentation(max_shift=2, flip=False)),
+    # What these show is not known, and writing, for one, bears no flips.
+    "npz": Augmentation(max_shift=2, flip=False),
+    "image_folder": Augmentation(max_shift=2, flip=False),
+    "cells": _CELLS,
+    "dic_hela": _CELLS,
 }
-_DENSE_AUGMENTATION = dict.fromkeys(
-    ("cells", "dic_hela", "image_folder"),
-    Augmentation(0, flip=True, vertical_flip=True, max_displacement=6.0),
-)
+_DENSE_AUGMENTATION = _AUGMENTATION | {"image_folder": _CELLS}
 
 
 def augmentation_for(name, dense=False):
@@ -76,7 +77,7 @@ def augmentation_for(name, dense=False):
 
     Args:
         name: Name of the set.
-        dense: Whether it is loaded with a label for each pixel, as of cells.
+        dense: Whether it has a label for each pixel, as an `image_folder` of cells.
 
     Raises:
         ValueError: The set is unknown.
