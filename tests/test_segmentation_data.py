@@ -11,7 +11,7 @@ from scipy import ndimage, stats
 
 from bayesnorm import datasets
 from bayesnorm.backend import compiled_loop
-from bayesnorm.datasets import image_folder, segmentation
+from bayesnorm.datasets import mask_folder, segmentation
 
 PARTS = ("train", "validation", "test")
 
@@ -273,7 +273,7 @@ def folder(tmp_path, rng):
 
 def test_folder(folder):
     root, truth = folder
-    found = list(image_folder.read(root))
+    found = list(mask_folder.read(root))
     for one, other in zip(found, truth, strict=True):
         assert one[0] == other[0]
         np.testing.assert_array_equal(one[1], other[1])
@@ -286,7 +286,7 @@ def test_folder(folder):
         np.testing.assert_array_equal(one.images, other.images)
         np.testing.assert_array_equal(one.labels, other.labels)
     (root / "labels").rename(root / "masks")
-    assert len(image_folder.pairs(root)) == 5
+    assert len(mask_folder.pairs(root)) == 5
 
 
 def test_masks_of_colours(tmp_path):
@@ -295,16 +295,16 @@ def test_masks_of_colours(tmp_path):
     picture.putpalette([0, 0, 0, 0, 0, 0, 0, 0, 255])
     picture.putdata(labels.ravel())
     picture.save(tmp_path / "palette.png")
-    found = image_folder.read_mask(tmp_path / "palette.png")
+    found = mask_folder.read_mask(tmp_path / "palette.png")
     np.testing.assert_array_equal(found, labels)
     colours = np.zeros((2, 2, 4), "uint8")
     colours[..., 3] = 255
     colours[0, 1, 2] = 9
     Image.fromarray(colours).save(tmp_path / "rgba.png")
-    found = image_folder.read_mask(tmp_path / "rgba.png")
+    found = mask_folder.read_mask(tmp_path / "rgba.png")
     np.testing.assert_array_equal(found, [[0, 1], [0, 0]])
     Image.fromarray(labels > 0).save(tmp_path / "bits.png")
-    found = image_folder.read_mask(tmp_path / "bits.png")
+    found = mask_folder.read_mask(tmp_path / "bits.png")
     np.testing.assert_array_equal(found, labels > 0)
 
 

@@ -83,6 +83,7 @@ BINARY = Binary(
         ("pixel accuracy, %", "accuracy", ".2f"),
         ("NLL a pixel", "nll", ".4f"),
     ],
+    dense=True,
 )
 main, run = BINARY.main, BINARY.run
 

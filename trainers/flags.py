@@ -64,13 +64,24 @@ flags.DEFINE_bool(
 flags.DEFINE_enum(
     "dataset",
     "digits",
-    (*datasets.NAMES, *datasets.SEGMENTATION_NAMES),
-    "Data set; cell_fcn takes the last three, and cells by default.",
+    tuple(dict.fromkeys((*datasets.NAMES, *datasets.SEGMENTATION_NAMES))),
+    "Data set; npz and image_folder are your own images. cell_fcn takes cells, by "
+    "default, dic_hela and image_folder.",
 )
 flags.DEFINE_string(
     "data_dir",
     None,
-    "TensorFlow Datasets directory; for image_folder one with images/ and labels/.",
+    "TensorFlow Datasets directory; for npz the file, for image_folder one with a "
+    "folder for each class (for cell_fcn with images/ and labels/).",
+)
+flags.DEFINE_string(
+    "resize",
+    None,
+    "Size of the images of npz and image_folder, in pixels, as 32 or as 32x48 (height "
+    "x width): they are scaled to cover it, and cut around their centre.",
+)
+flags.DEFINE_integer(
+    "channels", None, "Channels of their images: 1 (grey) or 3; by default their own."
 )
 flags.DEFINE_integer("downscale", 1, "Factor by which cell images are made smaller.")
 flags.DEFINE_integer(
@@ -132,6 +143,12 @@ flags.DEFINE_bool(
     "Random shifts, and flips where they make sense; of cells flips and deformations.",
 )
 flags.DEFINE_bool(
+    "flip",
+    None,
+    "Whether random flips of left and right augment; the data set's choice by default, "
+    "none for npz and image_folder.",
+)
+flags.DEFINE_bool(
     "augment_validation", True, "Augment the validation part as well (as the paper)."
 )
 
@@ -160,7 +177,7 @@ flags.DEFINE_enum(
     "padding",
     None,
     ["valid", "same"],
-    "'valid' as in the paper, or 'same' for small images.",
+    "'valid' as in the paper, or 'same' for small images, under 27 pixels.",
 )
 flags.DEFINE_float("initial_stddev", None, "Posterior deviation at the start.")
 
@@ -168,6 +185,28 @@ flags.DEFINE_integer("samples", 30, "Samples of the averaged prediction.")
 flags.DEFINE_integer("steps_per_call", 100, "Steps of one compiled call.")
 flags.DEFINE_integer("checkpoint_every", 1, "Epochs between checkpoints.")
 flags.DEFINE_bool("tensorboard", True, "Write scalars for TensorBoard.")
+
+
+def image_size(text):
+    """Returns the `(height, width)` of `--resize`; None for None.
+
+    Raises:
+        ValueError: If the text is neither one number nor two.
+    """
+    if text is None:
+        return None
+    sides = [int(side) for side in text.split("x")]
+    if len(sides) > 2 or min(sides) < 1:
+        raise ValueError(f"A size must be 32 or 32x48, got {text!r}.")
+    return sides[0], sides[-1]
+
+
+def _is_size(text):
+    try:
+        image_size(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_rate(value):
@@ -188,6 +227,12 @@ for _name in NOISE_FLAGS:
     flags.register_validator(
         _name, _are_deviations, "must be finite numbers from 0, separated by commas"
     )
+flags.register_validator(
+    "resize", _is_size, "must be a number of pixels or two, as 32 or 32x48"
+)
+flags.register_validator(
+    "channels", lambda value: value in (None, 1, 3), "must be 1 or 3"
+)
 flags.register_validator(
     "learning_rate", _is_rate, "must be 'auto' or a finite number above 0"
 )
@@ -283,7 +328,7 @@ def defining_flags():
     Of the search for a learning rate only where there is one.
     """
     indifferent = _INDIFFERENT
-    if FLAGS.dataset == "image_folder":
+    if FLAGS.dataset in ("npz", "image_folder"):
         # There it is the data, not the place where they lie.
         indifferent = indifferent - {"data_dir"}
     if FLAGS.learning_rate != "auto":

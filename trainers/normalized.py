@@ -29,6 +29,7 @@ class Binary:
             further sections of the report.
         columns: List of `(title, figure, format)` for the table of several runs: test
             figures of each way to predict.
+        dense: Whether the network takes sets with a label for each pixel.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Binary:
     by_dataset: dict
     sections: Callable
     columns: list
+    dense: bool = False
 
     def main(self):
         """Trains and reports; returns the content of `metrics.json`."""
@@ -47,7 +49,7 @@ class Binary:
             columns = columns_of(self.columns)
             return comparison_report.main(f"trainers.{self.name}", columns)
         keras.utils.set_random_seed(FLAGS.seed)
-        splits = session.load_data()
+        splits = session.load_data(self.dense)
         workdir = session.open_workdir(self.name)
         model = self.network_of(splits)
         history = session.train(model, splits, workdir)

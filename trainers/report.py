@@ -25,6 +25,7 @@ _TITLES = {
     "cifar10": "CIFAR-10",
     "cells": "synthetic cells",
     "dic_hela": "DIC-C2DH-HeLa",
+    "npz": "an archive of images",
     "image_folder": "a folder of images",
 }
 # Shares of the test examples, in per cent, of which `metrics.json` has the error.

@@ -3,6 +3,7 @@
     python -m trainers.sbn
     python -m trainers.sbn --dataset=mnist --data_dir=DIR --ood=notmnist --ood_file=FILE
     python -m trainers.sbn --dataset=cifar10 --held_out=5,6,7,8,9 --network=vgg11
+    python -m trainers.sbn --dataset=npz --data_dir=FILE --network=resnet18
 
 Trains `--members` networks with plain batch normalization, and as many with dropout
 beside it; converts them, calibrates them, and compares plain batch normalization,
@@ -10,13 +11,15 @@ stochastic batch normalization (SBN), the statistics of real batches (MCBN), dro
 ensembles, each alone and with SBN, in and out of the domain. Members are independent
 jobs (`--jobs`, `--parallel`); each can be stopped and goes on. Defaults:
 
-    --dataset         digits     mnist      cifar10
-    --network         lenet5     lenet5     vgg11
-    --epochs          30         50         200
-    --batch_size      16         16         16
-    --padding         same       valid      -
-    --augment         false      false      true
-    --held_out        8,9        -          5,6,7,8,9
+    --dataset         digits     mnist      cifar10    npz, image_folder
+    --network         lenet5     lenet5     vgg11      lenet5
+    --epochs          30         50         200        50
+    --batch_size      16         16         16         16
+    --padding         same       valid      -          same under 27 pixels
+    --augment         false      false      true       true
+    --held_out        8,9        -          5,6,7,8,9  -
+
+`npz` and `image_folder` are images of yours, as for `trainers.all_cnn`.
 
 Adam from 0.001, falling linearly to 0, dropout 0.5: as in the authors' code.
 
@@ -59,6 +62,8 @@ _COMMON = {
     "augment": False,
     "augment_validation": False,
 }
+# The padding goes by the size of the images.
+_OWN = {"network": "lenet5", "epochs": 50, "augment": True, "padding": None}
 _DEFAULTS = {
     "digits": {"network": "lenet5", "epochs": 30, "padding": "same", "width": 0.5},
     "mnist": {"network": "lenet5", "epochs": 50},
@@ -68,6 +73,8 @@ _DEFAULTS = {
         "augment": True,
         "held_out": ["5", "6", "7", "8", "9"],
     },
+    "npz": _OWN,
+    "image_folder": _OWN,
 }
 _PLAIN, _DROPOUT = "plain", "dropout"
 # Flags of other normalizations, of posteriors and of segmentation.

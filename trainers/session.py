@@ -5,16 +5,33 @@ import dataclasses
 import keras
 
 from bayesnorm import backend, datasets
-from trainers import learning_rate
+from trainers import command, learning_rate
 from trainers.checkpoints import Checkpoints, Workdir, write_history
-from trainers.flags import FLAGS, defining_flags
+from trainers.flags import FLAGS, defining_flags, image_size, set_defaults
 from trainers.loop import Config, Loop, fit, make_optimizer, training_order
 from trainers.progress import Progress
 
+# Pixels of the smallest image that the networks take without padding.
+_UNPADDED = 27
 
-def load_data():
-    """Returns the `Splits` that the flags name."""
-    if FLAGS.dataset in datasets.SEGMENTATION_NAMES:
+
+def load_data(dense=False):
+    """Returns the `Splits` that the flags name.
+
+    Args:
+        dense: Whether it is to have a label for each pixel.
+
+    Raises:
+        ValueError: Flags of the other kind of set are given, or what `datasets.load`
+            and `datasets.load_segmentation` raise.
+    """
+    _refuse_given(
+        ("resize", "channels") if dense else ("downscale", "tile"),
+        "segmentation takes --downscale and --tile"
+        if dense
+        else "only segmentation (cell_fcn) takes them; classification has --resize",
+    )
+    if dense:
         return _first_examples(
             datasets.load_segmentation(
                 FLAGS.dataset,
@@ -24,15 +41,35 @@ def load_data():
                 FLAGS.tile,
             )
         )
-    held_out = FLAGS.held_out
-    if held_out is not None:
-        held_out = [int(name) if name.isdigit() else name for name in held_out]
-    splits = datasets.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.split_seed, held_out)
+    splits = datasets.load(
+        FLAGS.dataset,
+        FLAGS.data_dir,
+        FLAGS.split_seed,
+        FLAGS.held_out,
+        resize=image_size(FLAGS.resize),
+        channels=FLAGS.channels,
+    )
     splits = _first_examples(splits)
+    if FLAGS.padding is None:
+        # The networks are made for 28 pixels and more.
+        small = min(splits.image_shape[:2]) < _UNPADDED
+        set_defaults({"padding": "same" if small else "valid"})
     if FLAGS.ood is None:
         return splits
     images, labels = datasets.load_notmnist(FLAGS.data_dir, FLAGS.ood_file)
     return datasets.with_ood(splits, images, labels, datasets.NOTMNIST_CLASSES)
+
+
+def _refuse_given(names, reason):
+    given = [
+        f"--{name}={command.text(FLAGS[name].value)}"
+        for name in names
+        if FLAGS[name].value != FLAGS[name].default
+    ]
+    if given:
+        raise ValueError(
+            f"{' '.join(given)} would do nothing here: {reason}. Leave them out."
+        )
 
 
 def _first_examples(splits):
@@ -103,7 +140,13 @@ def make_augmentation(splits, seed, kind=None):
     """
     if not FLAGS.augment:
         return None
-    kind = kind or datasets.augmentation_for(splits.name)
+    if kind is None:
+        # An archive may bear a name that no set here has.
+        known = splits.name in datasets.NAMES or splits.dense
+        name = splits.name if known else FLAGS.dataset
+        kind = datasets.augmentation_for(name, splits.dense)
+    if FLAGS.flip is not None:
+        kind = kind._replace(flip=FLAGS.flip)
     return keras.Sequential(kind.layers(seed), name="augmentation")
 
 

@@ -1,16 +1,27 @@
 """Image sets as NumPy arrays, and augmentation as graph operations.
 
-`load("digits")` works with the plain install. `load("cifar10", data_dir=...)` and
-`load("mnist", data_dir=...)` read a TensorFlow Datasets directory; only that call
-imports tensorflow and tensorflow_datasets, whatever the backend. `from_arrays` takes
-your own images.
+`load("digits")` works with the plain install. Your own images come as files,
+`load("npz", FILE)` and `load("image_folder", FOLDER)`, or as arrays, `from_arrays`.
+`load("cifar10", data_dir=...)` and `load("mnist", data_dir=...)` read a TensorFlow
+Datasets directory; only that call imports tensorflow and tensorflow_datasets, whatever
+the backend. `python -m bayesnorm.datasets.convert` writes such a set as one of the
+first two, which need neither.
 
 `load_segmentation` loads sets with a label for each pixel: `"cells"` with the plain
-install, `"image_folder"` of your own files, `"dic_hela"` of a TensorFlow Datasets
-directory. `from_images` takes images and masks of any size.
+install, `"image_folder"` of your own images and masks, `"dic_hela"` of a TensorFlow
+Datasets directory. `from_images` takes images and masks of any size.
 """
 
-from bayesnorm.datasets import dic_hela, digits, image_folder, synthetic_cells, tfds
+from bayesnorm.arguments import positive_integer
+from bayesnorm.datasets import (
+    class_folder,
+    dic_hela,
+    digits,
+    mask_folder,
+    npz,
+    synthetic_cells,
+    tfds,
+)
 from bayesnorm.datasets.augment import (
     Augmentation,
     RandomElastic,
@@ -61,41 +72,83 @@ __all__ = [
     "with_ood",
 ]
 
-NAMES = ("digits", *tfds.SOURCES)
+# Of one's own files: function of the path that loads them.
+_OWN = {"npz": npz.load, "image_folder": class_folder.load}
+NAMES = ("digits", *tfds.SOURCES, *_OWN)
 SEGMENTATION_NAMES = ("cells", "dic_hela", "image_folder")
 
 
-def load(name, data_dir=None, split_seed=0, held_out=None, download=False):
+def load(
+    name,
+    data_dir=None,
+    split_seed=0,
+    held_out=None,
+    download=False,
+    resize=None,
+    channels=None,
+):
     """Loads a data set by name.
 
-    What the pixels look like and how each set is divided: `bayesnorm.datasets.digits`
-    and `bayesnorm.datasets.tfds`.
+    What the pixels look like and how each set is divided: `bayesnorm.datasets.digits`,
+    `tfds`, `npz` and `class_folder`.
 
     Args:
         name: One of `NAMES`.
-        data_dir: TensorFlow Datasets directory of the sets read from disk; `digits`
+        data_dir: TensorFlow Datasets directory of the sets read from one; of `npz` the
+            file, of `image_folder` the folder that holds those of the classes; `digits`
             needs none and ignores it.
         split_seed: Seed of the division into train and validation. The test part is the
             same for every seed.
-        held_out: Classes to hold out of training, by label or by name; they become the
+        held_out: Classes to hold out of training, by name or by label; they become the
             `ood` part and the others are relabelled `0..K-1` in their old order. None
             takes the default of the set: 8 and 9 for `digits`, else no class.
         download: Whether a set that is not in `data_dir` may be downloaded.
+        resize: Size that images of `npz` and `image_folder` are made, in pixels: an
+            integer for squares, or `(height, width)`. They are scaled to cover it and
+            cut around their centre.
+        channels: Channels that they get: 1, which makes colours grey, or 3.
 
     Returns:
         A `Splits`.
 
     Raises:
-        ValueError: The name or a held-out class is unknown, or the directory is missing
-            or broken.
+        ValueError: An argument or a held-out class is unknown, or what is in
+            `data_dir` is missing or broken.
         ImportError: The set needs TensorFlow Datasets, which is not installed.
     """
     if name not in NAMES:
         hint = " `load_segmentation` loads that one." * (name in SEGMENTATION_NAMES)
         raise ValueError(f"Unknown data set {name!r}, expected one of {NAMES}.{hint}")
+    if name in _OWN:
+        if data_dir is None:
+            raise ValueError(
+                f"data set {name!r} needs `data_dir` (--data_dir): the path of the "
+                f"{'.npz file' if name == 'npz' else 'folder'}."
+            )
+        size = _size(resize)
+        if channels not in (None, 1, 3):
+            raise ValueError(f"`channels` must be 1 or 3, got {channels!r}.")
+        return _OWN[name](data_dir, split_seed, held_out or (), size, channels)
+    if resize is not None or channels is not None:
+        raise ValueError(
+            f"data set {name!r} has one size and its channels: `resize` (--resize) and "
+            f"`channels` (--channels) are of {tuple(_OWN)}."
+        )
     if name == "digits":
         return digits.load(split_seed, (8, 9) if held_out is None else held_out)
     return tfds.load(name, data_dir, split_seed, held_out or (), download)
+
+
+def _size(resize):
+    """`(height, width)` of what `load` takes, or None."""
+    if resize is None:
+        return None
+    size = (resize, resize) if isinstance(resize, int) else tuple(resize)
+    if len(size) != 2:
+        raise ValueError(
+            f"`resize` must be a number of pixels or (height, width), got {resize!r}."
+        )
+    return tuple(positive_integer("resize", side) for side in size)
 
 
 def load_segmentation(
@@ -106,7 +159,7 @@ def load_segmentation(
     - `cells`: synthetic, `bayesnorm.datasets.synthetic_cells`; needs no files.
     - `dic_hela`: DIC-C2DH-HeLa of the Cell Tracking Challenge, read with TensorFlow
       Datasets.
-    - `image_folder`: your own, `bayesnorm.datasets.image_folder`.
+    - `image_folder`: your own images and masks, `bayesnorm.datasets.mask_folder`.
 
     How all are divided and scaled: `bayesnorm.datasets.segmentation.from_images`.
 
@@ -143,4 +196,4 @@ def load_segmentation(
             "data set 'image_folder' needs `data_dir`: a folder with the folders "
             "'images' and 'labels'."
         )
-    return image_folder.load(data_dir, split_seed, downscale, tile)
+    return mask_folder.load(data_dir, split_seed, downscale, tile)

@@ -53,33 +53,42 @@ class Augmentation(NamedTuple):
         return layers
 
 
+_CELLS = Augmentation(0, flip=True, vertical_flip=True, max_displacement=6.0)
 _AUGMENTATION = {
     "cifar10": Augmentation(max_shift=2, flip=True),
     "mnist": Augmentation(max_shift=2, flip=False),
     "digits": Augmentation(max_shift=1, flip=False),
-    **dict.fromkeys(
-        ("cells", "dic_hela", "image_folder"),
-        Augmentation(0, flip=True, vertical_flip=True, max_displacement=6.0),
-    ),
+    # What these show is not known, and writing, for one, bears no flips.
+    "npz": Augmentation(max_shift=2, flip=False),
+    "image_folder": Augmentation(max_shift=2, flip=False),
+    "cells": _CELLS,
+    "dic_hela": _CELLS,
 }
+_DENSE_AUGMENTATION = _AUGMENTATION | {"image_folder": _CELLS}
 
 
-def augmentation_for(name):
+def augmentation_for(name, dense=False):
     """The default `Augmentation` of a data set, by its name.
 
     `cifar10` has the one of Shekhovtsov & Flach (2018): shifts by up to 2 pixels and
-    flips. Digits are not flipped, and those of 8x8 pixels shift by at most 1. Cells are
-    flipped both ways and deformed, by up to 6 pixels on a grid of 16.
+    flips. Digits are not flipped, and those of 8x8 pixels shift by at most 1; images of
+    your own shift by up to 2 pixels and are not flipped. Cells are flipped both ways
+    and deformed, by up to 6 pixels on a grid of 16.
+
+    Args:
+        name: Name of the set.
+        dense: Whether it has a label for each pixel, as an `image_folder` of cells.
 
     Raises:
         ValueError: The set is unknown.
     """
-    if name not in _AUGMENTATION:
+    known = _DENSE_AUGMENTATION if dense else _AUGMENTATION
+    if name not in known:
         raise ValueError(
             f"No default augmentation for data set {name!r}, only for "
-            f"{tuple(_AUGMENTATION)}. Make one: Augmentation(max_shift=2, flip=False)."
+            f"{tuple(known)}. Make one: Augmentation(max_shift=2, flip=False)."
         )
-    return _AUGMENTATION[name]
+    return known[name]
 
 
 def shift_images(images, offsets, reflect=False):

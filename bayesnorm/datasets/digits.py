@@ -2,13 +2,9 @@
 
 import numpy as np
 
-from bayesnorm.datasets import splits
+from bayesnorm.datasets import division, splits
 
 CLASS_NAMES = tuple("0123456789")
-# The test part does not follow `split_seed`: figures of all seeds share one test set.
-TEST_SEED = 0
-TEST_FRACTION = 0.2
-VALIDATION_FRACTION = 0.1
 
 
 def load(split_seed=0, held_out=(8, 9)):
@@ -35,27 +31,15 @@ def load(split_seed=0, held_out=(8, 9)):
     kept, ood = splits.hold_out(
         images, raw.target.astype(np.int64), out, len(CLASS_NAMES)
     )
-    is_test = stratified(kept.labels, TEST_FRACTION, TEST_SEED)
-    rest = np.flatnonzero(~is_test)
-    is_validation = stratified(
-        kept.labels[rest], VALIDATION_FRACTION / (1 - TEST_FRACTION), split_seed
-    )
-    indices = (rest[~is_validation], rest[is_validation], np.flatnonzero(is_test))
+    parts = division.stratified(kept.labels, split_seed)
     return splits.from_arrays(
-        *((kept.images[i], kept.labels[i]) for i in indices),
+        *(
+            (kept.images[parts[part]], kept.labels[parts[part]])
+            for part in ("train", "validation", "test")
+        ),
         (ood.images, ood.labels) if out else None,
         name="digits",
         class_names=[n for i, n in enumerate(CLASS_NAMES) if i not in out],
         ood_class_names=[CLASS_NAMES[i] for i in out],
         scale=1 / 16,
     )
-
-
-def stratified(labels, fraction, seed):
-    """Mask `[n]` of a random part with `round(fraction * count)` of every class."""
-    generator = np.random.default_rng(seed)
-    mask = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        members = generator.permutation(np.flatnonzero(labels == label))
-        mask[members[: round(fraction * len(members))]] = True
-    return mask

@@ -10,15 +10,13 @@ import warnings
 
 import numpy as np
 
-from bayesnorm.datasets import splits
+from bayesnorm.datasets import pictures, splits
 
 CLASS_NAMES = ("background", "cell")
 # The test part does not follow `split_seed`: figures of all seeds share one test set.
 TEST_SEED = 0
 TEST_FRACTION = 0.3
 VALIDATION_FRACTION = 0.2
-# ITU-R BT.601, as Pillow's conversion to grey.
-_LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def from_images(images, masks, name, split_seed=0, downscale=1, tile=None):
@@ -136,7 +134,7 @@ def _grey(image):
         )
     grey = image if image.ndim == 2 else image[..., 0]
     if channels >= 3:
-        grey = image[..., :3] @ _LUMA
+        grey = image[..., :3] @ pictures.LUMA
     grey = grey.astype(np.float64)
     if image.dtype == np.uint8:
         return grey

@@ -12,7 +12,7 @@ import re
 import numpy as np
 import tensorflow_datasets as tfds
 
-from bayesnorm.datasets import image_folder, segmentation, synthetic_cells
+from bayesnorm.datasets import mask_folder, segmentation, synthetic_cells
 
 _URL = "https://data.celltrackingchallenge.net/training-datasets/DIC-C2DH-HeLa.zip"
 _MASK_NAME = re.compile(r"man_seg_?(\d{3,4})\.tif", re.IGNORECASE)
@@ -91,8 +91,8 @@ class DicC2dhHela(_SegmentationBuilder):
             for number in sorted(masks):
                 yield self._example(
                     f"{sequence}/t{number:03d}",
-                    image_folder.read_image(frames[number]),
-                    image_folder.read_mask(masks[number]),
+                    mask_folder.read_image(frames[number]),
+                    mask_folder.read_mask(masks[number]),
                 )
 
 
@@ -108,7 +108,7 @@ class FolderConfig(tfds.core.BuilderConfig):
     """A folder of images and masks.
 
     Attributes:
-        folder: Its path, as `bayesnorm.datasets.image_folder.pairs` needs it.
+        folder: Its path, as `bayesnorm.datasets.mask_folder.pairs` needs it.
     """
 
     folder: str | None = None
@@ -140,7 +140,7 @@ class SegmentationFolder(_SegmentationBuilder):
         return {"train": self._generate_examples(folder)}
 
     def _generate_examples(self, folder):
-        for example in image_folder.read(folder):
+        for example in mask_folder.read(folder):
             yield self._example(*example)
 
 

@@ -303,6 +303,61 @@ def from_arrays(
     )
 
 
+def divided(
+    train,
+    validation,
+    test,
+    held_out=(),
+    ood=None,
+    *,
+    name,
+    class_names,
+    ood_class_names=(),
+):
+    """Makes a checked `Splits` of a divided set, classes of it held out.
+
+    An image stays in its part whatever is held out: the held-out classes leave all
+    parts, and their test images become the out-of-distribution part.
+
+    Args:
+        train: `(images, labels)`, with labels in `0..len(class_names)-1`.
+        validation: `(images, labels)` likewise.
+        test: `(images, labels)` likewise.
+        held_out: Classes held out, as of `resolve_classes`.
+        ood: As of `from_arrays`; none with classes held out.
+        name: Name of the set.
+        class_names: Names of all classes.
+        ood_class_names: Names that the labels of `ood` index, if any.
+
+    Returns:
+        A `Splits`.
+
+    Raises:
+        ValueError: A class is unknown, there are two kinds of out-of-distribution
+            images, or see `validate`.
+    """
+    out = resolve_classes(name, held_out, class_names)
+    parts = [train, validation, test]
+    if out and ood is not None:
+        raise ValueError(
+            f"data set {name!r} has out-of-distribution images of its own, and "
+            f"`held_out`={tuple(held_out)} would add others. Hold out no class, or "
+            "take its own away."
+        )
+    if out:
+        divisions = [hold_out(*part, out, len(class_names)) for part in parts]
+        parts = [(kept.images, kept.labels) for kept, _ in divisions]
+        ood = (divisions[2][1].images, divisions[2][1].labels)
+        ood_class_names = [class_names[i] for i in out]
+    return from_arrays(
+        *parts,
+        ood,
+        name=name,
+        class_names=[n for i, n in enumerate(class_names) if i not in out],
+        ood_class_names=ood_class_names,
+    )
+
+
 def with_ood(splits, images, labels, class_names=()):
     """Returns `Splits` with other out-of-distribution data.
 
@@ -368,7 +423,10 @@ def hold_out(images, labels, held_out, num_classes):
 
 
 def resolve_classes(name, held_out, class_names):
-    """Sorted labels of the classes named in `held_out`, by label or by name.
+    """Sorted labels of the classes named in `held_out`.
+
+    Each is a name, or else a label: an integer, or a string of one. A class that is
+    called "5" is meant by "5", whatever its label.
 
     Raises:
         ValueError: A class is unknown, given twice, or fewer than two would remain.
@@ -377,14 +435,15 @@ def resolve_classes(name, held_out, class_names):
         held_out = (held_out,)
     labels = []
     for item in held_out:
+        label = int(item) if isinstance(item, str) and item.isdecimal() else item
         if isinstance(item, str) and item in class_names:
             labels.append(class_names.index(item))
         elif (
-            not isinstance(item, (str, bool))
-            and isinstance(item, (int, np.integer))
-            and 0 <= item < len(class_names)
+            isinstance(label, (int, np.integer))
+            and not isinstance(label, bool)
+            and 0 <= label < len(class_names)
         ):
-            labels.append(int(item))
+            labels.append(int(label))
         else:
             raise ValueError(
                 f"data set {name!r} has no class {item!r} to hold out. Give labels "

@@ -8,7 +8,7 @@ import re
 import keras
 import numpy as np
 
-from bayesnorm.datasets import splits
+from bayesnorm.datasets import division, splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +79,8 @@ def load(name, data_dir=None, split_seed=0, held_out=(), download=False):
         ValueError: The directory is missing or broken, or a class is unknown.
     """
     source = SOURCES[name]
-    class_names = source.class_names
-    out = splits.resolve_classes(name, held_out, class_names)
+    # Before a minute of reading.
+    splits.resolve_classes(name, held_out, source.class_names)
     arrays = read(
         name,
         data_dir,
@@ -89,24 +89,17 @@ def load(name, data_dir=None, split_seed=0, held_out=(), download=False):
             part: _read_part(builder, part, source) for part in ("train", "test")
         },
     )
-    (images, labels), (test_images, test_labels) = arrays["train"], arrays["test"]
-    order = np.random.default_rng(split_seed).permutation(len(images))
-    count = len(images) // source.validation_share
-    validation, _ = splits.hold_out(
-        images[order[:count]], labels[order[:count]], out, len(class_names)
+    images, labels = arrays["train"]
+    train, validation = division.permuted(
+        len(images), source.validation_share, split_seed
     )
-    train, _ = splits.hold_out(
-        images[order[count:]], labels[order[count:]], out, len(class_names)
-    )
-    test, ood = splits.hold_out(test_images, test_labels, out, len(class_names))
-    return splits.from_arrays(
-        (train.images, train.labels),
-        (validation.images, validation.labels),
-        (test.images, test.labels),
-        (ood.images, ood.labels) if out else None,
+    return splits.divided(
+        (images[train], labels[train]),
+        (images[validation], labels[validation]),
+        arrays["test"],
+        held_out,
         name=name,
-        class_names=[n for i, n in enumerate(class_names) if i not in out],
-        ood_class_names=[class_names[i] for i in out],
+        class_names=source.class_names,
     )
 
 
@@ -120,7 +113,8 @@ def read(name, data_dir, download, reader, make_builder=None, function="load"):
         reader: Function of the builder that returns what is read.
         make_builder: Function of the directory that returns the builder of a set that
             TensorFlow Datasets has none of.
-        function: Function of `bayesnorm.datasets` that loads the set, for messages.
+        function: Function of `bayesnorm.datasets` that loads the set, for messages;
+            None where there is none.
 
     Returns:
         What `reader` returns.
@@ -182,6 +176,8 @@ def _check_directory(name, directory, function):
 
 
 def _fetching(name, directory, function):
+    if function is None:
+        return f"`tfds build {name} --data_dir={directory}`."
     call = f"bayesnorm.datasets.{function}({name!r}, {directory!r}, download=True)"
     return f'`python -c "import bayesnorm.datasets; {call}"`.'
 

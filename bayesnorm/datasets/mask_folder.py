@@ -5,11 +5,10 @@ import pathlib
 
 import numpy as np
 
-from bayesnorm.datasets import segmentation
+from bayesnorm.datasets import pictures, segmentation
+from bayesnorm.datasets.pictures import JPEG, LOSSLESS
 
 MASK_FOLDERS = ("labels", "masks")
-_LOSSLESS = (".png", ".tif", ".tiff", ".bmp")
-_LOSSY = (".jpg", ".jpeg")
 
 
 def load(folder, split_seed=0, downscale=1, tile=None):
@@ -64,12 +63,12 @@ def pairs(folder):
             f"{str(root)!r} must be a folder with the folders 'images' and 'labels' "
             f"(or 'masks'), but {reason}."
         )
-    images = _files(root / "images", _LOSSLESS + _LOSSY)
-    masks = _files(root / found[0], _LOSSLESS)
+    images = _files(root / "images", LOSSLESS + JPEG)
+    masks = _files(root / found[0], LOSSLESS)
     if not images and not masks:
         raise ValueError(
             f"There are no pictures in {str(root / 'images')!r}. Expected files "
-            f"{', '.join(_LOSSLESS + _LOSSY)}."
+            f"{', '.join(LOSSLESS + JPEG)}."
         )
     alone = sorted(images.keys() ^ masks.keys())
     if alone:
@@ -117,10 +116,10 @@ def read_image(path):
     Raises:
         ValueError: The file is no such image.
     """
-    picture = _open(path)
+    picture = pictures.open_picture(path)
     if picture.mode in ("1", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
         picture = picture.convert("L" if picture.mode == "1" else "RGB")
-    return _integers(path, np.asarray(picture))
+    return pictures.integers(np.asarray(picture), repr(str(path)))
 
 
 def read_mask(path):
@@ -129,12 +128,13 @@ def read_mask(path):
     Raises:
         ValueError: The file is no such image.
     """
-    picture = _open(path)
+    picture = pictures.open_picture(path)
     mask = np.asarray(picture)
     if mask.ndim == 3:
         colours = mask if picture.mode == "RGB" else np.asarray(picture.convert("RGB"))
         mask = colours.any(axis=-1)
-    return _integers(path, mask.astype(np.uint8) if mask.dtype == np.bool_ else mask)
+    mask = mask.astype(np.uint8) if mask.dtype == np.bool_ else mask
+    return pictures.integers(mask, repr(str(path)))
 
 
 def _files(folder, endings):
@@ -150,40 +150,3 @@ def _files(folder, endings):
             )
         files[path.stem] = path
     return files
-
-
-def _open(path):
-    """The only picture in a file, decoded."""
-    from PIL import Image
-
-    try:
-        with open(path, "rb") as file, Image.open(file) as picture:
-            pages = getattr(picture, "n_frames", 1)
-            picture.load()
-            picture = picture.copy()
-    # Pillow raises much more than its own errors on broken files.
-    except Exception as error:
-        raise ValueError(
-            f"{str(path)!r} could not be read as a picture: {type(error).__name__}: "
-            f"{error}"
-        ) from error
-    if pages != 1:
-        raise ValueError(
-            f"{str(path)!r} must hold one picture, but holds {pages}. Save them to "
-            "files of their own."
-        )
-    return picture
-
-
-def _integers(path, array):
-    """The array as uint8 or uint16; Pillow reads some 16-bit files as 32-bit."""
-    if array.dtype in (np.uint8, np.uint16):
-        return array
-    if not np.issubdtype(array.dtype, np.integer) or not (
-        array.min() >= 0 and array.max() <= 65535
-    ):
-        raise ValueError(
-            f"{str(path)!r} must hold integers of 8 or 16 bits, but holds "
-            f"{array.dtype}, {array.min()} to {array.max()}."
-        )
-    return array.astype(np.uint16)

@@ -1,0 +1,90 @@
+"""How sets are divided into train, validation and test."""
+
+import numpy as np
+
+# The test part does not follow `split_seed`: figures of all seeds share one test set.
+TEST_SEED = 0
+TEST_FRACTION = 0.2
+# Of what the test part leaves: a tenth of the whole.
+VALIDATION_FRACTION = 0.125
+
+
+def permuted(count, share, split_seed):
+    """Indices of train and validation, whatever their classes.
+
+    Args:
+        count: Number of examples.
+        share: One in so many is for validation.
+        split_seed: Seed.
+
+    Returns:
+        `(train, validation)`: the rest and the start of a permutation of `0..count-1`.
+    """
+    order = np.random.default_rng(split_seed).permutation(count)
+    return order[count // share :], order[: count // share]
+
+
+def stratified(labels, split_seed, missing=("validation", "test")):
+    """Indices of parts that hold the same share of every class.
+
+    A fifth is the test part, the same for every `split_seed`, and an eighth of the
+    others the validation part: 70 %, 10 % and 20 % where both are drawn. Of a class
+    each has one example at least.
+
+    Args:
+        labels: `[n]` integers.
+        split_seed: Seed of the division into train and validation.
+        missing: The parts to draw.
+
+    Returns:
+        Dict from `"train"` and the parts drawn to sorted indices.
+    """
+    rest = np.arange(len(labels))
+    parts = {}
+    for part, fraction, seed in (
+        ("test", TEST_FRACTION, TEST_SEED),
+        ("validation", VALIDATION_FRACTION, split_seed),
+    ):
+        if part in missing:
+            drawn = _drawn(labels[rest], fraction, seed)
+            parts[part], rest = rest[drawn], rest[~drawn]
+    return {"train": rest, **parts}
+
+
+def check_counts(where, labels, class_names, missing):
+    """Checks that every class has an example for each part.
+
+    Args:
+        where: Name of the set, for the message.
+        labels: `[n]` integers, of the training part.
+        class_names: Names that they index.
+        missing: As of `stratified`.
+
+    Raises:
+        ValueError: If a class has too few.
+    """
+    counts = np.bincount(labels, minlength=len(class_names))
+    few = [
+        f"{class_names[i]!r} {counts[i]}"
+        for i in np.flatnonzero(counts <= len(missing))
+    ]
+    if few:
+        drawn = (
+            f" and as {' and '.join(missing)}, which are drawn from it"
+            if missing
+            else ""
+        )
+        raise ValueError(
+            f"{where}: every class needs {len(missing) + 1} images to train on{drawn}, "
+            f"but there are of {', '.join(few)}. Add some, or take the class away."
+        )
+
+
+def _drawn(labels, fraction, seed):
+    """Mask `[n]` of a random part with `fraction` of every class, one at least."""
+    generator = np.random.default_rng(seed)
+    mask = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        mask[members[: max(1, round(fraction * len(members)))]] = True
+    return mask

@@ -1,0 +1,432 @@
+"""Images and labels of a NumPy archive, under the names that are in use for them.
+
+What each part is called, in capitals or not, `PART` being `train`, `validation` (`val`,
+`valid`), `test` or `ood`:
+
+- `PART_images`, `PART_x`, `PART_data`, or the other way round as in `x_train`; without
+  a part it is `train`: `X`, `images`, `data`. `[n, height, width]` or `[n, height,
+  width, channels]`: integers of 8 or 16 bits, floats in [0, 1], or floats that are
+  whole numbers 0 to 255.
+- `PART_labels`, `PART_y`, `PART_target`, likewise: `[n]` or `[n, 1]` integers or
+  strings. `ood` needs none.
+- `PART_offsets`: then `PART_images` holds files, JPEG or PNG, one behind the other:
+  `[bytes]` uint8, of which image `i` is `offsets[i]` to `offsets[i + 1]`. The offsets
+  are `[n + 1]` integers.
+- `class_names` and `ood_class_names`: strings that the labels index. By default the
+  classes are the sorted labels of `train`.
+- `name`: of the set, such as `cifar10`, whose augmentation and title it then has.
+"""
+
+import itertools
+import os
+import pathlib
+import re
+import warnings
+import zipfile
+import zlib
+
+import numpy as np
+
+from bayesnorm.datasets import division, pictures, splits
+
+_PARTS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val"),
+    "test": ("test", "testing"),
+    "ood": ("ood",),
+}
+_KINDS = {
+    "images": ("images", "image", "x", "data"),
+    "labels": ("labels", "label", "y", "target", "targets"),
+    "offsets": ("offsets",),
+}
+_SET = {"name": "name", "classnames": "class_names", "targetnames": "class_names"}
+_SET |= {"oodclassnames": "ood_class_names"}
+_EXPECTED = (
+    "Expected a NumPy archive with train_images and train_labels, and perhaps the same "
+    "of validation, test and ood"
+)
+
+
+def load(file, split_seed=0, held_out=(), resize=None, channels=None):
+    """Reads an archive into memory.
+
+    Validation and test are drawn from train where they are missing
+    (`division.stratified`). The network sees `images / 255` of 8-bit pixels; ones of 16
+    bits and floats are float32 in [0, 1].
+
+    Args:
+        file: Path of the archive.
+        split_seed: Seed of the division into train and validation, where it is drawn.
+        held_out: Classes held out, as of `splits.divided`.
+        resize: `(height, width)` that images are made by `pictures.fit`, or None.
+        channels: 1 or 3, to make colours grey or grey images ones of three channels.
+
+    Returns:
+        A `Splits`, called `npz` if the archive has no `name`.
+
+    Raises:
+        ValueError: The file is no such archive, or its arrays are not as above.
+    """
+    path = pathlib.Path(os.path.expanduser(file))
+    where = repr(str(path))
+    found = _read(path)
+    keys = {meaning: key for meaning, (key, _) in found.items()}
+    arrays = {meaning: array for meaning, (_, array) in found.items()}
+    parts = [part for part in _PARTS if (part, "images") in arrays]
+    images = {
+        part: _images(where, part, keys, arrays, resize, channels) for part in parts
+    }
+    image_keys = {part: keys[part, "images"] for part in parts}
+    images = _stored(where, image_keys, images)
+    labels = {
+        part: _labels(where, keys[part, "labels"], arrays[part, "labels"])
+        for part in parts
+        if (part, "labels") in arrays
+    }
+    for part, of_part in labels.items():
+        if len(of_part) != len(images[part]):
+            raise ValueError(
+                f"{where}: every image needs a label, but {image_keys[part]!r} has "
+                f"{len(images[part])} and {keys[part, 'labels']!r} {len(of_part)}."
+            )
+    ood = images.pop("ood", None)
+    ood_labels = labels.pop("ood", None)
+    names = {part: keys[part, "labels"] for part in labels}
+    class_names, labels = _classes(
+        where, names, labels, _names(where, "class_names", found)
+    )
+    ood_names = _names(where, "ood_class_names", found) or ()
+    if ood is not None and ood_labels is not None:
+        ood_names, classes = _classes(
+            where, {"train": keys["ood", "labels"]}, {"train": ood_labels}, ood_names
+        )
+        ood = (ood, classes["train"])
+    missing = [part for part in ("validation", "test") if part not in images]
+    division.check_counts(where, labels["train"], class_names, missing)
+    drawn = division.stratified(labels["train"], split_seed, missing) if missing else {}
+    divided = {part: (images[part], labels[part]) for part in images}
+    for part, indices in drawn.items():
+        divided[part] = (images["train"][indices], labels["train"][indices])
+    return splits.divided(
+        divided["train"],
+        divided["validation"],
+        divided["test"],
+        held_out,
+        ood,
+        name=_name(where, found),
+        class_names=class_names,
+        ood_class_names=ood_names,
+    )
+
+
+def _meanings():
+    """Key, in small letters and without underscores -> `(part, kind)`, or a name."""
+    meanings = dict(_SET)
+    for kind, words in _KINDS.items():
+        for word in words:
+            meanings[word] = ("train", kind)
+            for part, prefixes in _PARTS.items():
+                for prefix in prefixes:
+                    meanings[prefix + word] = meanings[word + prefix] = (part, kind)
+    return meanings
+
+
+def _read(path):
+    """Meaning -> `(key, array)` of what is known in an archive."""
+    where = repr(str(path))
+    if not path.is_file():
+        raise ValueError(
+            f"{where} is a folder. {_EXPECTED}; a folder of pictures is the data set "
+            "'image_folder'."
+            if path.is_dir()
+            else f"{where}: there is no such file. {_EXPECTED}."
+        )
+    try:
+        archive = np.load(path, allow_pickle=False)
+    # Of what is no archive NumPy says that it may be pickled.
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{where} could not be read, it is no NumPy archive or not a whole one "
+            f"({type(error).__name__}). {_EXPECTED}: write it with np.savez, or copy "
+            "it again."
+        ) from error
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise ValueError(
+            f"{where} holds one array {archive.shape} (.npy). {_EXPECTED}: write it "
+            "with np.savez."
+        )
+    with archive:
+        keys = _keys(where, archive.files)
+        found = {
+            meaning: (key, _array(where, archive, key)) for meaning, key in keys.items()
+        }
+    for part in _PARTS:
+        has = {kind for kind in _KINDS if (part, kind) in found}
+        if (has or part == "train") and "images" not in has:
+            _refuse_keys(where, part, "images", archive.files)
+        if has and "labels" not in has and part != "ood":
+            _refuse_keys(where, part, "labels", archive.files)
+    return found
+
+
+def _keys(where, names):
+    """Meaning -> key, of the keys that mean something."""
+    meanings, keys, unknown = _meanings(), {}, []
+    for name in names:
+        meaning = meanings.get(re.sub("[^a-z0-9]", "", name.lower()))
+        if meaning is None:
+            unknown.append(name)
+        elif meaning in keys:
+            raise ValueError(
+                f"{where}: {keys[meaning]!r} and {name!r} are two names of the same. "
+                "Take one of them out."
+            )
+        else:
+            keys[meaning] = name
+    if unknown and keys:
+        warnings.warn(
+            f"{where}: {len(unknown)} keys have no meaning here and are left out: "
+            f"{pictures.listing(unknown)}.",
+            stacklevel=4,
+        )
+    return keys
+
+
+def _refuse_keys(where, part, kind, names):
+    raise ValueError(
+        f"{where}: there is no {part}_{kind} (or {', '.join(_aliases(part, kind))}), "
+        f"but {', '.join(map(repr, names)) or 'nothing'}. {_EXPECTED}."
+    )
+
+
+def _aliases(part, kind):
+    short = {"images": "x", "labels": "y"}[kind]
+    return (f"{short}_{part}", short) if part == "train" else (f"{short}_{part}",)
+
+
+def _array(where, archive, key):
+    try:
+        return archive[key]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        objects = "Object arrays" in str(error)
+        mend = (
+            "It holds Python objects: convert them, as with labels.astype(str) or "
+            "np.stack(images), and write it again"
+            if objects
+            else "The file is not whole: copy or write it again"
+        )
+        raise ValueError(
+            f"{where}: {key!r} could not be read ({type(error).__name__}: {error}). "
+            f"{mend}."
+        ) from error
+
+
+def _images(where, part, keys, arrays, resize, channels):
+    """Images of a part, `[n, height, width, channels]`, type as stored."""
+    key, images = keys[part, "images"], arrays[part, "images"]
+    said = f"{where}: {key!r}"
+    if (part, "offsets") in arrays:
+        return _decoded(
+            said,
+            images,
+            keys[part, "offsets"],
+            arrays[part, "offsets"],
+            resize,
+            channels,
+        )
+    if images.ndim == 3:
+        images = images[..., None]
+    _check_shape(said, images)
+    if resize is not None and images.shape[1:3] != tuple(resize):
+        images = _stored(where, {part: key}, {part: images})[part]
+        images = np.stack([pictures.fit(image, resize) for image in images])
+    try:
+        return images if channels is None else pictures.with_channels(images, channels)
+    except ValueError as error:
+        raise ValueError(f"{said}: {error}") from error
+
+
+def _check_shape(said, images):
+    shape = images.shape
+    if images.ndim == 4 and 0 not in shape and not shape[1] <= 4 < shape[3]:
+        return
+    expected = "must be [n, height, width] or [n, height, width, channels]"
+    if images.ndim == 4 and 0 not in shape:
+        mend = "The channels go last: images.transpose(0, 2, 3, 1)"
+    elif images.ndim == 2 and (side := round(shape[1] ** 0.5)) ** 2 == shape[1]:
+        mend = f"Give the pixels their places: images.reshape(-1, {side}, {side})"
+    elif images.ndim == 1:
+        mend = "Files one behind the other need their offsets beside them"
+    else:
+        mend = "Give the pixels their places: images.reshape(-1, height, width)"
+    raise ValueError(f"{said} {expected}, but is {list(shape)}. {mend}.")
+
+
+def _decoded(said, data, offsets_key, offsets, resize, channels):
+    """Images of files that stand one behind the other."""
+    ends = offsets if offsets.ndim == 1 and offsets.dtype.kind in "iu" else np.empty(0)
+    if (
+        data.ndim != 1
+        or data.dtype != np.uint8
+        or len(ends) < 2
+        or ends[0] != 0
+        or ends[-1] != len(data)
+        or (np.diff(ends.astype(np.int64)) < 0).any()
+    ):
+        raise ValueError(
+            f"{said} with {offsets_key!r} must be the bytes of files, uint8 [bytes], "
+            "and where each begins and the last ends, integers [n + 1] from 0 to the "
+            f"number of bytes that never fall, but they are {data.dtype} "
+            f"{list(data.shape)} and {offsets.dtype} {list(offsets.shape)}."
+        )
+    files = [data[start:end].tobytes() for start, end in itertools.pairwise(ends)]
+    return pictures.read_bytes(files, said, resize, channels)
+
+
+def _stored(where, keys, images):
+    """Images of all parts as uint8, or as float32 in [0, 1].
+
+    What the numbers mean is seen from all parts together.
+    """
+    kinds = {images[part].dtype: keys[part] for part in images}
+    if len(kinds) > 1:
+        said = " and ".join(f"{key!r} {dtype}" for dtype, key in kinds.items())
+        raise ValueError(
+            f"{where}: the images of all parts must be of one type, but there are "
+            f"{said}. Convert one of them."
+        )
+    (dtype,) = kinds
+    if dtype == np.uint8:
+        return images
+    if dtype == np.bool_:
+        return {part: of_part * np.uint8(255) for part, of_part in images.items()}
+    if dtype.kind not in "iuf":
+        raise ValueError(
+            f"{where}: {keys['train']!r} must hold numbers, but holds {dtype}."
+        )
+    highest = 0
+    for part, of_part in images.items():
+        low, high = of_part.min(), of_part.max()
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise ValueError(
+                f"{where}: {keys[part]!r} holds NaN or infinite pixels. Remove or "
+                "repair these images."
+            )
+        if low < 0:
+            _refuse_range(where, keys[part], dtype, low, high)
+        highest = max(highest, high)
+    if dtype.kind == "f" and highest <= 1:
+        return {part: of_part.astype(np.float32) for part, of_part in images.items()}
+    whole = dtype.kind != "f" or all(
+        np.array_equal(of_part, np.floor(of_part)) for of_part in images.values()
+    )
+    if whole and highest <= 255:
+        return {part: of_part.astype(np.uint8) for part, of_part in images.items()}
+    if dtype.kind != "f" and highest <= 65535:
+        return {part: of_part / np.float32(65535) for part, of_part in images.items()}
+    for part, of_part in images.items():
+        _refuse_range(where, keys[part], dtype, of_part.min(), of_part.max())
+    return None
+
+
+def _refuse_range(where, key, dtype, low, high):
+    raise ValueError(
+        f"{where}: {key!r} must hold integers 0 to 255 or 0 to 65535, or floats in "
+        f"[0, 1], but holds {dtype} from {low:g} to {high:g}. Write images as they "
+        "were before they were standardized, or divided by their largest value."
+    )
+
+
+def _labels(where, key, labels):
+    """Labels `[n]`, int64 or strings."""
+    said = f"{where}: {key!r}"
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        one_hot = labels.ndim == 2 and labels.dtype.kind in "iufb"
+        mend = " One-hot rows become classes by labels.argmax(-1)." if one_hot else ""
+        raise ValueError(
+            f"{said} must be [n], a class for each image, but is "
+            f"{list(labels.shape)}.{mend}"
+        )
+    if labels.dtype.kind == "S":
+        return np.char.decode(labels, "utf-8")
+    if labels.dtype.kind == "U":
+        return labels
+    whole = labels.dtype.kind in "iub" or (
+        labels.dtype.kind == "f" and np.array_equal(labels, np.floor(labels))
+    )
+    if not whole:
+        raise ValueError(
+            f"{said} must hold integers or strings, a class for each image, but holds "
+            f"{labels.dtype}."
+        )
+    return labels.astype(np.int64)
+
+
+def _classes(where, keys, labels, class_names):
+    """Names of the classes, and labels that index them.
+
+    Args:
+        where: Name of the archive.
+        keys: Part -> key of its labels.
+        labels: Part -> labels `[n]`, int64 or strings.
+        class_names: The names that the archive has, or None.
+
+    Returns:
+        `(class_names, labels)`.
+    """
+    known = np.unique(labels["train"])
+    if class_names:
+        indices = np.arange(len(class_names))
+        if known.dtype.kind == "U":
+            order = np.argsort(class_names)
+            known, indices = np.array(class_names)[order], order
+        elif np.isin(known, indices).all():
+            known = indices
+        elif len(known) != len(class_names):
+            raise ValueError(
+                f"{where}: {keys['train']!r} has {len(known)} classes, from {known[0]} "
+                f"to {known[-1]}, and 'class_names' {len(class_names)} names, which "
+                f"labels 0 to {len(class_names) - 1} would index."
+            )
+    else:
+        class_names, indices = [str(label) for label in known], np.arange(len(known))
+    found = {}
+    for part, of_part in labels.items():
+        if of_part.dtype.kind != known.dtype.kind:
+            strange = of_part[:1]
+        else:
+            strange = of_part[~np.isin(of_part, known)]
+        if len(strange):
+            raise ValueError(
+                f"{where}: {keys[part]!r} has the class {strange[0]!s}, which is none "
+                f"of {pictures.listing(list(class_names), 10)}."
+            )
+        found[part] = indices[np.searchsorted(known, of_part)]
+    return tuple(class_names), found
+
+
+def _names(where, meaning, found):
+    """Names of classes that an archive has, or None."""
+    if meaning not in found:
+        return None
+    key, names = found[meaning]
+    if names.ndim != 1 or names.dtype.kind not in "US":
+        raise ValueError(
+            f"{where}: {key!r} must be strings, one a class, but is {names.dtype} "
+            f"{list(names.shape)}."
+        )
+    names = np.char.decode(names, "utf-8") if names.dtype.kind == "S" else names
+    return tuple(str(name) for name in names)
+
+
+def _name(where, found):
+    key, name = found.get("name", ("name", np.array("npz")))
+    if name.shape != () or name.dtype.kind != "U":
+        raise ValueError(
+            f"{where}: {key!r} must be a string, but is {name.dtype} "
+            f"{list(name.shape)}."
+        )
+    return str(name)
