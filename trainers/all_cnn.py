@@ -17,7 +17,6 @@ the learning rate as the paper does, which costs some 60 epochs. Defaults:
     --learning_rate   0.003      0.005      auto       0.003
     --initial_stddev  0.3        0.1        0.1        0.1
     --augment         false      true       true       true
-    --padding         same       valid      valid      same under 27 pixels
 
 `npz` and `image_folder` are images of yours: `--data_dir` is the file, or the folder
 with a folder for each class; `--resize` makes them one size.
@@ -37,7 +36,6 @@ _COMMON = {
     "optimizer": "sgd",
     "initial_stddev": 0.1,
     "augment": True,
-    "padding": "valid",
 }
 _OWN = {
     "epochs": 100,
@@ -45,8 +43,6 @@ _OWN = {
     # There may be few images, as of the digits.
     "optimizer": "adam",
     "learning_rate": "0.003",
-    # By the size of the images.
-    "padding": None,
 }
 _DEFAULTS = {
     # A thousand images: Adam moves the posteriors in the few steps that there are.
@@ -57,8 +53,6 @@ _DEFAULTS = {
         "width": 0.25,
         "initial_stddev": 0.3,
         "augment": False,
-        # The images are smaller than what the unpadded network takes.
-        "padding": "same",
     },
     "mnist": {"epochs": 50, "width": 0.5, "learning_rate": "0.005"},
     "cifar10": {"epochs": 1200, "width": 1.0, "learning_rate": "auto"},

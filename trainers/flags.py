@@ -177,7 +177,7 @@ flags.DEFINE_enum(
     "padding",
     None,
     ["valid", "same"],
-    "'valid' as in the paper, or 'same' for small images, under 27 pixels.",
+    "'valid' as in the paper, or 'same', the default for images under 27 pixels.",
 )
 flags.DEFINE_float("initial_stddev", None, "Posterior deviation at the start.")
 

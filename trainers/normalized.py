@@ -76,6 +76,8 @@ class Binary:
     def network_of(self, splits):
         """Returns the network that the flags describe, initialized."""
         arguments = {name: FLAGS[name].value for name in self.arguments}
+        if "padding" in arguments:
+            arguments["padding"] = session.padding_for(splits)
         return build(self.constructor, splits, **arguments)
 
     def run(self):

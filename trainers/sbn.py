@@ -15,7 +15,6 @@ jobs (`--jobs`, `--parallel`); each can be stopped and goes on. Defaults:
     --network         lenet5     lenet5     vgg11      lenet5
     --epochs          30         50         200        50
     --batch_size      16         16         16         16
-    --padding         same       valid      -          same under 27 pixels
     --augment         false      false      true       true
     --held_out        8,9        -          5,6,7,8,9  -
 
@@ -58,14 +57,12 @@ _COMMON = {
     "learning_rate": "0.001",
     "schedule": "linear",
     "width": 1.0,
-    "padding": "valid",
     "augment": False,
     "augment_validation": False,
 }
-# The padding goes by the size of the images.
-_OWN = {"network": "lenet5", "epochs": 50, "augment": True, "padding": None}
+_OWN = {"network": "lenet5", "epochs": 50, "augment": True}
 _DEFAULTS = {
-    "digits": {"network": "lenet5", "epochs": 30, "padding": "same", "width": 0.5},
+    "digits": {"network": "lenet5", "epochs": 30, "width": 0.5},
     "mnist": {"network": "lenet5", "epochs": 50},
     "cifar10": {
         "network": "vgg11",
@@ -136,7 +133,7 @@ def build(splits, family, number):
     keras.utils.set_random_seed(member_seed(family, number))
     arguments = {} if FLAGS.network == "resnet18" else {"dropout": families()[family]}
     if FLAGS.network == "lenet5":
-        arguments["padding"] = FLAGS.padding
+        arguments["padding"] = session.padding_for(splits)
     return getattr(models, FLAGS.network)(
         splits.image_shape,
         splits.num_classes,

@@ -7,7 +7,7 @@ import keras
 from bayesnorm import backend, datasets
 from trainers import command, learning_rate
 from trainers.checkpoints import Checkpoints, Workdir, write_history
-from trainers.flags import FLAGS, defining_flags, image_size, set_defaults
+from trainers.flags import FLAGS, defining_flags, image_size
 from trainers.loop import Config, Loop, fit, make_optimizer, training_order
 from trainers.progress import Progress
 
@@ -50,14 +50,16 @@ def load_data(dense=False):
         channels=FLAGS.channels,
     )
     splits = _first_examples(splits)
-    if FLAGS.padding is None:
-        # The networks are made for 28 pixels and more.
-        small = min(splits.image_shape[:2]) < _UNPADDED
-        set_defaults({"padding": "same" if small else "valid"})
     if FLAGS.ood is None:
         return splits
     images, labels = datasets.load_notmnist(FLAGS.data_dir, FLAGS.ood_file)
     return datasets.with_ood(splits, images, labels, datasets.NOTMNIST_CLASSES)
+
+
+def padding_for(splits):
+    """Returns the flag's padding, by default that which the images' size asks for."""
+    small = min(splits.image_shape[:2]) < _UNPADDED
+    return FLAGS.padding or ("same" if small else "valid")
 
 
 def _refuse_given(names, reason):

@@ -15,6 +15,17 @@ from trainers import all_cnn, command, sbn, session
 from trainers.flags import FLAGS
 from trainers.progress import Progress
 
+# The papers' protocols, whatever the defaults for the data are.
+_ALL_CNN = {
+    "width": "1",
+    "optimizer": "sgd",
+    "learning_rate": "auto",
+    "initial_stddev": "0.1",
+    "augment": "true",
+}
+_SBN = {"width": "1", "epochs": "200", "members": "6", "augment": "true"}
+# All of an epoch in one call: no figure depends on it.
+_COMMON = {"steps_per_call": "1000000"}
 # Flags that say which images there are.
 _DATA = (
     "dataset",
@@ -23,6 +34,8 @@ _DATA = (
     "held_out",
     "train_examples",
     "validation_examples",
+    "resize",
+    "channels",
 )
 
 
@@ -83,14 +96,15 @@ class Context:
     checkpoint_s: float = 60.0
     evaluation_s: float = 20.0
 
-    def flags(self, **defaults):
-        """Returns the flags of an experiment: the data's, and defaults for the rest.
+    def flags(self, program, **defaults):
+        """Returns the flags of an experiment: the data's, and the paper's protocol.
 
         Args:
-            **defaults: Values as text; the command line wins over them.
+            program: As for `held`.
+            **defaults: Further values, as text; the command line wins over all.
         """
-        # All of an epoch in one call: no figure depends on it.
-        defaults = {"steps_per_call": "1000000"} | self.data.flags | defaults
+        protocol = _SBN if program is sbn else _ALL_CNN
+        defaults = _COMMON | self.data.flags | protocol | defaults
         return {k: v for k, v in defaults.items() if k not in self.given}
 
 

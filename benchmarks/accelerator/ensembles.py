@@ -12,7 +12,6 @@ from trainers.checkpoints import Checkpoints
 from trainers.flags import FLAGS
 
 _KINDS = {"vgg11": "VGG-11", "resnet18": "ResNet-18", "lenet5": "LeNet-5"}
-_MEMBERS = 6
 # Calibration and the predictions of all methods compile a program for each network.
 _REPORT_S = 20.0
 
@@ -34,8 +33,7 @@ class Ensembles:
         self._kind = _KINDS[network]
         held_out = {"held_out": held_out} if held_out else {}
         own = {"network": network, "workdir": str(self.folder)}
-        given = {"epochs": "200", "members": str(_MEMBERS)}
-        self._values = context.flags(**given, **held_out) | own
+        self._values = context.flags(sbn, **held_out) | own
 
     def pieces(self):
         """Returns the pieces: a family of networks at a time, and the report."""

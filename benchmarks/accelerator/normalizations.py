@@ -54,21 +54,21 @@ class Table:
         self.folder = context.out / self.name
 
     def pieces(self):
-        """Returns the pieces, run by run."""
-        found = []
+        """Returns the pieces: the first seeds of all runs, then the next ones."""
+        rounds, seeds = {}, self._context.seeds
         for title in sorted(self._plan.runs, key=_ORDER.index):
-            if self._is_searched(title):
-                found.append(self._search_piece(title))
-            seeds, size = self._context.seeds, self._at_once(title)
+            size = self._at_once(title)
             for start in range(0, len(seeds), size):
-                found.append(self._training_piece(title, seeds[start : start + size]))
-        return found
+                pieces = rounds.setdefault(start, [])
+                if start == 0 and self._is_searched(title):
+                    pieces.append(self._search_piece(title))
+                pieces.append(self._training_piece(title, seeds[start : start + size]))
+        return [piece for start in sorted(rounds) for piece in rounds[start]]
 
     def _values(self, title, seed):
         """The flags of a run with a seed, but for what other pieces find."""
-        values = {"epochs": str(self._epochs), "learning_rate": "auto"}
-        run = self._plan.runs[title]
-        return self._context.flags(**values) | run.flags | {"seed": str(seed)}
+        values = self._context.flags(all_cnn.BINARY, epochs=str(self._epochs))
+        return values | self._plan.runs[title].flags | {"seed": str(seed)}
 
     def _found(self, title):
         """The flags that other pieces found: noise and learning rate."""

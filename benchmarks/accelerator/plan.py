@@ -58,7 +58,7 @@ class Plan:
 
     def __init__(self, context):
         self._context = context
-        with held(all_cnn.BINARY, context.flags()):
+        with held(all_cnn.BINARY, context.flags(all_cnn.BINARY)):
             splits = context.data.splits()
         short = Table(context, 300, _OWN)
         long = Table(context, 1200, _OWN)

@@ -35,7 +35,7 @@ def pieces(context):
 def _values(context):
     # The schedule of the long table, of which these are the first epochs.
     own = {"epochs": str(_EPOCHS), "decay_epochs": "1200", "learning_rate": _RATE}
-    return context.flags() | speed.KINDS[_KIND][1] | own
+    return context.flags(all_cnn.BINARY) | speed.KINDS[_KIND][1] | own
 
 
 def _train(context, values, name):

@@ -93,7 +93,7 @@ def _speed_piece(context, kind, batch, at_once):
 
 def _measure(context, kind, batch, at_once):
     program, values = KINDS[kind]
-    values = context.flags() | values | {"batch_size": str(batch)}
+    values = context.flags(program) | values | {"batch_size": str(batch)}
     if program is sbn:
         values |= {"members": str(max(2, at_once))}
     with held(program, values):
@@ -151,8 +151,8 @@ def kind_of(row):
 @functools.cache
 def _flops(data, words, kind):
     """Operations of a forward pass of an image."""
-    program, values = KINDS[kind]
-    with held(program, dict(words) | values):
+    program = KINDS[kind][0]
+    with held(program, dict(words)):
         splits = data.splits()
         loop = _maker(program, splits)(0, None)
         return device.forward_flops(loop.model, splits.image_shape)
@@ -165,7 +165,9 @@ def training_flops(context, kind):
     """
     if kind.startswith("All-CNN"):
         kind = "All-CNN, none"
-    return _BACKWARD * _flops(context.data, tuple(context.flags().items()), kind)
+    program, values = KINDS[kind]
+    words = tuple((context.flags(program) | values).items())
+    return _BACKWARD * _flops(context.data, words, kind)
 
 
 def flop_share(context, kind, images_per_second):
