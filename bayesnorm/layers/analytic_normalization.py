@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from bayesnorm.arguments import check_both_or_neither, check_number
+from bayesnorm.graph.internals import is_symbolic
 from bayesnorm.layers.axes import add_along
 from bayesnorm.layers.linear import NormalizedLinear
 from bayesnorm.moments import (
@@ -96,7 +97,7 @@ class AnalyticNormalization(NormalizedLinear):
 
     def __call__(self, inputs, *args, **kwargs):
         """Calls the layer; a symbolic call checks and notes the graph before it."""
-        if self.input_mean is not None or not hasattr(inputs, "_keras_history"):
+        if self.input_mean is not None or not is_symbolic(inputs):
             return super().__call__(inputs, *args, **kwargs)
         check_upstream(inputs)
         outputs = super().__call__(inputs, *args, **kwargs)

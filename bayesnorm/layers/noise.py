@@ -13,6 +13,7 @@ from keras import ops
 
 from bayesnorm import backend
 from bayesnorm.arguments import seed_integer
+from bayesnorm.graph import layers_of
 
 _MODES = ("auto", "mean", "sample")
 _mode = contextvars.ContextVar("bayesnorm_noise_mode", default="auto")
@@ -127,6 +128,4 @@ class StochasticLayer(keras.layers.Layer):
 
 def stochastic_layers(model):
     """Returns the layers of `model` that draw noise, nested ones too, in order."""
-    layers = model._flatten_layers(include_self=True, recursive=True)
-    unique = dict.fromkeys(layers)
-    return [layer for layer in unique if isinstance(layer, StochasticLayer)]
+    return [x for x in layers_of(model) if isinstance(x, StochasticLayer)]

@@ -247,7 +247,9 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
 
         What a layer normalizes with that is frozen while the rest is trained.
         """
-        self.mu_mean.assign(self.moving_mean.value)
+        # A copy: with JAX two variables would share an array, which Keras's compiled
+        # steps then cannot take from both.
+        self.mu_mean.assign(ops.copy(self.moving_mean.value))
         self.mu_variance.assign(ops.zeros_like(self.mu_variance.value))
         variance = ops.convert_to_tensor(self.moving_variance)
         self.log_variance_mean.assign(ops.log(variance + self.epsilon))

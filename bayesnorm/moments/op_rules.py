@@ -3,8 +3,10 @@
 import math
 
 from keras import activations, ops
-from keras.src.ops import core, nn, numpy
 
+from bayesnorm.graph.internals import core_ops as core
+from bayesnorm.graph.internals import nn_ops as nn
+from bayesnorm.graph.internals import numpy_ops as numpy
 from bayesnorm.maths.activations import elu_moments
 from bayesnorm.maths.pooling import average_pool_moments
 from bayesnorm.moments.activation_rules import activate, log_soften, rectify, soften

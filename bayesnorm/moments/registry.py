@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Callable
 
 import keras
-from keras.src.backend import AutocastScope
+
+from bayesnorm.graph.internals import AutocastScope
 
 
 @dataclasses.dataclass(frozen=True)

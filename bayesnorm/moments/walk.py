@@ -4,7 +4,9 @@ import keras
 from keras import ops
 
 from bayesnorm.arguments import check_model, check_number
+from bayesnorm.graph import functional as graph_of
 from bayesnorm.graph import is_graph
+from bayesnorm.graph.internals import inputs_struct, node_of, nodes_of, run_through
 from bayesnorm.moments.moments import Moments, statistics_dtype
 from bayesnorm.moments.registry import register, rule_for
 
@@ -58,7 +60,7 @@ def _per_input(functional, values, name):
         return [values]
     flat = []
     try:
-        keras.tree.map_structure_up_to(functional._inputs_struct, flat.append, values)
+        keras.tree.map_structure_up_to(inputs_struct(functional), flat.append, values)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"The model takes {len(functional.inputs)} inputs: give `{name}` in the "
@@ -102,7 +104,7 @@ def _functional(model):
             "walk. Expected a Functional model, or a Sequential one that starts with "
             "an Input or has been called on data."
         )
-    return model._functional if isinstance(model, keras.Sequential) else model
+    return graph_of(model)
 
 
 def _run(functional, inputs):
@@ -111,7 +113,7 @@ def _run(functional, inputs):
     def substitute(operation):
         return lambda *args, **kwargs: apply_rule(operation, args, kwargs)
 
-    return functional._run_through_graph(inputs, operation_fn=substitute)
+    return run_through(functional, inputs, substitute)
 
 
 def apply_rule(operation, args, kwargs):
@@ -155,9 +157,7 @@ def upstream_moments(keras_tensor, known=None, memo=None):
         if node.is_input:
             outputs = [_input_moments(x, operation, known or {}) for x in node.outputs]
         elif not rule_for(operation).needs_inputs:
-            unknown = {
-                id(x): Moments(None, None, tuple(x.shape)) for x in node.input_tensors
-            }
+            unknown = {id(x): Moments(None, None, tuple(x.shape)) for x in node.inputs}
             outputs = apply_rule(operation, *node.arguments.fill_in(unknown))
         else:
             outputs = apply_rule(operation, *node.arguments.fill_in(memo))
@@ -206,7 +206,7 @@ def _signature(keras_tensor, seen):
     """
     numbers = {}
     for node in _upstream_nodes(keras_tensor):
-        inputs = () if _ends_walk(node) else node.input_tensors
+        inputs = () if _ends_walk(node) else node.inputs
         made_of = tuple(numbers[id(x)] for x in inputs)
         for index, x in enumerate(node.outputs):
             key = (id(node.operation), index, made_of)
@@ -233,8 +233,7 @@ def check_upstream(keras_tensor):
 def _check_operation(operation):
     rule_for(operation)
     if isinstance(operation, keras.Model):
-        by_depth = _functional(operation)._nodes_by_depth
-        for node in (node for nodes in by_depth.values() for node in nodes):
+        for node in nodes_of(_functional(operation)):
             if not node.is_input:
                 _check_operation(node.operation)
 
@@ -247,11 +246,11 @@ def _upstream_nodes(keras_tensor):
         node, expanded = stack.pop()
         if expanded:
             order.append(node)
-        elif id(node) not in done:
-            done.add(id(node))
+        elif node.key not in done:
+            done.add(node.key)
             stack.append((node, True))
             if not _ends_walk(node):
-                stack.extend((_node(x), False) for x in node.input_tensors)
+                stack.extend((_node(x), False) for x in node.inputs)
     return order
 
 
@@ -260,8 +259,7 @@ def _ends_walk(node):
 
 
 def _node(keras_tensor):
-    history = keras_tensor._keras_history
-    return history.operation._inbound_nodes[history.node_index]
+    return node_of(keras_tensor)[0]
 
 
 def _input_moments(x, layer, known):

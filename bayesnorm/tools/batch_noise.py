@@ -7,6 +7,7 @@ import numpy as np
 from scipy import stats
 
 from bayesnorm.arguments import check_model, positive_integer
+from bayesnorm.graph import layers_of
 from bayesnorm.layers.stochastic_batch_norm import stochastic_batch_normalizations
 from bayesnorm.tools.batches import number_of_batches
 from bayesnorm.tools.convert import to_stochastic
@@ -86,8 +87,7 @@ def batch_noise(model, data, batch_size, batches=200, seed=0):
     check_model(model)
     # A stochastic one among plain ones does not speak for them.
     plain = (
-        type(layer) is keras.layers.BatchNormalization
-        for layer in model._flatten_layers()
+        type(layer) is keras.layers.BatchNormalization for layer in layers_of(model)
     )
     if any(plain) or not stochastic_batch_normalizations(model):
         model = to_stochastic(model)

@@ -1,15 +1,17 @@
 """Networks that people have, made stochastic."""
 
-import contextlib
-import tempfile
 import warnings
 
 import keras
-import numpy as np
-from keras import ops
 
 from bayesnorm.arguments import check_choice, check_model, seed_integer
-from bayesnorm.graph import is_graph
+from bayesnorm.graph import (
+    copy_of,
+    first_difference,
+    is_graph,
+    layers_of,
+    rewrite,
+)
 from bayesnorm.layers import MonteCarloDropout, StochasticBatchNormalization
 
 # Number of axes over which a dropout layer of Keras drops as one.
@@ -61,16 +63,19 @@ def to_stochastic(model, noise="batch", dropout=False, seed=None):
             "bayesnorm.StochasticBatchNormalization in place of "
             "keras.layers.BatchNormalization in its code."
         )
-    replacer = _Replacer(noise, dropout, seed)
-    with _uncompiled(model):
-        new = keras.models.clone_model(
-            model, clone_function=replacer.copy, recursive=True
+    renormalizing = [x.name for x in layers_of(model) if getattr(x, "renorm", False)]
+    if renormalizing:
+        raise ValueError(
+            f"Model {model.name!r} has batch normalizations with renorm=True, which do "
+            "not train on the statistics of a batch: there is nothing to sample. "
+            f"Received: {', '.join(renormalizing)}"
         )
+    replacer = _Replacer(noise, dropout, seed)
+    new = rewrite(model, replacer.replace)
     if not replacer.count:
         _raise_nothing_to_convert(model, dropout)
-    _copy_weights(model, new)
-    _copy_compilation(model, new)
-    left = [layer.name for layer in _layers(new) if _is_plain(layer)]
+    _check_same(model, new)
+    left = [layer.name for layer in layers_of(new) if _is_plain(layer)]
     if left:
         warnings.warn(
             f"{len(left)} batch normalizations of model {model.name!r} are inside "
@@ -81,51 +86,34 @@ def to_stochastic(model, noise="batch", dropout=False, seed=None):
     return new
 
 
+def _check_same(model, new):
+    different = first_difference(model, new)
+    if different is not None:
+        raise ValueError(
+            f"The copy of model {model.name!r} computes something else, from layer "
+            f"{different.name!r} ({type(different).__name__}) on: what that layer does "
+            "is not in its get_config, its weights or its functions. Mend its "
+            "get_config and from_config, or put "
+            "bayesnorm.StochasticBatchNormalization into the model's code."
+        )
+
+
 class _Replacer:
-    """Copies layers, stochastic ones in place of some; counts what it replaced."""
+    """Puts stochastic layers in the place of some, and counts them."""
 
     def __init__(self, noise, dropout, seed):
         self._noise, self._dropout = noise, dropout
         self._seed = None if seed is None else seed_integer(seed, bits=32)
-        self._copies = {}
         self.count = 0
 
-    def copy(self, layer):
-        """Returns the copy of a layer: the same one however often it is asked for."""
-        if id(layer) not in self._copies:
-            self._copies[id(layer)] = self._copy(layer)
-        return self._copies[id(layer)]
+    def replace(self, layer):
+        """Returns the layers in the place of a layer, as for `rewrite`."""
+        return [copy_of(layer, self._change)]
 
-    def _copy(self, layer):
-        if isinstance(layer, keras.layers.Lambda):
-            # Its function as it is: one rebuilt of bytecode misses its globals.
-            return keras.layers.Lambda(
-                layer.function,
-                output_shape=layer._output_shape,
-                mask=layer.mask,
-                arguments=layer.arguments,
-                name=layer.name,
-                dtype=layer.dtype_policy,
-            )
+    def _change(self, config):
         before = self.count
-        try:
-            # With its own class: nobody needs to have registered that.
-            config = {
-                "module": type(layer).__module__,
-                "class_name": type(layer).__name__,
-                "config": layer.get_config(),
-            }
-            config = self.replaced(config)
-            if self.count == before:
-                return type(layer).from_config(config["config"])
-            return keras.saving.deserialize_keras_object(config, safe_mode=False)
-        except Exception as error:
-            raise ValueError(
-                f"Layer {layer.name!r} of type {type(layer).__name__} cannot be copied "
-                f"({type(error).__name__}: {error}). A layer needs get_config and "
-                "from_config, and functions in it keras.saving."
-                "register_keras_serializable."
-            ) from error
+        changed = self.replaced(config)
+        return None if self.count == before else changed
 
     def replaced(self, config):
         """Returns a configuration with the stochastic layers."""
@@ -172,25 +160,6 @@ def _spatial_mask(axes, config):
     return (None, *ones, None)
 
 
-@contextlib.contextmanager
-def _uncompiled(model):
-    """Hides the compilation, which may hold what nobody registered, from Keras."""
-    models = [x for x in _layers(model) if getattr(x, "compiled", False)]
-    for compiled in models:
-        compiled.compiled = False
-    try:
-        yield
-    finally:
-        for compiled in models:
-            compiled.compiled = True
-
-
-def _layers(model):
-    """Layers of a model, nested ones too, each once, in an order that copies share."""
-    layers = model._flatten_layers(include_self=True, recursive=True)
-    return list(dict.fromkeys(layers))
-
-
 def _is_plain(layer):
     return isinstance(layer, keras.layers.BatchNormalization) and not isinstance(
         layer, StochasticBatchNormalization
@@ -198,49 +167,16 @@ def _is_plain(layer):
 
 
 def _raise_nothing_to_convert(model, dropout):
-    inside = [layer.name for layer in _layers(model) if _is_plain(layer)]
+    inside = [layer.name for layer in layers_of(model) if _is_plain(layer)]
     asked = " or Dropout" if dropout else ""
     found = (
         f"The batch normalizations {', '.join(inside)} are inside layers that make "
         "them in their own code: use bayesnorm.StochasticBatchNormalization there."
         if inside
         else "Its layers are of the types "
-        f"{sorted({type(layer).__name__ for layer in _layers(model)})}."
+        f"{sorted({type(layer).__name__ for layer in layers_of(model)})}."
     )
     raise ValueError(
         f"Model {model.name!r} has no BatchNormalization{asked} that could be "
         f"replaced. {found}"
     )
-
-
-def _copy_compilation(old, new):
-    if not getattr(old, "compiled", False):
-        return
-    try:
-        new.compile_from_config(old.get_compile_config())
-    except Exception:
-        # A loss or metric of the user's own: the objects themselves.
-        optimizer = type(old.optimizer).from_config(old.optimizer.get_config())
-        new.compile(optimizer, loss=old.loss)
-        warnings.warn(
-            "The new model is compiled with the loss and the optimizer of the old one, "
-            "without its metrics: these cannot be copied.",
-            stacklevel=3,
-        )
-
-
-def _copy_weights(old, new):
-    for source, target in zip(_layers(old), _layers(new), strict=True):
-        if not source.built or isinstance(source, keras.Model):
-            continue
-        # As a file would: some layers derive more from their weights on loading.
-        store = {}
-        source.save_own_variables(store)
-        # Copies: with JAX two variables would share an array, and a compiled step of
-        # one model that writes into its own would take it from the other.
-        store = {k: np.array(ops.convert_to_numpy(v)) for k, v in store.items()}
-        target.load_own_variables(store)
-        if hasattr(source, "save_assets"):
-            with tempfile.TemporaryDirectory() as folder:
-                source.save_assets(folder)
-                target.load_assets(folder)

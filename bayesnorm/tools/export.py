@@ -6,10 +6,10 @@ import shutil
 import tempfile
 
 import keras
-from keras.src.export.export_utils import get_input_signature
 
 from bayesnorm.arguments import check_choice, check_model, positive_integer
 from bayesnorm.graph import functional, is_graph
+from bayesnorm.graph.internals import get_input_signature
 from bayesnorm.layers.noise import stochastic_layers
 from bayesnorm.tools.outputs import find_from_logits
 from bayesnorm.tools.sampling import SamplingModel

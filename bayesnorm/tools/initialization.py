@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from bayesnorm.arguments import check_model
-from bayesnorm.graph import run_graph
+from bayesnorm.graph import Index, run
 from bayesnorm.layers import AnalyticNormalization, ScaleNorm, noise_mode
 from bayesnorm.layers.kernels import LINEAR_LAYERS, output_kernel
 from bayesnorm.maths import scale as scale_maths
@@ -54,26 +54,29 @@ def data_dependent_init(model, images):
             "`images` must be two or more finite examples. Received: an array of "
             f"shape {images.shape}, finite: {bool(np.isfinite(images).all())}"
         )
-    done = {}
+    done, index = {}, Index(model)
 
     def call(operation, *args, **kwargs):
         if isinstance(operation, keras.Model):
-            return run_graph(operation, args[0], call)
+            return run(operation, args[0], call)
         if operation not in done:
             if isinstance(operation, LINEAR_LAYERS):
-                done[operation] = _init_linear(operation, *args)
+                done[operation] = _init_linear(index, operation, *args)
             elif isinstance(operation, ScaleNorm):
-                done[operation] = _init_scale(operation, *args)
+                done[operation] = _init_scale(index, operation, *args)
         return operation(*args, **kwargs)
 
     with noise_mode("mean"):
-        run_graph(model, ops.convert_to_tensor(images), call)
+        run(model, ops.convert_to_tensor(images), call)
     return [layer.name for layer, was_set in done.items() if was_set]
 
 
-def _init_linear(layer, inputs):
-    consumers = [node.operation for node in layer._outbound_nodes]
-    followed = any(isinstance(op, keras.layers.BatchNormalization) for op in consumers)
+def _init_linear(index, layer, inputs):
+    followed = any(
+        isinstance(taker.operation, keras.layers.BatchNormalization)
+        for call in index.calls_of(layer)
+        for taker in index.consumers(call.outputs[0])
+    )
     if not layer.use_bias or followed:
         return False
     activation, layer.activation = layer.activation, keras.activations.linear
@@ -89,9 +92,13 @@ def _init_linear(layer, inputs):
     return True
 
 
-def _init_scale(layer, inputs):
-    sources = [node.input_tensors[0]._keras_history for node in layer._inbound_nodes]
-    if any(isinstance(source.operation, _NORMALIZED) for source in sources):
+def _init_scale(index, layer, inputs):
+    sources = [
+        source.operation
+        for call in index.calls_of(layer)
+        for source in index.producers(call.inputs[0])
+    ]
+    if any(isinstance(source, _NORMALIZED) for source in sources):
         return False
     mean, stddev = _channel_moments(inputs, layer.axis)
     layer.bias.assign(-mean)

@@ -12,10 +12,10 @@ from typing import Any
 
 import keras
 from keras import ops
-from keras.src.backend import get_keras_mask, set_keras_mask
 
 from bayesnorm import backend
-from bayesnorm.graph import is_graph, run_graph, standardize
+from bayesnorm.graph import is_graph, run, standardize
+from bayesnorm.graph.internals import get_keras_mask, set_keras_mask
 from bayesnorm.layers.noise import noise_mode, stochastic_layers
 
 
@@ -123,15 +123,20 @@ def _prefix(model, inputs):
         elif not _draws(operation):
             steps.append(_Done(operation(*args, **kwargs)))
             return steps[-1].outputs
-        elif is_graph(operation) and len(args) == 1 and not kwargs:
+        elif _can_enter(operation, args, kwargs):
             outputs, prefix = _prefix(operation, args[0])
             steps.append(prefix)
             return outputs
         else:
             steps.append(_Repeat())
-        return [_NOISY] * len(operation._inbound_nodes[0].output_tensors)
+        return [_NOISY] * len(keras.tree.flatten(operation.output))
 
-    return run_graph(model, inputs, call), Prefix(steps)
+    return run(model, inputs, call), Prefix(steps)
+
+
+def _can_enter(operation, args, kwargs):
+    # With a mask, say, it runs as one.
+    return is_graph(operation) and len(args) == 1 and kwargs.keys() <= {"training"}
 
 
 def _draws(operation):
@@ -191,7 +196,7 @@ def _networks(model, inputs, prefix, samples):
         return value.tensor if value.stacked else _stack(value.tensor, samples)
 
     inputs = _values(standardize(model, inputs), stacked=False)
-    return run_graph(model, inputs, call, standardized=True)
+    return run(model, inputs, call, standardized=True)
 
 
 def _values(tensors, stacked):

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from bayesnorm.graph import functional, is_graph
+from bayesnorm.graph.internals import node_of
 from bayesnorm.maths.softmax import softmax_moments
 
 # Layers behind an activation that move its values, one by one.
@@ -103,13 +104,12 @@ def _last_activation(model):
         return None
     tensor = functional(model).outputs[0]
     while True:
-        history = tensor._keras_history
-        operation = history.operation
+        node, index = node_of(tensor)
+        operation, inputs = node.operation, node.inputs
         if is_graph(operation):
-            tensor = functional(operation).outputs[history.tensor_index]
+            tensor = functional(operation).outputs[index]
             continue
         name = _activation(operation)
-        inputs = operation._inbound_nodes[history.node_index].input_tensors
         moves = isinstance(operation, _MOVES) or (
             isinstance(operation, keras.layers.Activation) and name == "linear"
         )

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from bayesnorm.arguments import check_model
+from bayesnorm.graph import Index, layers_of
 from bayesnorm.layers.kernels import is_linear, kernel_norms, project_kernels
 from bayesnorm.layers.stochastic_batch_norm import StochasticBatchNormalization
 
@@ -35,14 +36,15 @@ def project(model):
         Learning", section 2.1.
     """
     check_model(model)
-    projected, skipped = [], []
-    for norm in model._flatten_layers():
+    projected, skipped, index = [], [], Index(model)
+    for norm in layers_of(model):
         if not isinstance(norm, keras.layers.BatchNormalization):
             continue
-        sources = {_source(node.input_tensors[0]) for node in norm._inbound_nodes}
+        inputs = [call.inputs[0] for call in index.calls_of(norm)]
+        sources = dict.fromkeys(c.operation for x in inputs for c in index.producers(x))
         linear = [layer for layer in sources if is_linear(layer)]
         for layer in linear:
-            done = len(sources) == 1 and _feeds_only(layer, norm, model)
+            done = len(sources) == 1 and _feeds_only(index, layer, norm)
             done = done and _project_before(layer, norm)
             (projected if done else skipped).append(layer.name)
     if not projected and not skipped:
@@ -55,19 +57,14 @@ def project(model):
     return projected, skipped
 
 
-def _source(tensor):
-    return tensor._keras_history.operation
-
-
-def _feeds_only(layer, norm, model):
+def _feeds_only(index, layer, norm):
     """Whether nothing but `norm`, along the channels, takes the layer's output."""
-    models = [m for m in model._flatten_layers() if hasattr(m, "outputs")]
-    outputs = {_source(x) for m in models for x in m.outputs or []}
-    rank = len(layer.output.shape)
+    outputs = [call.outputs[0] for call in index.calls_of(layer)]
+    rank = len(outputs[0].shape)
     first = getattr(layer, "data_format", "channels_last") == "channels_first"
     along = norm.axis % rank == (1 if first else rank - 1)
-    consumers = {node.operation for node in layer._outbound_nodes}
-    return along and layer not in outputs and consumers == {norm}
+    takers = {call.operation for x in outputs for call in index.consumers(x)}
+    return along and takers == {norm} and not any(map(index.is_output, outputs))
 
 
 def _project_before(layer, norm):

@@ -1,0 +1,31 @@
+"""The graphs of Keras models: run, read and rewritten.
+
+- `run`: a model's outputs, each call in the hands of the caller, as Keras's inference
+  hands arguments down;
+- `Index`: who makes and who takes a tensor, in one model;
+- `rewrite`: a copy of a model with other layers in the place of some; `copy_of`,
+  `copy_weights` of single layers;
+- `first_difference`: whether two models compute the same.
+
+`internals` is the only module of the package that names what is private to Keras.
+"""
+
+from bayesnorm.graph.compare import first_difference
+from bayesnorm.graph.index import Call, Index
+from bayesnorm.graph.internals import functional, is_graph, layers_of, standardize
+from bayesnorm.graph.rewrite import copy_of, copy_weights, rewrite
+from bayesnorm.graph.run import run
+
+__all__ = [
+    "Call",
+    "Index",
+    "copy_of",
+    "copy_weights",
+    "first_difference",
+    "functional",
+    "is_graph",
+    "layers_of",
+    "rewrite",
+    "run",
+    "standardize",
+]

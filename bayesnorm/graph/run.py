@@ -1,0 +1,46 @@
+"""Running the graph of a Keras model, layer by layer, as Keras would."""
+
+from bayesnorm.graph.internals import (
+    is_graph,
+    run_through,
+    standardize,
+    takes_training,
+)
+
+
+def run(model, inputs, call, standardized=False):
+    """Computes `model(inputs, training=False)`, `call` in place of the layers' calls.
+
+    As in Keras's inference `training=False` is handed to everything that takes it,
+    over a `training=True` that was written into a node.
+
+    Args:
+        model: A Functional or built Sequential model.
+        inputs: The model's inputs, in the nest that it takes.
+        call: Function `(operation, *args, **kwargs) -> outputs` that is given each
+            layer, nested model or `keras.ops` operation of the graph in turn. To go
+            into a nested model it calls `run` again.
+        standardized: Whether `inputs` is the flat list of what `standardize`
+            returned, or of objects that stand for tensors.
+
+    Returns:
+        The outputs, in the nest that the model gives.
+
+    Raises:
+        ValueError: If the model has no graph.
+    """
+    if not is_graph(model):
+        raise ValueError(
+            f"Model {model.name!r} of type {type(model).__name__} has no graph: give "
+            "a Functional model, or a Sequential one that starts with an Input or "
+            "has been called on data."
+        )
+
+    def replace(operation):
+        inference = {"training": False} if takes_training(operation) else {}
+        return lambda *args, **kwargs: call(operation, *args, **kwargs | inference)
+
+    if not standardized:
+        # Functional's own call casts its inputs and adds missing axes first.
+        inputs = standardize(model, inputs)
+    return run_through(model, inputs, replace)

@@ -1,0 +1,426 @@
+"""The graph room: networks run as Keras runs them, copies that are what they copy."""
+
+import inspect
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import bayesnorm
+from bayesnorm.graph import Index, first_difference, internals, layers_of, rewrite, run
+
+
+def randomized(model, seed=0):
+    """Gives batch normalizations statistics and weights that tell them apart."""
+    rng = np.random.default_rng(seed)
+    for layer in layers_of(model):
+        if isinstance(layer, layers.BatchNormalization):
+            size = layer.moving_mean.shape
+            layer.moving_mean.assign(rng.normal(size=size))
+            layer.moving_variance.assign(rng.uniform(0.5, 2.0, size))
+            layer.gamma.assign(rng.uniform(0.5, 1.5, size))
+            layer.beta.assign(rng.normal(size=size))
+    return model
+
+
+def values(model):
+    return [np.array(ops.convert_to_numpy(v)) for v in model.variables]
+
+
+# --- running -----------------------------------------------------------------------
+
+
+def with_augmentation():
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.RandomFlip(seed=1),
+            layers.GaussianNoise(0.5, seed=2),
+            layers.Conv2D(4, 3),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Flatten(),
+            layers.Dense(3, "softmax"),
+        ]
+    )
+
+
+def with_training_nodes():
+    x = inputs = keras.Input((8, 8, 3))
+    base = keras.Sequential(
+        [keras.Input((8, 8, 3)), layers.Conv2D(4, 3), layers.BatchNormalization()]
+    )
+    x = base(x, training=True)
+    x = layers.BatchNormalization()(x, training=True)
+    x = layers.Dropout(0.5, seed=1)(x, training=True)
+    x = layers.Flatten()(x)
+    return keras.Model(inputs, layers.Dense(3, "softmax")(x))
+
+
+@pytest.fixture(params=[with_augmentation, with_training_nodes])
+def converted(request):
+    """A calibrated network, and inputs."""
+    x = np.random.default_rng(0).normal(size=(64, 8, 8, 3)).astype("float32")
+    model = bayesnorm.to_stochastic(randomized(request.param()), seed=0)
+    return bayesnorm.calibrate(model, x, batch_size=16, verbose=False), x[:6]
+
+
+def test_predictions_are_of_inference_and_repeat(converted):
+    """Augmentation and `training=True` in a node: what `model.predict` does."""
+    model, x = converted
+    before = values(model)
+    expected = model.predict(x, verbose=0)
+    for method in ("sample", "mean"):
+        first, second = (
+            bayesnorm.predict(model, x, 8, method, seed=3, verbose=False)
+            for _ in range(2)
+        )
+        np.testing.assert_array_equal(first.probs, second.probs)
+    np.testing.assert_allclose(
+        bayesnorm.predict(model, x, method="mean", verbose=False).probs,
+        expected,
+        atol=1e-6,
+    )
+    # What an example is told does not depend on what else is in the batch.
+    one = bayesnorm.predict(model, x[:1], 8, seed=3, verbose=False)
+    all_ = bayesnorm.predict(model, x, 8, seed=3, verbose=False)
+    np.testing.assert_allclose(one.probs, all_.probs[:1], atol=1e-5)
+    assert all_.mutual_information.mean() > 1e-5
+    for name, then, now in zip(
+        [v.path for v in model.variables], before, values(model), strict=True
+    ):
+        np.testing.assert_array_equal(then, now, err_msg=name)
+
+
+def test_networks_of_no_noise_are_the_model(converted):
+    """Sampling with all draws 0 is evaluation at the mean of the statistics' law."""
+    model, x = converted
+    for layer in layers_of(model):
+        if isinstance(layer, bayesnorm.StochasticBatchNormalization):
+            layer.fix()
+    expected = model.predict(x, verbose=0)
+    for method in ("sample", "moments"):
+        found = bayesnorm.predict(model, x, 3, method, seed=0, verbose=False)
+        tolerance = 1e-6 if method == "sample" else 1e-5
+        np.testing.assert_allclose(found.probs, expected, atol=tolerance)
+
+
+def test_run_gives_each_call_its_arguments():
+    x = inputs = keras.Input((4,))
+    x = layers.Dropout(0.5)(x, training=True)
+    x = ops.multiply(layers.Dense(3)(x), 2.0)
+    model = keras.Model(inputs, x)
+    seen = []
+
+    def call(operation, *args, **kwargs):
+        seen.append((type(operation).__name__, kwargs.get("training")))
+        return operation(*args, **kwargs)
+
+    data = np.ones((2, 4), "float32")
+    outputs = run(model, data, call)
+    assert seen == [("Dropout", False), ("Dense", False), ("Multiply", None)]
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(outputs), model.predict(data, verbose=0), rtol=1e-6
+    )
+
+
+# --- the index ---------------------------------------------------------------------
+
+
+def backbone():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="conv")(inputs)
+    x = layers.BatchNormalization(name="norm")(x)
+    return keras.Model(inputs, layers.ReLU(name="relu")(x), name="backbone")
+
+
+def test_the_index_is_of_one_model():
+    base = backbone()
+    conv, norm = base.get_layer("conv"), base.get_layer("norm")
+    # Another model takes the convolution's output as well.
+    keras.Model(base.input, layers.Flatten()(conv.output))
+    index = Index(base)
+    (call,) = index.calls_of(conv)
+    assert [c.operation for c in index.consumers(call.outputs[0])] == [norm]
+    assert [c.operation for c in index.producers(call.outputs[0])] == [conv]
+    assert not index.producers(call.inputs[0])
+    assert not index.is_output(call.outputs[0])
+
+
+def test_the_index_goes_through_nested_models_both_ways():
+    base = backbone()
+    inputs = keras.Input((8, 8, 3))
+    before = layers.Conv2D(3, 1, name="before")
+    shared = before(inputs), layers.ReLU(name="other")(inputs)
+    ends = [
+        layers.Conv2D(2, 1, name=f"after{i}")(base(x)) for i, x in enumerate(shared)
+    ]
+    index = Index(keras.Model(inputs, ends))
+    (conv,) = index.calls_of(base.get_layer("conv"))
+    assert {c.operation.name for c in index.producers(conv.inputs[0])} == {
+        "before",
+        "other",
+    }
+    (relu,) = index.calls_of(base.get_layer("relu"))
+    assert {c.operation.name for c in index.consumers(relu.outputs[0])} == {
+        "after0",
+        "after1",
+    }
+    (first,) = index.calls_of(before)
+    assert [c.operation.name for c in index.consumers(first.outputs[0])] == ["conv"]
+    assert index.is_output(relu.outputs[0])
+
+
+def test_projection_and_initialization_do_not_see_other_models():
+    base = randomized(backbone())
+    conv = base.get_layer("conv")
+    keras.Model(base.input, layers.Flatten()(conv.output))
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
+    expected = base.predict(x, verbose=0)
+    assert bayesnorm.project(base) == (["conv"], [])
+    np.testing.assert_allclose(base.predict(x, verbose=0), expected, atol=1e-5)
+    # In a model of the convolution alone nothing normalizes what it gives.
+    head = keras.Model(base.input, conv.output)
+    assert bayesnorm.data_dependent_init(head, x) == ["conv"]
+
+
+# --- copies ------------------------------------------------------------------------
+
+
+def leaky_relu(x):
+    """Of another slope than Keras's function of this name."""
+    return ops.leaky_relu(x, 0.01)
+
+
+def network(activation):
+    inputs = keras.Input((6,))
+    x = layers.Dense(5, activation=activation, name="own")(inputs)
+    x = layers.TimeDistributed(layers.Dense(4, activation=activation))(
+        layers.Reshape((5, 1))(x)
+    )
+    x = layers.BatchNormalization()(layers.Flatten()(x))
+    return keras.Model(inputs, layers.Dense(2)(x))
+
+
+@pytest.mark.parametrize(
+    "function", [leaky_relu, ops.sin, lambda x: x * ops.sigmoid(3.0 * x)]
+)
+def test_functions_stay_what_they_are(function):
+    model = randomized(network(function))
+    copy = bayesnorm.to_stochastic(model)
+    x = np.random.default_rng(0).normal(size=(5, 6)).astype("float32")
+    np.testing.assert_array_equal(
+        model.predict(x, verbose=0), copy.predict(x, verbose=0)
+    )
+    assert copy.get_layer("own").activation is function
+
+
+@keras.saving.register_keras_serializable("test")
+class Forgetful(layers.Layer):
+    """Does not say in its configuration what it does."""
+
+    factor = 1.0
+
+    def call(self, x):
+        return self.factor * x
+
+
+def test_a_copy_that_computes_something_else_is_refused():
+    forgets = Forgetful(name="forgets")
+    forgets.factor = 2.0
+    model = keras.Sequential(
+        [keras.Input((3,)), layers.BatchNormalization(), forgets, layers.Dense(2)]
+    )
+    with pytest.raises(ValueError, match="from layer 'forgets'"):
+        bayesnorm.to_stochastic(model)
+
+
+def test_renormalization_is_refused_in_a_line():
+    if "renorm" not in inspect.signature(layers.BatchNormalization).parameters:
+        pytest.skip("this Keras has no renorm")
+    model = keras.Sequential(
+        [keras.Input((3,)), layers.BatchNormalization(renorm=True, name="renormalizes")]
+    )
+    with pytest.raises(ValueError, match="Received: renormalizes") as caught:
+        bayesnorm.to_stochastic(model)
+    assert len(str(caught.value)) < 250
+
+
+def test_flags_of_nested_models_are_copied():
+    base = backbone()
+    base.trainable = False
+    inputs = keras.Input((8, 8, 3))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(base(inputs))))
+    copy = bayesnorm.to_stochastic(model)
+    assert not copy.get_layer("backbone").trainable
+    assert len(copy.trainable_variables) == 2
+    copy.get_layer("backbone").trainable = True
+    assert len(copy.trainable_variables) == 6
+
+
+def test_flags_inside_a_trainable_model_are_copied():
+    base = backbone()
+    base.get_layer("conv").trainable = False
+    inputs = keras.Input((8, 8, 3))
+    copy = bayesnorm.to_stochastic(keras.Model(inputs, base(inputs)))
+    nested = copy.get_layer("backbone")
+    assert nested.trainable
+    assert not nested.get_layer("conv").trainable
+    assert nested.get_layer("norm").trainable
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_layer_is_replaced_by_none_one_or_several(sequential, tmp_path):
+    def make():
+        stack = [
+            layers.Dense(4, name="a"),
+            layers.Dropout(0.5, name="b"),
+            layers.Activation("tanh", name="c"),
+            layers.Dense(2, name="d"),
+        ]
+        inner = keras.Sequential([keras.Input((3,)), *stack], name="inner")
+        if sequential:
+            return inner
+        x = inputs = keras.Input((3,))
+        for layer in stack:
+            x = layer(x)
+        return keras.Model(inputs, x)
+
+    def replace(layer):
+        return {
+            "b": [],
+            "c": [layers.ReLU(name="first"), layers.Activation("tanh", name="second")],
+        }.get(layer.name)
+
+    model = make()
+    new = rewrite(model, replace)
+    names = [layer.name for layer in new.layers if layer.name[:5] != "input"]
+    assert names[-4:] == ["a", "first", "second", "d"]
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    a, d = model.get_layer("a"), model.get_layer("d")
+    expected = ops.convert_to_numpy(d(ops.tanh(ops.relu(a(x)))))
+    np.testing.assert_allclose(new.predict(x, verbose=0), expected, atol=1e-6)
+    new.save(tmp_path / "new.keras")
+    loaded = keras.models.load_model(tmp_path / "new.keras")
+    np.testing.assert_allclose(loaded.predict(x, verbose=0), expected, atol=1e-6)
+
+
+def test_a_shared_layer_is_replaced_once():
+    dense, inputs = layers.Dense(3, name="shared"), keras.Input((3,))
+    model = keras.Model(inputs, dense(ops.relu(dense(inputs))))
+    made = []
+
+    def replace(layer):
+        if layer.name != "shared":
+            return None
+        made.append(layers.Dense(3, name="shared"))
+        return made
+
+    new = rewrite(model, replace)
+    assert len(made) == 1
+    assert first_difference(model, new) is None
+    made[0].bias.assign([1.0, 2.0, 3.0])
+    assert first_difference(model, new) is dense
+
+
+# --- random graphs -----------------------------------------------------------------
+
+
+def random_graph(seed, depth=0):
+    """A model of branches, shared layers, nested models and every flag of training."""
+    rng = np.random.default_rng(seed)
+    inputs = keras.Input((6,))
+    tensors = [layers.Dense(6, activation="tanh")(inputs)]
+    shared = [layers.Dense(6), layers.BatchNormalization()]
+    flags = [{}, {"training": True}, {"training": False}, {"training": None}]
+    for _ in range(rng.integers(3, 8)):
+        x = tensors[rng.integers(len(tensors))]
+        kind = rng.integers(8 if depth == 0 else 6)
+        flag = flags[rng.integers(4)]
+        if kind == 0:
+            x = layers.BatchNormalization()(x, **flag)
+        elif kind == 1:
+            x = layers.Dropout(0.5)(x, **flag)
+        elif kind == 2:
+            x = shared[0](x)
+        elif kind == 3:
+            x = shared[1](x, **flag)
+        elif kind == 4:
+            x = layers.Add()([x, tensors[rng.integers(len(tensors))]])
+        elif kind == 5:
+            x = ops.sin(x) + layers.GaussianNoise(0.3)(x, **flag)
+        else:
+            nested = random_graph(seed + 1000, depth + 1)
+            x = nested(x, **flag)
+            if kind == 7:
+                x = nested(x)
+        tensors.append(x)
+    x = layers.BatchNormalization()(layers.Average()(tensors[-2:]))
+    return keras.Model(inputs, layers.Dense(6)(x))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_graphs_are_copied_and_run_as_keras_does(seed):
+    model = randomized(random_graph(seed), seed)
+    copy = bayesnorm.to_stochastic(model, seed=0)
+    x = np.random.default_rng(seed).normal(size=(7, 6)).astype("float32")
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_allclose(copy.predict(x, verbose=0), expected, atol=1e-6)
+    bayesnorm.calibrate(copy, x, batch_size=3, verbose=False)
+    for layer in layers_of(copy):
+        if isinstance(layer, bayesnorm.StochasticBatchNormalization):
+            layer.fix()
+    before = values(copy)
+    found = bayesnorm.predict(
+        copy, x, 2, seed=0, task="regression", keep_samples=True, verbose=False
+    )
+    scale = max(1.0, np.abs(expected).max())
+    np.testing.assert_allclose(found.samples[0], expected, atol=1e-6 * scale)
+    np.testing.assert_allclose(found.samples[1], expected, atol=1e-6 * scale)
+    for then, now in zip(before, values(copy), strict=True):
+        np.testing.assert_array_equal(then, now)
+
+
+# --- Keras's internals -------------------------------------------------------------
+
+
+def test_internals_are_where_the_package_looks_for_them():
+    """Says which private name of Keras moved, where one has."""
+    inputs = keras.Input((4,))
+    dense = layers.Dense(3)
+    hidden = dense(inputs)
+    outputs = layers.Dropout(0.5)(hidden)
+    model = keras.Model(inputs, outputs)
+    stack = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    assert internals.functional(model) is model
+    assert internals.functional(stack) is not None
+    assert internals.functional(keras.Sequential([layers.Dense(2)])) is None
+    assert internals.layers_of(model)[0] is model
+    assert dense in internals.layers_of(model)
+    node, place = internals.node_of(hidden)
+    assert (node.operation, place) == (dense, 0)
+    assert node.inputs == [inputs]
+    assert node.outputs == [hidden]
+    assert [n.operation.name for n in internals.nodes_of(model) if not n.is_input] == [
+        dense.name,
+        model.layers[-1].name,
+    ]
+    assert internals.is_symbolic(hidden)
+    assert not internals.is_symbolic(np.ones(2))
+    assert internals.inputs_struct(model) is not None
+    assert internals.takes_training(layers.Dropout(0.5))
+    assert internals.takes_training(model)
+    assert not internals.takes_training(internals.numpy_ops.Add())
+    assert len(internals.standardize(model, np.ones((2, 4)))) == 1
+    lambda_layer = layers.Lambda(lambda x: x, output_shape=(3,))
+    assert internals.lambda_output_shape(lambda_layer) == (3,)
+    mask = ops.ones((2,), "bool")
+    tensor = ops.ones((2, 3))
+    internals.set_keras_mask(tensor, mask)
+    assert internals.get_keras_mask(tensor) is mask
+    assert issubclass(internals.numpy_ops.Add, keras.Operation)
+    assert issubclass(internals.nn_ops.Relu, keras.Operation)
+    assert issubclass(internals.core_ops.Cast, keras.Operation)
+    with internals.AutocastScope(None):
+        pass
