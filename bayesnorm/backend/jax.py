@@ -13,6 +13,7 @@ __all__ = [
     "compiled_loop",
     "compiled_loops",
     "devices",
+    "erfc",
     "fold_in",
     "fused",
     "input_gradient",
@@ -48,6 +49,11 @@ def fold_in(seed, data):
 def stateless_normal(shape, seed):
     """Returns float32 standard normals, a function of `seed` alone."""
     return jax.random.normal(_key(seed), shape, "float32")
+
+
+def erfc(x):
+    """Returns `1 - erf(x)`, exact in the tail too; Keras has it from 3.15 on."""
+    return jax.scipy.special.erfc(x)
 
 
 def add_bias(x, bias):

@@ -9,6 +9,7 @@ __all__ = [
     "compiled_loop",
     "compiled_loops",
     "devices",
+    "erfc",
     "fold_in",
     "fused",
     "input_gradient",
@@ -42,6 +43,11 @@ def fold_in(seed, data):
 def stateless_normal(shape, seed):
     """Returns float32 standard normals, a function of `seed` alone."""
     return tf.random.stateless_normal(shape, seed, alg=_ALGORITHM)
+
+
+def erfc(x):
+    """Returns `1 - erf(x)`, exact in the tail too; Keras has it from 3.15 on."""
+    return tf.math.erfc(x)
 
 
 def add_bias(x, bias):

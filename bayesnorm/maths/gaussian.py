@@ -5,6 +5,8 @@ import math
 import numpy as np
 from keras import ops
 
+from bayesnorm import backend
+
 
 def pdf(z):
     """Density of N(0, 1) at `z`."""
@@ -13,7 +15,7 @@ def pdf(z):
 
 def cdf(z):
     """Distribution function of N(0, 1) at `z`, accurate in both tails."""
-    return 0.5 * ops.erfc(z * -math.sqrt(0.5))
+    return 0.5 * backend.erfc(z * -math.sqrt(0.5))
 
 
 def hermite_nodes(points):

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from bayesnorm import backend
 from bayesnorm.maths.activations import elementwise_moments
 
 METHODS = ("auto", "exact", "lognormal", "probit")
@@ -190,4 +191,4 @@ def _wide_terms(centre, stddev):
     density = ops.exp(-0.5 * ops.square(z)) / (math.sqrt(2.0 * math.pi) * width)
     # The second and third are derivatives of the first along the centre.
     third = density * ops.maximum(1.0 + z / width, 0.0)
-    return 0.5 * ops.erfc(z / math.sqrt(2.0)), density, third
+    return 0.5 * backend.erfc(z / math.sqrt(2.0)), density, third
