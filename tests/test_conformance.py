@@ -1,4 +1,8 @@
-"""One table of all layers, one list of what every Keras layer must do."""
+"""One table of all layers, one list of what every layer must do.
+
+A row in `CASES` is all that a new layer needs to be tested; beside it belongs only
+what the layer's own mathematics says.
+"""
 
 import json
 
@@ -6,8 +10,10 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from test_posterior import NoisyBias, documented
 
 import bayesnorm
+from bayesnorm.layers import posterior_layers
 
 IMAGE = (6, 6, 4)
 VECTOR = (5,)
@@ -98,6 +104,9 @@ CASES = {
         ),
         IMAGE,
     ),
+    "users_posterior": (NoisyBias, IMAGE),
+    "documented_posterior": (documented(bayesnorm.VariationalLayer), VECTOR),
+    "documented_noise": (documented(bayesnorm.StochasticLayer), VECTOR),
 }
 
 
@@ -237,10 +246,8 @@ def test_mixed_precision(case, policy):
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_fit_moves_every_trainable_weight(case, jit_compile):
     factory, shape = case
-    layer = factory()
-    model = _functional(layer, shape)
-    if layer.trainable and hasattr(layer, "kl_divergence"):
-        bayesnorm.set_kl_weight(model, 0.01)
+    model = _functional(factory(), shape)
+    bayesnorm.set_kl_weight(model, 0.01)
     before = [ops.convert_to_numpy(v).copy() for v in model.trainable_variables]
     x = _data(shape, 8)
     y = _data(model.output_shape[1:], 8, seed=1)
@@ -317,6 +324,67 @@ def test_noise_switch_and_seed(case):
     again = _sample(model, x)
     generator.state.assign(state)
     np.testing.assert_array_equal(_sample(model, x), again)
+
+
+def test_moments_are_those_of_the_noise(case):
+    """Mean and variance of n = 4,000 draws: z-scores below 5."""
+    factory, shape = case
+    model = _perturb(_functional(factory(), shape))
+    x, n = _data(shape, 1), 4000
+    moments = bayesnorm.moments.propagate(model, x, 0.0)
+    y = _sample(model, np.repeat(x, n, axis=0)).astype("float64")
+    mean, variance = (
+        np.broadcast_to(ops.convert_to_numpy(value), (1, *y.shape[1:]))[0]
+        for value in (moments.mean, moments.variance)
+    )
+    squares = (y - y.mean(0)) ** 2
+    error = 5 * squares.mean(0) ** 0.5 / n**0.5 + 1e-4 * (1 + np.abs(mean))
+    assert (np.abs(y.mean(0) - mean) < error).all()
+    error = 5 * squares.std(0) / n**0.5 + 1e-6
+    assert (np.abs(squares.mean(0) - variance) < error).all()
+
+
+def test_predict_draws_one_network_for_all_examples(case):
+    factory, shape = case
+    model = _perturb(_functional(factory(), shape))
+    if not _is_stochastic(model):
+        return
+    x = np.repeat(_data(shape, 1), 3, axis=0)
+
+    def samples(seed):
+        return bayesnorm.predict(
+            model, x, samples=2, seed=seed, task="regression", keep_samples=True
+        ).samples
+
+    first = samples(0)
+    np.testing.assert_allclose(first[:, 1:], first[:, :-1], rtol=1e-5, atol=1e-5)
+    assert not np.allclose(first[0], first[1])
+    np.testing.assert_array_equal(samples(0), first)
+    assert not np.allclose(samples(1), first)
+
+
+def test_a_posterior_brings_its_weighted_kl_and_counts(case, tmp_path):
+    factory, shape = case
+    model = _perturb(_functional(factory(), shape))
+    if not posterior_layers(model):
+        return
+    (layer,) = posterior_layers(model)
+    counts = layer.kl_weight is None
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    x, y = _data(shape, 6), _data(model.output_shape[1:], 6)
+    model.fit(x, y, batch_size=4, epochs=2, verbose=0)
+    weight = float(ops.convert_to_numpy(layer.kl_weight_variable.value))
+    assert weight == pytest.approx(1 / 6 if counts else layer.kl_weight)
+    (loss,) = model.losses
+    kl = float(layer.kl_divergence())
+    assert np.isfinite(kl)
+    assert float(loss) == pytest.approx(weight * kl)
+
+    bayesnorm.set_kl_weight(model, 0.5)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    loaded.fit(x, y, epochs=2, verbose=0)
+    assert float(loaded.losses[0]) == pytest.approx(0.5 * kl)
 
 
 @pytest.mark.tensorflow

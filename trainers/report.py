@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from bayesnorm import __version__, backend, metrics, plots
-from bayesnorm.layers import StochasticScaleNorm
+from bayesnorm.layers import StochasticScaleNorm, posterior_layers
 from bayesnorm.layers.noise import stochastic_layers
 from bayesnorm.tools.export import export
 from bayesnorm.tools.predict import predict
@@ -206,19 +206,15 @@ def _predict(methods, splits, note):
     return predictions
 
 
-def _posteriors(model):
-    layers = model._flatten_layers()
-    return [layer for layer in layers if isinstance(layer, StochasticScaleNorm)]
-
-
 def _relative_stddevs(model):
-    """Layer -> `stddev / |scale|` of the posteriors of its channels."""
+    """Layer -> `stddev / |scale|` of its channels, where the posterior is of scales."""
     return {
         layer.name.removesuffix("_scale"): np.asarray(
             keras.ops.convert_to_numpy(layer.stddev), "float64"
         )
         / np.maximum(np.abs(keras.ops.convert_to_numpy(layer.scale)), 1e-12)
-        for layer in _posteriors(model)
+        for layer in posterior_layers(model)
+        if isinstance(layer, StochasticScaleNorm)
     }
 
 
@@ -321,7 +317,7 @@ def _plots(model, splits, history, predictions, methods, shown):
         "train": [row["nll"] for row in history],
         "validation": [row["val_nll"] for row in history],
     }
-    if _posteriors(model):
+    if posterior_layers(model):
         columns["kl"] = [row["kl"] for row in history]
     first, last = history[0], history[-1]
     best = min(history, key=lambda row: row["val_nll"])

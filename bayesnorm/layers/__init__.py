@@ -4,8 +4,9 @@ from bayesnorm.layers.analytic_normalization import AnalyticNormalization
 from bayesnorm.layers.kernels import project_kernels
 from bayesnorm.layers.kl_weight import KLWeight, kl_divergence, set_kl_weight
 from bayesnorm.layers.monte_carlo_dropout import MonteCarloDropout
-from bayesnorm.layers.noise import noise_mode
+from bayesnorm.layers.noise import StochasticLayer, noise_mode
 from bayesnorm.layers.noisy_scale_norm import NoisyScaleNorm
+from bayesnorm.layers.posterior import VariationalLayer, posterior_layers
 from bayesnorm.layers.scale_norm import ScaleNorm
 from bayesnorm.layers.stochastic_batch_norm import StochasticBatchNormalization
 from bayesnorm.layers.stochastic_scale_norm import StochasticScaleNorm
@@ -18,10 +19,13 @@ __all__ = [
     "NoisyScaleNorm",
     "ScaleNorm",
     "StochasticBatchNormalization",
+    "StochasticLayer",
     "StochasticScaleNorm",
+    "VariationalLayer",
     "WeightNormalization",
     "kl_divergence",
     "noise_mode",
+    "posterior_layers",
     "project_kernels",
     "set_kl_weight",
 ]

@@ -20,39 +20,8 @@ examples, not labels. It is found in this order:
 import keras
 from keras import ops
 
-from bayesnorm.arguments import check_model, check_number, positive_integer
-from bayesnorm.layers.noise import stochastic_layers
-
-
-class EpochEnd(keras.metrics.Metric):
-    """Calls `notify` when an epoch ended; adds nothing to the logs.
-
-    Keras resets the metrics of all layers when an epoch begins and before an
-    evaluation: the one sign of an epoch that reaches a layer on every backend.
-    """
-
-    def __init__(self, notify, **kwargs):
-        super().__init__(**kwargs)
-        # A bound method, not the layer: Keras would look for weights in that.
-        self._notify = notify
-
-    def update_state(self, *args, **kwargs):
-        """Does nothing: the layer counts, in its call."""
-
-    def reset_state(self):
-        """Calls `notify`."""
-        self._notify()
-
-    def result(self):
-        """Returns no entries for the logs."""
-        return {}
-
-
-def posterior_layers(model):
-    """Returns the layers of `model` that have a posterior, nested ones too."""
-    check_model(model)
-    layers = stochastic_layers(model)
-    return [layer for layer in layers if hasattr(layer, "kl_divergence")]
+from bayesnorm.arguments import check_number, positive_integer
+from bayesnorm.layers.posterior import posterior_layers
 
 
 def kl_divergence(model):

@@ -75,6 +75,51 @@ class NoiseGenerator(keras.random.SeedGenerator):
 class StochasticLayer(keras.layers.Layer):
     """Base of the layers that draw noise.
 
+    A layer of your own says in `noise_shapes` what a network draws, and asks for it
+    in `call` by `standard_normal`. It then takes part in the noise switch
+    (`noise_mode`) and in `bayesnorm.predict`:
+
+    ```python
+    import bayesnorm
+    import keras
+    from keras import ops
+
+
+    @keras.saving.register_keras_serializable("my_package")
+    class NoisyShift(bayesnorm.StochasticLayer):
+        # y = x + V, V ~ Normal(0, stddev^2), one draw for an example and channel
+
+        def __init__(self, stddev=0.1, **kwargs):
+            super().__init__(**kwargs)
+            self.stddev = stddev
+
+        def build(self, input_shape):
+            self.channels = input_shape[-1]
+
+        @property
+        def noise_shapes(self):
+            return {"shift": (self.channels,)}
+
+        def call(self, inputs, training=None):  # inputs [batch, channels]
+            z = self.standard_normal("shift", ops.shape(inputs)[0], training)
+            if z is None:
+                return inputs
+            return inputs + ops.cast(self.stddev * z, inputs.dtype)
+
+        def get_config(self):
+            return {**super().get_config(), "stddev": self.stddev}
+
+
+    @bayesnorm.moments.register(NoisyShift)  # for predict(method="moments")
+    def shift_moments(layer, moments):
+        if moments.stationary:  # of a data set: those of the mean network
+            return moments
+        variance = layer.stddev**2 * ops.ones((layer.channels,))
+        return moments.with_common_noise(variance, axis=-1)
+    ```
+
+    With parameters that are learned, `VariationalLayer` is the base.
+
     Args:
         seed: Integer; None for a random one. The state that follows from it is
             saved and loaded with the weights.
@@ -95,7 +140,13 @@ class StochasticLayer(keras.layers.Layer):
         """Raises a ValueError if the layer is not ready to draw."""
 
     def standard_normal(self, name, batch_size, training):
-        """Returns draws `[batch_size, *noise_shapes[name]]`, None for the mean."""
+        """Returns draws `[batch_size, *noise_shapes[name]]`, None for the mean.
+
+        Args:
+            name: Key of `noise_shapes`.
+            batch_size: Number of examples of the inputs: each has its own draw.
+            training: The argument of the layer's `call`.
+        """
         mode = _mode.get()
         shape = self.noise_shapes[name]
         if callable(mode):

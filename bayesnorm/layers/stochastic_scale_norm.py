@@ -1,16 +1,10 @@
 """A scale with a learned posterior: batch normalization as Bayesian learning."""
 
-import weakref
-
 import keras
-import numpy as np
 from keras import initializers, ops
-from keras.src.backend.common.stateless_scope import get_stateless_scope
 
-from bayesnorm import backend
 from bayesnorm.arguments import check_choice, check_number
-from bayesnorm.layers.kl_weight import EpochEnd
-from bayesnorm.layers.noise import StochasticLayer
+from bayesnorm.layers.posterior import VariationalLayer
 from bayesnorm.layers.scale_norm import ScaleNorm
 from bayesnorm.maths import scale as scale_maths
 from bayesnorm.moments import register
@@ -18,25 +12,8 @@ from bayesnorm.moments import register
 _PRIORS = ("normal", "log_uniform")
 
 
-class _PosteriorKL(keras.regularizers.Regularizer):
-    """`kl_weight * KL` as the regularizer of a variable of the posterior.
-
-    Keras adds a regularizer to the loss once per step however often the layer is
-    called (`add_loss` would once per call), divides it rightly among the replicas
-    of a strategy, and drops it when the layer is not trainable.
-    """
-
-    def __init__(self, layer):
-        self._layer = layer
-
-    def __call__(self, rho):
-        return ops.convert_to_tensor(self._layer.kl_weight_variable) * (
-            self._layer.kl_divergence()
-        )
-
-
 @keras.saving.register_keras_serializable("bayesnorm")
-class StochasticScaleNorm(StochasticLayer, ScaleNorm):
+class StochasticScaleNorm(VariationalLayer, ScaleNorm):
     """Bias, and a scale with a learned posterior: `y = (x + bias) * S`.
 
     The posterior of the scale of a channel is `q(S) = Normal(scale, stddev^2)`.
@@ -97,6 +74,7 @@ class StochasticScaleNorm(StochasticLayer, ScaleNorm):
         **kwargs,
     ):
         super().__init__(
+            kl_weight=kl_weight,
             seed=seed,
             axis=axis,
             bias_initializer=bias_initializer,
@@ -107,40 +85,25 @@ class StochasticScaleNorm(StochasticLayer, ScaleNorm):
         check_choice("per_channel", per_channel, (True, False))
         check_number("prior_scale", prior_scale, positive=True)
         check_number("initial_stddev", initial_stddev, positive=True)
-        if kl_weight is not None:
-            check_number("kl_weight", kl_weight)
         self.per_channel = per_channel
         self.prior = prior
         self.prior_scale = prior_scale
         self.initial_stddev = initial_stddev
-        self.kl_weight = kl_weight
-        self._counts_examples = kl_weight is None
-        self._epochs_begun = False
-        self._counted_in = None
-        self._epoch_end = EpochEnd(self.on_epoch_end, name=f"{self.name}_epoch_end")
 
     def build(self, input_shape):
-        """Makes the posterior's variables and those of the KL weight."""
-        super().build(input_shape)
+        """Makes the posterior's variables."""
+        ScaleNorm.build(self, input_shape)  # bias, scale; `super().build` comes last
         self.rho = self._vector(
             "rho",
             self.scale.shape[0] if self.per_channel else 1,
             initializers.Constant(scale_maths.rho_of_stddev(self.initial_stddev)),
         )
-        self.rho.regularizer = _PosteriorKL(self)
-        self.kl_weight_variable = self._counter("kl_weight", self.kl_weight or 0.0)
-        self.examples_seen = self._counter("examples_seen", 0.0)
+        super().build(input_shape)
 
-    def _counter(self, name, value):
-        return self.add_weight(
-            name=name,
-            shape=(),
-            initializer=initializers.Constant(value),
-            trainable=False,
-            dtype="float32",
-            autocast=False,
-            aggregation="mean",
-        )
+    @property
+    def kl_carrier(self):
+        """`rho`: the posterior is learned, whatever else is frozen, while this is."""
+        return self.rho
 
     @property
     def noise_shapes(self):
@@ -162,58 +125,14 @@ class StochasticScaleNorm(StochasticLayer, ScaleNorm):
             terms = scale_maths.kl_to_normal(mean, self.stddev, self.prior_scale)
         return ops.sum(terms)
 
-    def set_kl_weight(self, weight):
-        """Sets the KL's weight; the layer no longer finds it by itself."""
-        self._counts_examples = False
-        self.kl_weight_variable.assign(weight)
-
-    def on_epoch_end(self):
-        """Takes 1 / (examples of the epoch that ended) as the KL's weight."""
-        if not self._counts_examples:
-            return
-        if self.built:
-            seen = float(ops.convert_to_numpy(self.examples_seen.value))
-            # Calls made before there was an epoch say nothing of its size.
-            if seen > 0 and self._epochs_begun:
-                self.kl_weight_variable.assign(1.0 / seen)
-            self.examples_seen.assign(0.0)
-        # A model that is built by `fit` is not yet when its first epoch begins.
-        self._epochs_begun = True
-
-    def _count(self, batch):
-        """Counts the examples of a step: once, however often the layer is used."""
-        # A step is one scope of a stateless call (JAX: there every layer of a
-        # functional model begins a call context), else one call of the model.
-        step = get_stateless_scope() or self._get_call_context()
-        if self._counted_in is None or self._counted_in() is not step:
-            self._counted_in = weakref.ref(step)
-            # The mean over the replicas is what each of them then holds.
-            examples = ops.cast(batch, "float32") * backend.replicas()
-            self.examples_seen.assign(self.examples_seen + examples)
-
     def call(self, inputs, training=None):
         """Returns `(inputs + bias) * S`."""
         batch = ops.shape(inputs)[0]
-        if training and self._counts_examples:
-            self._count(batch)
         noise = self.standard_normal("scale", batch, training)
         if noise is None:
             return super().call(inputs)
         draws = ops.convert_to_tensor(self.scale) + self.stddev * noise
         return self._scaled(inputs, draws, batch)
-
-    def save_own_variables(self, store):
-        """Saves the weights, the state of the noise, and whether N is counted."""
-        super().save_own_variables(store)
-        store["counts_examples"] = np.array(self._counts_examples)
-
-    def load_own_variables(self, store):
-        """Loads what was saved."""
-        values = {k: store[k] for k in store.keys()}  # noqa: SIM118 (an h5 group)
-        counts = values.pop("counts_examples", None)
-        super().load_own_variables(values)
-        if counts is not None:
-            self._counts_examples = bool(np.asarray(counts))
 
     def get_config(self):
         """Returns the constructor's arguments."""
@@ -223,7 +142,6 @@ class StochasticScaleNorm(StochasticLayer, ScaleNorm):
             "prior": self.prior,
             "prior_scale": self.prior_scale,
             "initial_stddev": self.initial_stddev,
-            "kl_weight": self.kl_weight,
         }
 
 
