@@ -143,10 +143,10 @@ def takes_training(operation):
 
 
 def call_context(layer):
-    """Returns the object that one call of a whole model has in common, or of a step.
+    """Returns an object that lives as long as the step in which `layer` is called.
 
-    A step is one scope of a stateless call (JAX: there every layer of a functional
-    model begins a call context), else one call of the model.
+    One scope of a stateless call (JAX: there every layer of a functional model
+    begins a call context), else one call of the model.
     """
     return get_stateless_scope() or layer._get_call_context()
 

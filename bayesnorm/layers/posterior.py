@@ -9,10 +9,10 @@ import weakref
 import keras
 import numpy as np
 from keras import initializers, ops
-from keras.src.backend.common.stateless_scope import get_stateless_scope
 
 from bayesnorm import backend
 from bayesnorm.arguments import check_model, check_number
+from bayesnorm.graph.internals import call_context
 from bayesnorm.layers.noise import StochasticLayer, stochastic_layers
 
 
@@ -212,7 +212,7 @@ class VariationalLayer(StochasticLayer):
 
     def _count(self, batch):
         """Counts the examples of a step: once, however often the layer is used."""
-        step = _current_step(self)
+        step = call_context(self)
         if self._counted_in is None or self._counted_in() is not step:
             self._counted_in = weakref.ref(step)
             # The mean over the replicas is what each of them then holds.
@@ -235,15 +235,6 @@ class VariationalLayer(StochasticLayer):
     def get_config(self):
         """Returns the constructor's arguments."""
         return {**super().get_config(), "kl_weight": self.kl_weight}
-
-
-def _current_step(layer):
-    """Returns an object that lives as long as the step in which `layer` is called.
-
-    One scope of a stateless call (JAX: there every layer of a functional model
-    begins a call context), else one call of the model.
-    """
-    return get_stateless_scope() or layer._get_call_context()
 
 
 def posterior_layers(model):

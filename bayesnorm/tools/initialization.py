@@ -6,7 +6,12 @@ from keras import ops
 
 from bayesnorm.arguments import check_model
 from bayesnorm.graph import Index, run
-from bayesnorm.layers import AnalyticNormalization, ScaleNorm, noise_mode
+from bayesnorm.layers import (
+    AnalyticNormalization,
+    ScaleNorm,
+    StochasticScaleNorm,
+    noise_mode,
+)
 from bayesnorm.layers.kernels import LINEAR_LAYERS, output_kernel
 from bayesnorm.maths import scale as scale_maths
 
@@ -103,7 +108,7 @@ def _init_scale(index, layer, inputs):
     mean, stddev = _channel_moments(inputs, layer.axis)
     layer.bias.assign(-mean)
     layer.scale.assign(1.0 / stddev)
-    if hasattr(layer, "rho"):
+    if isinstance(layer, StochasticScaleNorm):
         stddevs = layer.initial_stddev / stddev
         if not layer.per_channel:
             stddevs = stddevs.mean(keepdims=True)
