@@ -17,17 +17,17 @@ from bayesnorm.layers import (
     noise_mode,
     set_kl_weight,
 )
-from bayesnorm.tools.batch_noise import batch_noise
-from bayesnorm.tools.calibrate import calibrate
-from bayesnorm.tools.convert import to_stochastic
-from bayesnorm.tools.export import export
-from bayesnorm.tools.initialization import data_dependent_init
-from bayesnorm.tools.perturbation import gaussian_noise, gradient_sign
-from bayesnorm.tools.predict import predict
-from bayesnorm.tools.prediction import Prediction
-from bayesnorm.tools.projection import project
-from bayesnorm.tools.sampling import sampling_model
-from bayesnorm.tools.statistics import channel_statistics
+from bayesnorm.measurement.batch_noise import batch_noise
+from bayesnorm.measurement.calibrate import calibrate
+from bayesnorm.measurement.channel_statistics import channel_statistics
+from bayesnorm.prediction.perturbation import gaussian_noise, gradient_sign
+from bayesnorm.prediction.predict import predict
+from bayesnorm.prediction.prediction import Prediction
+from bayesnorm.prediction.sampling import sampling_model
+from bayesnorm.serving.export import export
+from bayesnorm.surgery.initialization import data_dependent_init
+from bayesnorm.surgery.projection import project
+from bayesnorm.surgery.to_stochastic import to_stochastic
 
 __all__ = [
     "AnalyticNormalization",

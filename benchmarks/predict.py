@@ -15,7 +15,7 @@ from absl import app, flags
 
 from bayesnorm import backend, models
 from bayesnorm.models.blocks import NormalizedBlocks
-from bayesnorm.tools.predict import predict
+from bayesnorm.prediction.predict import predict
 from benchmarks import timing
 
 _NETWORK = flags.DEFINE_enum("network", "all", ["all", "all_cnn", "small"], "Network.")

@@ -15,9 +15,9 @@ from absl import app, flags
 from keras import ops
 
 from bayesnorm import backend, models
-from bayesnorm.tools.calibrate import calibrate
-from bayesnorm.tools.convert import to_stochastic
-from bayesnorm.tools.predict import predict
+from bayesnorm.measurement.calibrate import calibrate
+from bayesnorm.prediction.predict import predict
+from bayesnorm.surgery.to_stochastic import to_stochastic
 from benchmarks import timing
 
 _NETWORK = flags.DEFINE_enum(

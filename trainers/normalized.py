@@ -6,7 +6,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from bayesnorm.tools.initialization import data_dependent_init
+from bayesnorm.surgery.initialization import data_dependent_init
 from trainers import comparison_report, flags, report, session
 from trainers.flags import FLAGS
 

@@ -15,8 +15,8 @@ import numpy as np
 from bayesnorm import __version__, backend, metrics, plots
 from bayesnorm.layers import StochasticScaleNorm, posterior_layers
 from bayesnorm.layers.noise import stochastic_layers
-from bayesnorm.tools.export import export
-from bayesnorm.tools.predict import predict
+from bayesnorm.prediction.predict import predict
+from bayesnorm.serving.export import export
 from trainers.checkpoints import write_atomically
 
 _TITLES = {

@@ -32,8 +32,8 @@ from absl import flags as absl_flags
 
 from bayesnorm import datasets, models
 from bayesnorm.layers.stochastic_batch_norm import stochastic_batch_normalizations
-from bayesnorm.tools.calibrate import calibrate
-from bayesnorm.tools.convert import to_stochastic
+from bayesnorm.measurement.calibrate import calibrate
+from bayesnorm.surgery.to_stochastic import to_stochastic
 from trainers import command, flags, jobs, report, session
 from trainers.checkpoints import Workdir, read_flags, write_history
 from trainers.flags import FLAGS

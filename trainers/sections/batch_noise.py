@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 
 from bayesnorm import plots
-from bayesnorm.tools.batch_noise import batch_noise
+from bayesnorm.measurement.batch_noise import batch_noise
 from trainers import session
 from trainers.flags import FLAGS, NOISE_FLAGS
 from trainers.report import Section

@@ -5,8 +5,8 @@ from keras import ops
 from scipy import stats
 
 from bayesnorm import plots
-from bayesnorm.tools.minibatch import record_statistics
-from bayesnorm.tools.predict import predict
+from bayesnorm.measurement.minibatch import record_statistics
+from bayesnorm.prediction.predict import predict
 from trainers.flags import FLAGS
 from trainers.report import Section, cell
 

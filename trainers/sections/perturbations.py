@@ -3,8 +3,8 @@
 import numpy as np
 
 from bayesnorm import metrics, plots
-from bayesnorm.tools.perturbation import gaussian_noise, gradient_sign
-from bayesnorm.tools.predict import predict
+from bayesnorm.prediction.perturbation import gaussian_noise, gradient_sign
+from bayesnorm.prediction.predict import predict
 from trainers.flags import FLAGS
 from trainers.report import Section
 

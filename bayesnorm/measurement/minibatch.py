@@ -12,9 +12,9 @@ from bayesnorm.layers.stochastic_batch_norm import (
     batch_statistics,
     stochastic_batch_normalizations,
 )
-from bayesnorm.tools.batches import reshuffled, sized_stream
-from bayesnorm.tools.calibrate import build, check_has_layers
-from bayesnorm.tools.state import changing, restored
+from bayesnorm.measurement.calibrate import build, check_has_layers
+from bayesnorm.measurement.state import changing, restored
+from bayesnorm.streams.batches import reshuffled, sized_stream
 
 
 @dataclasses.dataclass(frozen=True)

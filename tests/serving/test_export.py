@@ -12,8 +12,8 @@ import pytest
 from scipy import special, stats
 
 from bayesnorm.layers import StochasticScaleNorm, noise_mode
-from bayesnorm.tools.export import export
-from bayesnorm.tools.predict import predict
+from bayesnorm.prediction.predict import predict
+from bayesnorm.serving.export import export
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf

@@ -8,7 +8,7 @@ from scipy import stats
 
 import bayesnorm
 from bayesnorm.layers.stochastic_batch_norm import batch_statistics
-from bayesnorm.tools.minibatch import _full_batches, record_statistics
+from bayesnorm.measurement.minibatch import _full_batches, record_statistics
 
 SBN = bayesnorm.StochasticBatchNormalization
 

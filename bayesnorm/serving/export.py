@@ -11,8 +11,8 @@ from bayesnorm.arguments import check_choice, check_model, positive_integer
 from bayesnorm.graph import functional, is_graph
 from bayesnorm.graph.internals import get_input_signature
 from bayesnorm.layers.noise import stochastic_layers
-from bayesnorm.tools.outputs import find_from_logits
-from bayesnorm.tools.sampling import SamplingModel
+from bayesnorm.prediction.outputs import find_from_logits
+from bayesnorm.prediction.sampling import SamplingModel
 
 _README = """# {name}
 
@@ -118,7 +118,7 @@ def export(
             f"There is something at {path}, which is not overwritten. Export to a new "
             "folder (the next version of the model), or remove that one first."
         )
-    from bayesnorm.backend import saved_model
+    from bayesnorm.serving import saved_model
 
     signature = _signature(model)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,14 +8,14 @@ import tensorflow as tf
 
 from bayesnorm.backend import tensorflow as backend
 from bayesnorm.layers.noise import noise_mode
-from bayesnorm.tools.networks import (
+from bayesnorm.prediction.networks import (
     Noise,
     merge,
     run_networks,
     run_prefix,
     single_output,
 )
-from bayesnorm.tools.outputs import finish
+from bayesnorm.prediction.outputs import finish
 
 
 def write(model, directory, signature, samples, from_logits, chunk_size):

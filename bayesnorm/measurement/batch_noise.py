@@ -9,9 +9,9 @@ from scipy import stats
 from bayesnorm.arguments import check_model, positive_integer
 from bayesnorm.graph import layers_of
 from bayesnorm.layers.stochastic_batch_norm import stochastic_batch_normalizations
-from bayesnorm.tools.batches import number_of_batches
-from bayesnorm.tools.convert import to_stochastic
-from bayesnorm.tools.minibatch import record_statistics
+from bayesnorm.measurement.minibatch import record_statistics
+from bayesnorm.streams.batches import number_of_batches
+from bayesnorm.surgery.to_stochastic import to_stochastic
 
 _BINS = 10
 

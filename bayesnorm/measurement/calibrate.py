@@ -15,9 +15,9 @@ from bayesnorm.layers.stochastic_batch_norm import (
     batch_statistics,
     stochastic_batch_normalizations,
 )
-from bayesnorm.tools.batches import number_of_batches, reshuffled, sized_stream
-from bayesnorm.tools.progress import Progress
-from bayesnorm.tools.state import changing, restored, restored_on_error
+from bayesnorm.measurement.state import changing, restored, restored_on_error
+from bayesnorm.streams.batches import number_of_batches, reshuffled, sized_stream
+from bayesnorm.streams.progress import Progress
 
 
 def calibrate(

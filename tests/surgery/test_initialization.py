@@ -12,7 +12,7 @@ from bayesnorm.layers import (
     StochasticScaleNorm,
     WeightNormalization,
 )
-from bayesnorm.tools.initialization import data_dependent_init
+from bayesnorm.surgery.initialization import data_dependent_init
 
 
 def outputs_of(model, names, x):

@@ -12,10 +12,10 @@ from scipy import special, stats
 import bayesnorm
 from bayesnorm import backend
 from bayesnorm.layers import StochasticScaleNorm
-from bayesnorm.tools.networks import Noise
-from bayesnorm.tools.outputs import finish_moments
-from bayesnorm.tools.predict import predict
-from bayesnorm.tools.sampling import sampling_model
+from bayesnorm.prediction.networks import Noise
+from bayesnorm.prediction.outputs import finish_moments
+from bayesnorm.prediction.predict import predict
+from bayesnorm.prediction.sampling import sampling_model
 
 
 def entropy(probs):

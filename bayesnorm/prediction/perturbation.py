@@ -7,8 +7,8 @@ from keras import ops
 from bayesnorm import backend
 from bayesnorm.arguments import check_number, positive_integer, seed_integer
 from bayesnorm.layers.noise import noise_mode
-from bayesnorm.tools.networks import single_output
-from bayesnorm.tools.outputs import find_from_logits, two_classes
+from bayesnorm.prediction.networks import single_output
+from bayesnorm.prediction.outputs import find_from_logits, two_classes
 
 
 def gaussian_noise(x, stddev, seed=0, bounds=None):

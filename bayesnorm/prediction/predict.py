@@ -13,20 +13,20 @@ from bayesnorm import backend
 from bayesnorm.arguments import check_choice, positive_integer, seed_integer
 from bayesnorm.layers.noise import noise_mode, stochastic_layers
 from bayesnorm.layers.stochastic_batch_norm import batch_statistics
+from bayesnorm.measurement.minibatch import record_statistics, source_of
 from bayesnorm.moments import propagate
-from bayesnorm.tools.batches import number_of_batches, pad, stream
-from bayesnorm.tools.minibatch import record_statistics, source_of
-from bayesnorm.tools.networks import (
+from bayesnorm.prediction.networks import (
     Noise,
     merge,
     run_networks,
     run_prefix,
     single_output,
 )
-from bayesnorm.tools.outputs import find_from_logits, finish, finish_moments
-from bayesnorm.tools.prediction import Prediction
-from bayesnorm.tools.progress import Progress
-from bayesnorm.tools.sampling import SamplingModel
+from bayesnorm.prediction.outputs import find_from_logits, finish, finish_moments
+from bayesnorm.prediction.prediction import Prediction
+from bayesnorm.prediction.sampling import SamplingModel
+from bayesnorm.streams.batches import number_of_batches, pad, stream
+from bayesnorm.streams.progress import Progress
 
 _METHODS = ("sample", "mean", "moments", "minibatch")
 _SAMPLING = ("sample", "minibatch")

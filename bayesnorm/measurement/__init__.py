@@ -1,0 +1,1 @@
+"""What training data say of a network: batch statistics, their noise, channels."""

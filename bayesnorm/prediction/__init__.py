@@ -1,0 +1,1 @@
+"""Predictions of the networks of a posterior, and how far they agree."""

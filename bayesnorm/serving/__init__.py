@@ -1,0 +1,1 @@
+"""Models for a server that runs without Python."""

@@ -1,0 +1,1 @@
+"""Inputs in batches, whatever they came in, and the progress through them."""

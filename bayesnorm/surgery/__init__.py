@@ -1,0 +1,1 @@
+"""Networks rewritten: converted, projected, initialized from data."""
