@@ -52,7 +52,7 @@ def stratified(labels, split_seed, missing=("validation", "test")):
 
 
 def check_counts(where, labels, class_names, missing):
-    """Checks that every class has an example for each part.
+    """Checks that every class that there is has an image for each part.
 
     Args:
         where: Name of the set, for the message.
@@ -63,20 +63,17 @@ def check_counts(where, labels, class_names, missing):
     Raises:
         ValueError: If a class has too few.
     """
-    counts = np.bincount(labels, minlength=len(class_names))
+    found, counts = np.unique(labels, return_counts=True)
     few = [
-        f"{class_names[i]!r} {counts[i]}"
-        for i in np.flatnonzero(counts <= len(missing))
+        f"{class_names[label]!r} {count}"
+        for label, count in zip(found, counts, strict=True)
+        if count <= len(missing)
     ]
     if few:
-        drawn = (
-            f" and as {' and '.join(missing)}, which are drawn from it"
-            if missing
-            else ""
-        )
         raise ValueError(
-            f"{where}: every class needs {len(missing) + 1} images to train on{drawn}, "
-            f"but there are of {', '.join(few)}. Add some, or take the class away."
+            f"{where}: {' and '.join(missing)} are drawn from the training images, "
+            f"which takes {len(missing) + 1} of each class, but there are of "
+            f"{', '.join(few)}. Add some, or take the class away."
         )
 
 
