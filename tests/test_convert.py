@@ -20,7 +20,9 @@ PARTS = ("train", "validation", "test")
 CLASSES = named_sets.SOURCES["cifar10"].class_names
 
 
-def prepare(directory, name, counts, shape, form, names, size=lambda i: None):
+def prepare(
+    directory, name, counts, shape, form, names, size=lambda i: None, file_format=None
+):
     """Writes a set as TensorFlow Datasets does; returns its images by part."""
     rng = np.random.default_rng(0)
     truth = {
@@ -65,7 +67,7 @@ def prepare(directory, name, counts, shape, form, names, size=lambda i: None):
     }
     base = tfds.core.GeneratorBasedBuilder
     builder = type("Small", (base,), body, skip_registration=True)
-    builder(data_dir=directory).download_and_prepare()
+    builder(data_dir=directory, file_format=file_format).download_and_prepare()
     return {part: [*map(encoded, images)] for part, images in truth.items()}
 
 
@@ -212,6 +214,32 @@ def test_sets_that_are_refused(tmp_path, png, monkeypatch):
     with pytest.raises(ValueError, match=r"no set of images .*\('image', 'image'\)"):
         convert.convert("shades", directory, tmp_path / "a.npz")
     assert not list(tmp_path.iterdir())
+
+
+def test_without_tensorflow(tmp_path, jpeg, monkeypatch):
+    pytest.importorskip("array_record")
+    counts = {"train": 60, "test": 20}
+    files = prepare(
+        tmp_path / "records",
+        "cifar10",
+        counts,
+        (32, 32, 3),
+        "jpeg",
+        CLASSES,
+        file_format="array_record",
+    )
+    monkeypatch.setattr(named_sets, "_has_tensorflow", lambda: False)
+    splits = datasets.load("cifar10", tmp_path / "records")
+    exact = [np.asarray(Image.open(io.BytesIO(file))) for file in files["test"]]
+    np.testing.assert_array_equal(splits.test.images, exact)
+    np.testing.assert_array_equal(splits.test.labels, np.arange(20) % 10)
+    convert.convert("cifar10", tmp_path / "records", tmp_path / "a.npz")
+    again = datasets.load("npz", tmp_path / "a.npz")
+    np.testing.assert_array_equal(again.train.images, splits.train.images)
+    with pytest.raises(ImportError, match=r"'cifar10' is read .*datasets\.convert"):
+        datasets.load("cifar10", jpeg[0])
+    with pytest.raises(ImportError, match="needs the packages tensorflow"):
+        named_sets.read("cifar10", jpeg[0], False, lambda builder: builder)
 
 
 def test_the_program(tmp_path, png):

@@ -57,10 +57,8 @@ def convert(name, data_dir, output, split_seed=0, overwrite=False, form=None):
     path = pathlib.Path(os.path.expanduser(output))
     form = form or ("npz" if path.suffix == ".npz" else "image_folder")
     _check_output(path, overwrite)
-    image, label, class_names = _features(name, data_dir)
-    parts = tfds.read(
-        name, data_dir, False, lambda b: _read(b, image, label), function=None
-    )
+    image, label, class_names = _features(_read(name, data_dir, lambda b: b.info))
+    parts = _read(name, data_dir, lambda b: _files(b, image, label))
     if "validation" not in parts:
         source = tfds.SOURCES.get(name)
         share = source.validation_share if source else _VALIDATION_SHARE
@@ -99,37 +97,33 @@ def _check_output(path, overwrite):
         )
 
 
-def _features(name, data_dir):
+def _read(name, data_dir, reader):
+    return tfds.read(name, data_dir, False, reader, function=None, records=True)
+
+
+def _features(info):
     """Keys of image and label in the examples, and the names of the classes."""
-    info = tfds.read(name, data_dir, False, lambda b: b.info, function=None)
     keys = info.supervised_keys or ()
     features = [info.features[key] for key in keys if isinstance(key, str)]
     kinds = [type(feature).__name__ for feature in features]
     if kinds != ["Image", "ClassLabel"]:
         raise ValueError(
-            f"data set {name!r} is no set of images with a class each: its examples "
-            f"for training are {keys}, not an Image and a ClassLabel."
+            f"data set {info.name!r} is no set of images with a class each: its "
+            f"examples for training are {keys}, not an Image and a ClassLabel."
         )
     return *keys, tuple(features[1].names)
 
 
-def _read(builder, image, label):
+def _files(builder, image, label):
     """Part -> `(files, labels)`: a list of bytes, and `[n]` int64; as stored."""
-    import tensorflow_datasets
-
     parts = {}
     for part in _PARTS:
         if part not in builder.info.splits:
             continue
         count = builder.info.splits[part].num_examples
-        dataset = builder.as_dataset(
-            split=part,
-            shuffle_files=False,
-            decoders={image: tensorflow_datasets.decode.SkipDecoding()},
-        )
         files, labels = [], np.empty(count, np.int64)
         progress = _progress(f"reading {part}", count)
-        for i, example in enumerate(dataset.as_numpy_iterator()):
+        for i, example in enumerate(tfds.examples(builder, part, image)):
             files.append(example[image])
             labels[i] = example[label]
             progress.update(i + 1)
