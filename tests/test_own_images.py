@@ -552,7 +552,7 @@ DATA, OFFSETS = encoded(X)
         ({"X": np.zeros((6, 3, 8, 8)), "y": Y}, r"\[6, 3, 8, 8\].*transpose\(0, 2, 3"),
         ({"X": np.zeros((0, 8, 8)), "y": Y[:0]}, r"'X' must be.* is \[0, 8, 8, 1\]"),
         ({"X": X * np.nan, "y": Y}, "'X' holds NaN or infinite pixels"),
-        ({"X": X - 1.0, "y": Y}, r"'X' must hold .*float64 from -1 to 4\. Write"),
+        ({"X": X - 1.0, "y": Y}, r"'X' must hold .*float64 from -1 to 4 .*Write"),
         ({"X": X + 0.5, "y": Y}, r"'X' must hold .*float64 from 0.5 to 5.5"),
         ({"X": X * np.int64(70000), "y": Y}, r"'X' must hold .*int64 from 0 to 350000"),
         ({"X": X.astype(complex), "y": Y}, "'X' must hold numbers.* complex128"),
@@ -566,6 +566,7 @@ DATA, OFFSETS = encoded(X)
         ({"X": X, "y": np.array([*"aabbcc"], object)}, r"'y' could.*objects.*astype"),
         ({"X": DATA, "y": Y}, r"is .*need their offsets"),
         ({"X": DATA, "y": Y, "offsets": OFFSETS[:-1]}, "'X' with 'offsets' must be"),
+        ({"X": DATA, "y": Y, "offsets": OFFSETS[[0, 2, 1, 3, 4, 5, 6]]}, "never fall"),
         ({"X": DATA[::-1], "y": Y, "offsets": OFFSETS}, "6 of 6 pictures.*image 0 cou"),
     ],
 )
@@ -692,6 +693,9 @@ def test_sbn_on_own_images(own, flags, form):
 
 
 def test_augmentation_of_own_images(tmp_path, flags):
+    masks = datasets.augmentation_for("image_folder", dense=True)
+    assert masks == datasets.augmentation_for("cells")
+    assert datasets.augmentation_for("image_folder") == datasets.Augmentation(2, False)
     splits = datasets.load("npz", archive(tmp_path, X=X, y=Y))
     with flagsaver.flagsaver(dataset="npz", augment=True):
         (shift,) = session.make_augmentation(splits, 0).layers

@@ -2,6 +2,12 @@
 
 import numpy as np
 
+# What files and keys call the parts.
+NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val"),
+    "test": ("test", "testing"),
+}
 # The test part does not follow `split_seed`: figures of all seeds share one test set.
 TEST_SEED = 0
 TEST_FRACTION = 0.2
@@ -51,19 +57,28 @@ def stratified(labels, split_seed, missing=("validation", "test")):
     return {"train": rest, **parts}
 
 
-def check_counts(where, labels, class_names, missing):
-    """Checks that every class that there is has an image for each part.
+def completed(where, labels, class_names, split_seed):
+    """Draws the parts that a set lacks from its training part.
 
     Args:
-        where: Name of the set, for the message.
-        labels: `[n]` integers, of the training part.
+        where: Name of the set, for messages.
+        labels: Dict from `"train"`, and from `"validation"` and `"test"` where they are
+            there, to `[n]` integers.
         class_names: Names that they index.
-        missing: As of `stratified`.
+        split_seed: Seed of the division into train and validation.
+
+    Returns:
+        Dict from each part to `(source, indices)`: the part there that its examples lie
+        in, and which they are.
 
     Raises:
-        ValueError: If a class has too few.
+        ValueError: A class has too few examples.
     """
-    found, counts = np.unique(labels, return_counts=True)
+    missing = [part for part in NAMES if part not in labels]
+    whole = {part: (part, slice(None)) for part in labels}
+    if not missing:
+        return whole
+    found, counts = np.unique(labels["train"], return_counts=True)
     few = [
         f"{class_names[label]!r} {count}"
         for label, count in zip(found, counts, strict=True)
@@ -75,6 +90,8 @@ def check_counts(where, labels, class_names, missing):
             f"which takes {len(missing) + 1} of each class, but there are of "
             f"{', '.join(few)}. Add some, or take the class away."
         )
+    drawn = stratified(labels["train"], split_seed, missing)
+    return whole | {part: ("train", indices) for part, indices in drawn.items()}
 
 
 def _drawn(labels, fraction, seed):
