@@ -17,7 +17,7 @@ from bayesnorm.datasets import division, pictures, splits
 _OOD = "ood"
 _EXPECTED = (
     "Expected a folder for each class, DIR/<class>/*.jpg, or parts of them: "
-    "DIR/train/<class>/*.jpg, DIR/validation/..., DIR/test/..."
+    "DIR/train/<class>/*.jpg and likewise DIR/validation, DIR/test"
 )
 
 

@@ -1,7 +1,6 @@
 """Writes a TensorFlow Datasets classification set as files that need no TensorFlow.
 
-    python -m bayesnorm.datasets.convert --dataset=cifar10 --data_dir=DIR \
-        --output=cifar10.npz
+    python -m bayesnorm.datasets.convert --dataset=cifar10 --data_dir=DIR --output=c.npz
     python -m bayesnorm.datasets.convert --dataset=beans --data_dir=DIR --output=beans
 
 A file `.npz` or else a folder: what `bayesnorm.datasets.load` reads as `npz` and
