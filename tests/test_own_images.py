@@ -675,8 +675,7 @@ def test_all_cnn_on_own_images(own, flags, form):
     assert figures["test/error_one_pass"] < 40
     assert ("ood/auroc_one_pass" in figures) == (form[0] == "image_folder")
     assert json.loads((own / "run" / "metrics.json").read_text()) == figures
-    # Images of 12 pixels; another folder would be another run.
-    assert defining["padding"] == "same"
+    # Images of 12 pixels, which are padded; another folder would be another run.
     assert defining["data_dir"] == str(own / form[1])
     (own / form[1]).rename(own / "moved")
     with pytest.raises(ValueError, match="--data_dir"):
