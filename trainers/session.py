@@ -25,12 +25,7 @@ def load_data(dense=False):
         ValueError: Flags of the other kind of set are given, or what `datasets.load`
             and `datasets.load_segmentation` raise.
     """
-    _refuse_given(
-        ("resize", "channels") if dense else ("downscale", "tile"),
-        "segmentation takes --downscale and --tile"
-        if dense
-        else "only segmentation (cell_fcn) takes them; classification has --resize",
-    )
+    _refuse_other_kind(dense)
     if dense:
         return _first_examples(
             datasets.load_segmentation(
@@ -62,7 +57,9 @@ def padding_for(splits):
     return FLAGS.padding or ("same" if small else "valid")
 
 
-def _refuse_given(names, reason):
+def _refuse_other_kind(dense):
+    """Refuses flags that only the other kind of set has."""
+    names = ("resize", "channels") if dense else ("downscale", "tile")
     given = [
         f"--{name}={command.text(FLAGS[name].value)}"
         for name in names
@@ -70,7 +67,9 @@ def _refuse_given(names, reason):
     ]
     if given:
         raise ValueError(
-            f"{' '.join(given)} would do nothing here: {reason}. Leave them out."
+            f"{' '.join(given)} would do nothing here: segmentation (cell_fcn) takes "
+            "--downscale and --tile, classification of own images --resize and "
+            "--channels. Leave them out."
         )
 
 

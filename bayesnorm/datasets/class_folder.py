@@ -14,15 +14,10 @@ import numpy as np
 
 from bayesnorm.datasets import division, pictures, splits
 
-_PARTS = {
-    "train": ("train",),
-    "validation": ("validation", "val", "valid"),
-    "test": ("test",),
-}
 _OOD = "ood"
 _EXPECTED = (
     "Expected a folder for each class, DIR/<class>/*.jpg, or parts of them: "
-    "DIR/train/<class>/*.jpg, DIR/validation/..., DIR/test/..."
+    "DIR/train/<class>/*.jpg and likewise DIR/validation, DIR/test"
 )
 
 
@@ -47,43 +42,29 @@ def load(folder, split_seed=0, held_out=(), resize=None, channels=None):
         ValueError: The folder is not as above, or pictures cannot be read.
     """
     root = pathlib.Path(os.path.expanduser(folder))
-    where = repr(str(root))
     files, others = _find(root)
     if others:
         warnings.warn(
-            f"{where}: {len(others)} files are left out, which lie in no class folder "
-            f"or have no ending of a picture ({', '.join(pictures.ENDINGS)}): "
+            f"{str(root)!r}: {len(others)} files are left out, which lie in no class "
+            f"folder or have no ending of a picture ({', '.join(pictures.ENDINGS)}): "
             f"{pictures.listing(others)}.",
             stacklevel=3,
         )
     class_names = _class_names(root, files)
-    number = {name: label for label, name in enumerate(class_names)}
-    labels = {
-        part: np.array([number[name] for name, _ in of_part], np.int64)
-        for part, of_part in files.items()
-        if part != _OOD
-    }
-    missing = [part for part in ("validation", "test") if part not in files]
-    division.check_counts(where, labels["train"], class_names, missing)
+    labels = {part: _labels(files[part], class_names) for part in files if part != _OOD}
+    chosen = division.completed(repr(str(root)), labels, class_names, split_seed)
     # Before minutes of reading.
     splits.resolve_classes("image_folder", held_out, class_names)
     images = _read(root, files, resize, channels)
-    drawn = division.stratified(labels["train"], split_seed, missing)
-    whole = {part: np.arange(len(of_part)) for part, of_part in labels.items()}
     divided = {
-        part: (
-            # What is drawn comes from train.
-            pictures.stack(images.get(part, images["train"]), chosen),
-            labels.get(part, labels["train"])[chosen],
-        )
-        for part, chosen in (whole | drawn).items()
+        part: (_stack(images[source], indices), labels[source][indices])
+        for part, (source, indices) in chosen.items()
     }
     ood, ood_class_names = None, ()
     if _OOD in files:
-        ood_class_names, ood_labels = np.unique(
-            [name for name, _ in files[_OOD]], return_inverse=True
-        )
-        ood = (pictures.stack(images[_OOD], range(len(ood_labels))), ood_labels)
+        ood_class_names = sorted({name for name, _ in files[_OOD]})
+        ood_labels = _labels(files[_OOD], ood_class_names)
+        ood = (_stack(images[_OOD], slice(None)), ood_labels)
     return splits.divided(
         divided["train"],
         divided["validation"],
@@ -92,8 +73,17 @@ def load(folder, split_seed=0, held_out=(), resize=None, channels=None):
         ood,
         name="image_folder",
         class_names=class_names,
-        ood_class_names=[str(name) for name in ood_class_names],
+        ood_class_names=ood_class_names,
     )
+
+
+def _labels(files, class_names):
+    number = {name: label for label, name in enumerate(class_names)}
+    return np.array([number[name] for name, _ in files], np.int64)
+
+
+def _stack(images, indices):
+    return pictures.stack(images, np.arange(len(images))[indices])
 
 
 def _read(root, files, resize, channels):
@@ -132,7 +122,7 @@ def _part_folders(root):
     folders = [path for path in _visible(root) if path.is_dir() and path.name != _OOD]
     found = {
         part: [path for path in folders if path.name.lower() in names]
-        for part, names in _PARTS.items()
+        for part, names in division.NAMES.items()
     }
     named = [path for of_part in found.values() for path in of_part]
     # A class may be called `train`, as of vehicles.

@@ -2,6 +2,12 @@
 
 import numpy as np
 
+# What files and keys call the parts.
+NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val"),
+    "test": ("test", "testing"),
+}
 # The test part does not follow `split_seed`: figures of all seeds share one test set.
 TEST_SEED = 0
 TEST_FRACTION = 0.2
@@ -51,33 +57,41 @@ def stratified(labels, split_seed, missing=("validation", "test")):
     return {"train": rest, **parts}
 
 
-def check_counts(where, labels, class_names, missing):
-    """Checks that every class has an example for each part.
+def completed(where, labels, class_names, split_seed):
+    """Draws the parts that a set lacks from its training part.
 
     Args:
-        where: Name of the set, for the message.
-        labels: `[n]` integers, of the training part.
+        where: Name of the set, for messages.
+        labels: Dict from `"train"`, and from `"validation"` and `"test"` where they are
+            there, to `[n]` integers.
         class_names: Names that they index.
-        missing: As of `stratified`.
+        split_seed: Seed of the division into train and validation.
+
+    Returns:
+        Dict from each part to `(source, indices)`: the part there that its examples lie
+        in, and which they are.
 
     Raises:
-        ValueError: If a class has too few.
+        ValueError: A class has too few examples.
     """
-    counts = np.bincount(labels, minlength=len(class_names))
+    missing = [part for part in NAMES if part not in labels]
+    whole = {part: (part, slice(None)) for part in labels}
+    if not missing:
+        return whole
+    found, counts = np.unique(labels["train"], return_counts=True)
     few = [
-        f"{class_names[i]!r} {counts[i]}"
-        for i in np.flatnonzero(counts <= len(missing))
+        f"{class_names[label]!r} {count}"
+        for label, count in zip(found, counts, strict=True)
+        if count <= len(missing)
     ]
     if few:
-        drawn = (
-            f" and as {' and '.join(missing)}, which are drawn from it"
-            if missing
-            else ""
-        )
         raise ValueError(
-            f"{where}: every class needs {len(missing) + 1} images to train on{drawn}, "
-            f"but there are of {', '.join(few)}. Add some, or take the class away."
+            f"{where}: {' and '.join(missing)} are drawn from the training images, "
+            f"which takes {len(missing) + 1} of each class, but there are of "
+            f"{', '.join(few)}. Add some, or take the class away."
         )
+    drawn = stratified(labels["train"], split_seed, missing)
+    return whole | {part: ("train", indices) for part, indices in drawn.items()}
 
 
 def _drawn(labels, fraction, seed):

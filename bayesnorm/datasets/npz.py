@@ -29,12 +29,7 @@ import numpy as np
 
 from bayesnorm.datasets import division, pictures, splits
 
-_PARTS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val"),
-    "test": ("test", "testing"),
-    "ood": ("ood",),
-}
+_PARTS = {**division.NAMES, "ood": ("ood",)}
 _KINDS = {
     "images": ("images", "image", "x", "data"),
     "labels": ("labels", "label", "y", "target", "targets"),
@@ -71,43 +66,23 @@ def load(file, split_seed=0, held_out=(), resize=None, channels=None):
     path = pathlib.Path(os.path.expanduser(file))
     where = repr(str(path))
     found = _read(path)
-    keys = {meaning: key for meaning, (key, _) in found.items()}
-    arrays = {meaning: array for meaning, (_, array) in found.items()}
-    parts = [part for part in _PARTS if (part, "images") in arrays]
-    images = {
-        part: _images(where, part, keys, arrays, resize, channels) for part in parts
-    }
-    image_keys = {part: keys[part, "images"] for part in parts}
-    images = _stored(where, image_keys, images)
-    labels = {
-        part: _labels(where, keys[part, "labels"], arrays[part, "labels"])
-        for part in parts
-        if (part, "labels") in arrays
-    }
-    for part, of_part in labels.items():
-        if len(of_part) != len(images[part]):
-            raise ValueError(
-                f"{where}: every image needs a label, but {image_keys[part]!r} has "
-                f"{len(images[part])} and {keys[part, 'labels']!r} {len(of_part)}."
-            )
-    ood = images.pop("ood", None)
-    ood_labels = labels.pop("ood", None)
-    names = {part: keys[part, "labels"] for part in labels}
+    images = _images(where, found, resize, channels)
+    labels = _labels(where, found, images)
+    ood, ood_names = images.pop("ood", None), _names(where, "ood_class_names", found)
+    if "ood" in labels:
+        key = found["ood", "labels"][0]
+        only = {"train": labels.pop("ood")}
+        ood_names, only = _classes(where, {"train": key}, only, ood_names)
+        ood = (ood, only["train"])
+    keys = {part: found[part, "labels"][0] for part in labels}
     class_names, labels = _classes(
-        where, names, labels, _names(where, "class_names", found)
+        where, keys, labels, _names(where, "class_names", found)
     )
-    ood_names = _names(where, "ood_class_names", found) or ()
-    if ood is not None and ood_labels is not None:
-        ood_names, classes = _classes(
-            where, {"train": keys["ood", "labels"]}, {"train": ood_labels}, ood_names
-        )
-        ood = (ood, classes["train"])
-    missing = [part for part in ("validation", "test") if part not in images]
-    division.check_counts(where, labels["train"], class_names, missing)
-    drawn = division.stratified(labels["train"], split_seed, missing) if missing else {}
-    divided = {part: (images[part], labels[part]) for part in images}
-    for part, indices in drawn.items():
-        divided[part] = (images["train"][indices], labels["train"][indices])
+    chosen = division.completed(where, labels, class_names, split_seed)
+    divided = {
+        part: (images[source][indices], labels[source][indices])
+        for part, (source, indices) in chosen.items()
+    }
     return splits.divided(
         divided["train"],
         divided["validation"],
@@ -222,24 +197,41 @@ def _array(where, archive, key):
         ) from error
 
 
-def _images(where, part, keys, arrays, resize, channels):
-    """Images of a part, `[n, height, width, channels]`, type as stored."""
-    key, images = keys[part, "images"], arrays[part, "images"]
-    said = f"{where}: {key!r}"
-    if (part, "offsets") in arrays:
-        return _decoded(
-            said,
-            images,
-            keys[part, "offsets"],
-            arrays[part, "offsets"],
+def _images(where, found, resize, channels):
+    """Part -> images `[n, height, width, channels]`, uint8 or float32 in [0, 1]."""
+    parts = [part for part in _PARTS if (part, "images") in found]
+    images = {
+        part: _pixels(
+            where,
+            *found[part, "images"],
+            found.get((part, "offsets")),
             resize,
             channels,
         )
+        for part in parts
+    }
+    return _stored(where, {part: found[part, "images"][0] for part in parts}, images)
+
+
+def _pixels(where, key, images, offsets, resize, channels):
+    """Images `[n, height, width, channels]` of a part, type as stored.
+
+    Args:
+        where: Name of the archive.
+        key: Key of the images.
+        images: Array of it.
+        offsets: `(key, array)` of the offsets, None without.
+        resize: As in `load`, as is the last.
+        channels: Number.
+    """
+    said = f"{where}: {key!r}"
+    if offsets is not None:
+        return _decoded(said, images, *offsets, resize, channels)
     if images.ndim == 3:
         images = images[..., None]
     _check_shape(said, images)
     if resize is not None and images.shape[1:3] != tuple(resize):
-        images = _stored(where, {part: key}, {part: images})[part]
+        (images,) = _stored(where, {"": key}, {"": images}).values()
         images = np.stack([pictures.fit(image, resize) for image in images])
     try:
         return images if channels is None else pictures.with_channels(images, channels)
@@ -303,9 +295,8 @@ def _stored(where, keys, images):
         return {part: of_part * np.uint8(255) for part, of_part in images.items()}
     if dtype.kind not in "iuf":
         raise ValueError(
-            f"{where}: {keys['train']!r} must hold numbers, but holds {dtype}."
+            f"{where}: {kinds[dtype]!r} must hold numbers, but holds {dtype}."
         )
-    highest = 0
     for part, of_part in images.items():
         low, high = of_part.min(), of_part.max()
         if not (np.isfinite(low) and np.isfinite(high)):
@@ -313,34 +304,43 @@ def _stored(where, keys, images):
                 f"{where}: {keys[part]!r} holds NaN or infinite pixels. Remove or "
                 "repair these images."
             )
-        if low < 0:
-            _refuse_range(where, keys[part], dtype, low, high)
-        highest = max(highest, high)
-    if dtype.kind == "f" and highest <= 1:
-        return {part: of_part.astype(np.float32) for part, of_part in images.items()}
-    whole = dtype.kind != "f" or all(
+    lowest = min(of_part.min() for of_part in images.values())
+    highest = max(of_part.max() for of_part in images.values())
+    whole = dtype.kind in "iu" or all(
         np.array_equal(of_part, np.floor(of_part)) for of_part in images.values()
     )
-    if whole and highest <= 255:
+    if lowest >= 0 and dtype.kind == "f" and highest <= 1:
+        return {part: of_part.astype(np.float32) for part, of_part in images.items()}
+    if lowest >= 0 and whole and highest <= 255:
         return {part: of_part.astype(np.uint8) for part, of_part in images.items()}
-    if dtype.kind != "f" and highest <= 65535:
+    if lowest >= 0 and dtype.kind in "iu" and highest <= 65535:
         return {part: of_part / np.float32(65535) for part, of_part in images.items()}
-    for part, of_part in images.items():
-        _refuse_range(where, keys[part], dtype, of_part.min(), of_part.max())
-    return None
-
-
-def _refuse_range(where, key, dtype, low, high):
     raise ValueError(
-        f"{where}: {key!r} must hold integers 0 to 255 or 0 to 65535, or floats in "
-        f"[0, 1], but holds {dtype} from {low:g} to {high:g}. Write images as they "
-        "were before they were standardized, or divided by their largest value."
+        f"{where}: {' and '.join(map(repr, keys.values()))} must hold integers 0 to "
+        f"255 or 0 to 65535, or floats in [0, 1], but {dtype} from {lowest:g} to "
+        f"{highest:g} is there. Write images as they were before they were "
+        "standardized, or divided by their largest value."
     )
 
 
-def _labels(where, key, labels):
-    """Labels `[n]`, int64 or strings."""
-    said = f"{where}: {key!r}"
+def _labels(where, found, images):
+    """Part -> labels `[n]`, int64 or strings."""
+    labels = {}
+    for part in images:
+        if (part, "labels") not in found:
+            continue
+        key, array = found[part, "labels"]
+        labels[part] = _checked_labels(f"{where}: {key!r}", array)
+        if len(labels[part]) != len(images[part]):
+            raise ValueError(
+                f"{where}: every image needs a label, but "
+                f"{found[part, 'images'][0]!r} has {len(images[part])} and {key!r} "
+                f"{len(labels[part])}."
+            )
+    return labels
+
+
+def _checked_labels(said, labels):
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
@@ -372,7 +372,7 @@ def _classes(where, keys, labels, class_names):
         where: Name of the archive.
         keys: Part -> key of its labels.
         labels: Part -> labels `[n]`, int64 or strings.
-        class_names: The names that the archive has, or None.
+        class_names: The names that the archive has, perhaps none.
 
     Returns:
         `(class_names, labels)`.
@@ -409,9 +409,9 @@ def _classes(where, keys, labels, class_names):
 
 
 def _names(where, meaning, found):
-    """Names of classes that an archive has, or None."""
+    """Names of classes that an archive has, perhaps none."""
     if meaning not in found:
-        return None
+        return ()
     key, names = found[meaning]
     if names.ndim != 1 or names.dtype.kind not in "US":
         raise ValueError(

@@ -228,7 +228,8 @@ def stack(arrays, indices):
 
     They leave the list as they come, so that memory holds each but once.
     """
-    stacked = np.empty((len(indices), *arrays[indices[0]].shape), arrays[0].dtype)
+    first = arrays[indices[0]]
+    stacked = np.empty((len(indices), *first.shape), first.dtype)
     for i, index in enumerate(indices):
         stacked[i], arrays[index] = arrays[index], None
     return stacked

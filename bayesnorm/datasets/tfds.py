@@ -1,6 +1,7 @@
 """Sets read with TensorFlow Datasets, imported only when one is loaded."""
 
 import dataclasses
+import importlib.util
 import os
 import pathlib
 import re
@@ -8,7 +9,7 @@ import re
 import keras
 import numpy as np
 
-from bayesnorm.datasets import division, splits
+from bayesnorm.datasets import division, pictures, splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +89,7 @@ def load(name, data_dir=None, split_seed=0, held_out=(), download=False):
         lambda builder: {
             part: _read_part(builder, part, source) for part in ("train", "test")
         },
+        records=True,
     )
     images, labels = arrays["train"]
     train, validation = division.permuted(
@@ -103,7 +105,15 @@ def load(name, data_dir=None, split_seed=0, held_out=(), download=False):
     )
 
 
-def read(name, data_dir, download, reader, make_builder=None, function="load"):
+def read(
+    name,
+    data_dir,
+    download,
+    reader,
+    make_builder=None,
+    function="load",
+    records=False,
+):
     """Reads a set that TensorFlow Datasets prepared, or prepares it.
 
     Args:
@@ -115,6 +125,7 @@ def read(name, data_dir, download, reader, make_builder=None, function="load"):
             TensorFlow Datasets has none of.
         function: Function of `bayesnorm.datasets` that loads the set, for messages;
             None where there is none.
+        records: Whether `reader` can do without TensorFlow, as `examples` can.
 
     Returns:
         What `reader` returns.
@@ -130,7 +141,7 @@ def read(name, data_dir, download, reader, make_builder=None, function="load"):
         directory = os.path.expanduser(directory)
         if not download:
             _check_directory(name, directory, function)
-    tfds = _import_tfds(name)
+    tfds = _import_tfds(name, records)
     try:
         if make_builder is None:
             builder = tfds.builder(name, data_dir=directory)
@@ -182,27 +193,79 @@ def _fetching(name, directory, function):
     return f'`python -c "import bayesnorm.datasets; {call}"`.'
 
 
-def _import_tfds(name):
+def examples(builder, part, image):
+    """Yields the examples of a part in the stored order, images as bytes of files.
+
+    Without TensorFlow only array_record files can be read.
+
+    Args:
+        builder: A TensorFlow Datasets builder.
+        part: Name of the part.
+        image: Key of the image in an example, a dict.
+
+    Raises:
+        ImportError: TensorFlow is needed and not installed.
+    """
+    from tensorflow_datasets import decode
+
+    decoders = {image: decode.SkipDecoding()}
+    if _has_tensorflow():
+        dataset = builder.as_dataset(split=part, shuffle_files=False, decoders=decoders)
+        yield from dataset.as_numpy_iterator()
+        return
     try:
-        import tensorflow as tf
+        source = builder.as_data_source(split=part, decoders=decoders)
+    except NotImplementedError as error:
+        raise ImportError(_needed(builder.name)) from error
+    yield from source
+
+
+def _import_tfds(name, records):
+    try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise ImportError(
-            f"data set {name!r} is read with TensorFlow Datasets, which needs the "
-            "packages tensorflow and tensorflow-datasets, also with the JAX backend: "
-            "`pip install tensorflow-cpu tensorflow-datasets`. Without them use the "
-            "set 'digits' (segmentation: 'cells'), or `bayesnorm.datasets.from_arrays` "
-            "with your own arrays."
-        ) from error
-    if keras.backend.backend() != "tensorflow":
+        raise ImportError(_needed(name)) from error
+    if not _has_tensorflow():
+        if not records:
+            raise ImportError(_needed(name))
+    elif keras.backend.backend() != "tensorflow":
+        import tensorflow as tf
+
         # TensorFlow only reads files here; it would take the accelerator's memory.
         tf.config.set_visible_devices([], "GPU")
     return tfds
 
 
+def _has_tensorflow():
+    return importlib.util.find_spec("tensorflow") is not None
+
+
+def _needed(name):
+    return (
+        f"data set {name!r} is read with TensorFlow Datasets, which needs the packages "
+        "tensorflow and tensorflow-datasets, also with the JAX backend: `pip install "
+        "tensorflow-cpu tensorflow-datasets`. (Of sets that are stored as array_record "
+        "tensorflow-datasets is enough.) Where they are installed, `python -m "
+        "bayesnorm.datasets.convert --dataset=NAME --data_dir=DIR --output=FILE.npz` "
+        "writes a set of images with classes as a file that needs neither, the data "
+        "set 'npz'. Or take your own arrays, `bayesnorm.datasets.from_arrays`, or a "
+        "set that comes with the install: 'digits' (segmentation: 'cells')."
+    )
+
+
 def _read_part(builder, part, source):
-    """Images and labels of a part, decoded in parallel, in the stored order."""
+    """Images and labels of a part, in the stored order."""
     expected = builder.info.splits[part].num_examples
+    read_it = _decoded_by_tensorflow if _has_tensorflow() else _decoded_by_pillow
+    images, labels = read_it(builder, part, source, expected)
+    if len(labels) != expected:
+        raise ValueError(
+            f"part {part!r} holds {len(labels)} examples, expected {expected}."
+        )
+    return images, labels
+
+
+def _decoded_by_tensorflow(builder, part, source, expected):
     images = np.empty((expected, *source.image_shape), np.uint8)
     labels = np.empty(expected, np.int64)
     count = 0
@@ -211,6 +274,15 @@ def _read_part(builder, part, source):
         end = count + len(batch_labels)
         images[count:end], labels[count:end] = batch_images, batch_labels
         count = end
-    if count != expected:
-        raise ValueError(f"part {part!r} holds {count} examples, expected {expected}.")
-    return images, labels
+    return images[:count], labels[:count]
+
+
+def _decoded_by_pillow(builder, part, source, expected):
+    del expected
+    found = list(examples(builder, part, "image"))
+    images = pictures.read_bytes(
+        [example["image"] for example in found],
+        f"part {part!r}",
+        channels=source.image_shape[-1],
+    )
+    return images, np.array([example["label"] for example in found], np.int64)

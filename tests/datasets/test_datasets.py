@@ -217,7 +217,10 @@ def test_tfds_missing(monkeypatch, tmp_path):
     version.mkdir(parents=True)
     (version / "dataset_info.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(ImportError, match=r"needs the packages tensorflow .*from_arr"):
+    with pytest.raises(
+        ImportError,
+        match=r"needs the packages tensorflow .*datasets\.convert .*from_arr",
+    ):
         datasets.load("cifar10", data_dir=tmp_path)
 
 

@@ -8,7 +8,14 @@ from absl import flags
 from absl.testing import flagsaver
 
 from trainers import command, sbn
-from trainers.flags import FLAGS, _parse, defining_flags, run, set_defaults
+from trainers.flags import (
+    FLAGS,
+    _parse,
+    defining_flags,
+    image_size,
+    run,
+    set_defaults,
+)
 
 PROGRAM = "trainers/test.py"
 
@@ -40,6 +47,11 @@ def restored():
         "--seeds=1,x",
         "--padding=full",
         "--dataset=imagenet",
+        "--resize=big",
+        "--resize=0",
+        "--resize=8x",
+        "--resize=8x8x3",
+        "--channels=2",
         "--width=-1",
         "--decay=0",
         "--decay=1.5",
@@ -95,6 +107,16 @@ def test_a_directory_or_no_text_as_flags_file_is_refused(tmp_path):
     (tmp_path / "x").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(flags.Error, match="decode"):
         _parse([PROGRAM, f"--config={tmp_path}/x"])
+
+
+def test_own_images_define_a_run():
+    for dataset in ("npz", "image_folder"):
+        _parse([PROGRAM, f"--dataset={dataset}", "--data_dir=own", "--resize=8x9"])
+        assert defining_flags()["data_dir"] == "own"
+        assert defining_flags()["resize"] == "8x9"
+    _parse([PROGRAM, "--dataset=mnist", "--data_dir=own"])
+    assert "data_dir" not in defining_flags()
+    assert [image_size(text) for text in (None, "8", "8x9")] == [None, (8, 8), (8, 9)]
 
 
 def test_flags_of_the_search_define_a_run_that_searches():
