@@ -1,34 +1,12 @@
 """Gaussian helpers, activations, pooling: against mpmath, SciPy and quadrature."""
 
-import keras
 import numpy as np
 import pytest
+from helpers import DTYPES, gradients, tensor
 from keras import ops
 from scipy import integrate, special
 
 from bayesnorm.maths import activations, gaussian, pooling
-
-DTYPES = ["float32"] + ["float64"] * (keras.backend.backend() == "tensorflow")
-
-
-def tensor(x, dtype="float32"):
-    return ops.convert_to_tensor(np.asarray(x), dtype)
-
-
-def gradients(function, *values, dtype="float32"):
-    """Gradients of `sum(function(*values))` on either backend."""
-    values = [tensor(v, dtype) for v in values]
-    if keras.backend.backend() == "jax":
-        import jax
-
-        total = lambda *xs: sum(ops.sum(y) for y in function(*xs))  # noqa: E731
-        return [np.asarray(g) for g in jax.grad(total, range(len(values)))(*values)]
-    import tensorflow as tf
-
-    with tf.GradientTape() as tape:
-        tape.watch(values)
-        total = sum(ops.sum(y) for y in function(*values))
-    return [g.numpy() for g in tape.gradient(total, values)]
 
 
 def test_cdf_tails():

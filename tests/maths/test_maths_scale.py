@@ -4,9 +4,9 @@ import keras
 import mpmath
 import numpy as np
 import pytest
+from helpers import DTYPES, gradients, tensor
 from keras import ops
 from scipy import special
-from test_maths_gaussian import DTYPES, gradients, tensor
 
 from bayesnorm.maths import scale, softmax
 

@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 import pytest
+from helpers import gradients
 from keras import layers, ops
-from test_maths_gaussian import gradients
 
 from bayesnorm.layers import AnalyticNormalization
 from bayesnorm.moments import (
