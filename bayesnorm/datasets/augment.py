@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from bayesnorm.arguments import check_number, positive_integer
-from bayesnorm.layers.noise import NoiseGenerator
+from bayesnorm.seeds import SeededLayer
 
 
 class Augmentation(NamedTuple):
@@ -227,7 +227,7 @@ def _spline_weights(size, spacing):
     return np.where(distance < 1, near, far).astype(np.float32)
 
 
-class _RandomLayer(keras.layers.Layer):
+class _RandomLayer(SeededLayer):
     """A layer that changes images when training, each by a draw of its own.
 
     Subclasses draw in `draw(images)` (None for no change) and apply what was drawn in
@@ -240,9 +240,7 @@ class _RandomLayer(keras.layers.Layer):
 
     def __init__(self, seed=None, **kwargs):
         # Types of images pass unchanged: uint8 stays uint8.
-        super().__init__(autocast=False, **kwargs)
-        self.seed = seed
-        self.seed_generator = NoiseGenerator(seed)
+        super().__init__(seed=seed, autocast=False, **kwargs)
 
     def call(self, images, training=False):
         return self.augment(images) if training else images
@@ -295,19 +293,6 @@ class _RandomLayer(keras.layers.Layer):
         return keras.tree.map_structure(
             lambda x: keras.KerasTensor(x.shape, dtype=x.dtype), images
         )
-
-    def save_own_variables(self, store):
-        super().save_own_variables(store)
-        store["seed_generator_state"] = ops.convert_to_numpy(
-            self.seed_generator.state.value
-        )
-
-    def load_own_variables(self, store):
-        if "seed_generator_state" in store:
-            self.seed_generator.state.assign(store["seed_generator_state"][()])
-
-    def get_config(self):
-        return {**super().get_config(), "seed": self.seed}
 
 
 @keras.saving.register_keras_serializable("bayesnorm")

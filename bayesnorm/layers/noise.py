@@ -8,12 +8,9 @@ changes that for the calls made inside it.
 import contextlib
 import contextvars
 
-import keras
-from keras import ops
-
 from bayesnorm import backend
-from bayesnorm.arguments import seed_integer
 from bayesnorm.graph import layers_of
+from bayesnorm.seeds import SeededLayer
 
 _MODES = ("auto", "mean", "sample")
 _mode = contextvars.ContextVar("bayesnorm_noise_mode", default="auto")
@@ -61,18 +58,7 @@ def noise_mode(mode):
         _mode.reset(token)
 
 
-@keras.saving.register_keras_serializable("bayesnorm")
-class NoiseGenerator(keras.random.SeedGenerator):
-    """A seed generator whose draws differ between the replicas of a strategy."""
-
-    def next(self, ordered=True):
-        """Returns the next seed `[2]`, this replica's own."""
-        seed = super().next(ordered)
-        replica = backend.replica_id()
-        return seed if replica is None else backend.fold_in(seed, replica)
-
-
-class StochasticLayer(keras.layers.Layer):
+class StochasticLayer(SeededLayer):
     """Base of the layers that draw noise.
 
     A layer of your own says in `noise_shapes` what a network draws, and asks for it
@@ -125,12 +111,6 @@ class StochasticLayer(keras.layers.Layer):
             saved and loaded with the weights.
     """
 
-    def __init__(self, seed=None, **kwargs):
-        super().__init__(**kwargs)
-        # What every backend's seeds hold: 32 bits.
-        self.seed = None if seed is None else seed_integer(seed, bits=32)
-        self.seed_generator = NoiseGenerator(self.seed)
-
     @property
     def noise_shapes(self):
         """The draws of one network: name -> shape, without a batch axis."""
@@ -156,25 +136,6 @@ class StochasticLayer(keras.layers.Layer):
                 (batch_size, *shape), self.seed_generator.next()
             )
         return None
-
-    def save_own_variables(self, store):
-        """Saves the state of the noise with the weights, which Keras does not."""
-        super().save_own_variables(store)
-        store["seed_generator_state"] = ops.convert_to_numpy(
-            self.seed_generator.state.value
-        )
-
-    def load_own_variables(self, store):
-        """Loads the weights and the state of the noise, where it was saved."""
-        weights = {k: store[k] for k in store.keys()}  # noqa: SIM118 (an h5 group)
-        state = weights.pop("seed_generator_state", None)
-        super().load_own_variables(weights)
-        if state is not None:
-            self.seed_generator.state.assign(state)
-
-    def get_config(self):
-        """Returns the constructor's arguments."""
-        return {**super().get_config(), "seed": self.seed}
 
 
 def stochastic_layers(model):

@@ -1,0 +1,100 @@
+"""The architecture of CONTRIBUTING.md, held true: who imports whom, private names."""
+
+import ast
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+# From the ground up: a room imports from those before it, never from one behind it.
+ROOMS = (
+    "_version",
+    "arguments",
+    "metrics",
+    "backend",
+    "maths",
+    "graph",
+    "moments",
+    "seeds",
+    "layers",
+    "models",
+    "datasets",
+    "plots",
+    "streams",
+    "surgery",
+    "measurement",
+    "prediction",
+    "serving",
+    "bayesnorm",  # the package's own list of public names
+    "trainers",
+    "benchmarks",
+)
+FILES = [
+    path
+    for package in ("bayesnorm", "trainers", "benchmarks")
+    for path in sorted((ROOT / package).rglob("*.py"))
+]
+PRIVATE = re.compile(
+    r"keras\.src|\._(functional|flatten_layers|inbound_nodes|outbound_nodes|nodes_by_depth"
+    r"|keras_history|run_through_graph|standardize_inputs|inputs_struct|outputs_struct"
+    r"|call_context_args|call_has_training_arg|get_call_context|output_shape)\b"
+)
+
+
+def room_of(module):
+    """The room of a dotted name: of `bayesnorm.graph.run` it is `graph`."""
+    package, _, rest = module.partition(".")
+    if package != "bayesnorm":
+        return package
+    room = rest.partition(".")[0]
+    return room if room in ROOMS else "bayesnorm"
+
+
+def imports_of(path):
+    """Yields the modules of this project that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            # `from bayesnorm import backend` imports a room.
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            if name.partition(".")[0] in ("bayesnorm", "trainers", "benchmarks"):
+                yield name
+
+
+def module_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_room_imports_one_above_it(path):
+    own = ROOMS.index(room_of(module_of(path)))
+    above = {name for name in imports_of(path) if ROOMS.index(room_of(name)) > own} - {
+        "bayesnorm.__version__"
+    }
+    assert not above
+
+
+def test_every_room_is_in_the_list_and_on_the_page():
+    folders = {
+        path.name.removesuffix(".py")
+        for path in (ROOT / "bayesnorm").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").is_file()
+    } - {"__init__"}
+    assert folders | {"bayesnorm", "trainers", "benchmarks"} == set(ROOMS)
+    page = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    for room in folders - {"_version"}:
+        assert f"`{room}`" in page, room
+
+
+def test_private_names_of_keras_are_in_one_file():
+    found = {
+        str(path.relative_to(ROOT))
+        for path in FILES
+        if PRIVATE.search(path.read_text("utf-8"))
+    }
+    assert found == {"bayesnorm/graph/internals.py"}
