@@ -28,6 +28,7 @@ from bayesnorm.serving.export import export
 from bayesnorm.surgery.initialization import data_dependent_init
 from bayesnorm.surgery.projection import project
 from bayesnorm.surgery.to_stochastic import to_stochastic
+from bayesnorm.surgery.weights import copy_weights
 
 __all__ = [
     "AnalyticNormalization",
@@ -45,6 +46,7 @@ __all__ = [
     "batch_noise",
     "calibrate",
     "channel_statistics",
+    "copy_weights",
     "data_dependent_init",
     "datasets",
     "export",

@@ -1,7 +1,7 @@
 """The graphs of Keras models: run, read and rewritten.
 
-- `run`: a model's outputs, each call in the hands of the caller, as Keras's inference
-  hands arguments down;
+- `apply`: a model's outputs; `run`: the same, each call in the hands of the caller, as
+  Keras's inference hands arguments down;
 - `Index`: who makes and who takes a tensor, in one model;
 - `rewrite`: a copy of a model with other layers in the place of some; `copy_of`,
   `copy_weights` of single layers;
@@ -14,11 +14,12 @@ from bayesnorm.graph.compare import first_difference
 from bayesnorm.graph.index import Call, Index
 from bayesnorm.graph.internals import functional, is_graph, layers_of, standardize
 from bayesnorm.graph.rewrite import copy_of, copy_weights, rewrite
-from bayesnorm.graph.run import run
+from bayesnorm.graph.run import apply, run
 
 __all__ = [
     "Call",
     "Index",
+    "apply",
     "copy_of",
     "copy_weights",
     "first_difference",

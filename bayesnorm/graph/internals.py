@@ -23,6 +23,7 @@ __all__ = [
     "functional",
     "get_input_signature",
     "get_keras_mask",
+    "in_nest",
     "inputs_struct",
     "is_graph",
     "is_symbolic",
@@ -121,6 +122,17 @@ def nodes_of(model):
 def inputs_struct(model):
     """Returns the nest of symbolic tensors that a model with a graph takes."""
     return functional(model)._inputs_struct
+
+
+def in_nest(model, inputs):
+    """Returns inputs in the nest that a model takes, without which Keras warns.
+
+    A model that is loaded may want a list of one where it was made of a single Input.
+    """
+    nest = inputs_struct(model) if is_graph(model) else None
+    alone = not isinstance(inputs, list | tuple | dict)
+    wants_list = isinstance(nest, list | tuple) and len(nest) == 1
+    return [inputs] if alone and wants_list else inputs
 
 
 def standardize(model, inputs):

@@ -220,7 +220,7 @@ def copy_weights(old, new):
             saves.
     """
     for source, target in zip(layers_of(old), layers_of(new), strict=True):
-        if not source.built or isinstance(source, keras.Model):
+        if not source.built:
             continue
         # As a file would: some layers derive more from their weights on loading.
         store = {}

@@ -1,11 +1,17 @@
 """Running the graph of a Keras model, layer by layer, as Keras would."""
 
 from bayesnorm.graph.internals import (
+    in_nest,
     is_graph,
     run_through,
     standardize,
     takes_training,
 )
+
+
+def apply(model, inputs, training=False):
+    """Returns `model(inputs, training=training)`, whatever nest the model wants."""
+    return model(in_nest(model, inputs), training=training)
 
 
 def run(model, inputs, call, standardized=False):

@@ -10,6 +10,7 @@ from keras import ops
 
 from bayesnorm import backend
 from bayesnorm.arguments import positive_integer
+from bayesnorm.graph import apply
 from bayesnorm.layers.noise import noise_mode
 from bayesnorm.layers.stochastic_batch_norm import (
     batch_statistics,
@@ -32,9 +33,11 @@ def calibrate(
     stable in float32. Weights and moving averages stay as they are, and so does the
     deterministic output.
 
-    Layers that are frozen (`trainable=False`), or stand in a part of the graph that is
-    called with `training=False`, were not trained on batch statistics: they keep their
-    moving averages, without noise, and a warning names them.
+    Layers that are frozen (`trainable=False`), or that the code of a layer or of a
+    subclassed model calls with `training=False`, were not trained on batch statistics:
+    they keep their moving averages, without noise, and a warning names them. A
+    `training=False` in a node of a Functional graph is none of these: Keras hands the
+    `training=True` of `fit` over it, and so does this.
 
     Batches smaller than `batch_size` (the last one) are left out: their statistics
     follow another law.
@@ -147,7 +150,7 @@ def _observing(model):
         del i
         # Dropout and the like as in training, whatever the caller has set.
         with batch_statistics(_observe), noise_mode("auto"):
-            model()(batch, training=True)
+            apply(model(), batch, training=True)
         return carry
 
     return step
@@ -181,8 +184,8 @@ def _check(model, layers, frozen):
             )
     if frozen:
         warnings.warn(
-            "These batch normalizations are frozen or called with training=False, and "
-            "keep their moving averages, without noise: "
+            "These batch normalizations are frozen, or called with training=False by "
+            "the code of a layer, and keep their moving averages, without noise: "
             f"{', '.join(layer.name for layer in frozen)}.",
             stacklevel=3,
         )
@@ -191,4 +194,4 @@ def _check(model, layers, frozen):
 def build(model, batch):
     """Builds a model that is not built yet by calling it on an example."""
     if not model.built:
-        model(keras.tree.map_structure(lambda x: x[:1], batch), training=False)
+        apply(model, keras.tree.map_structure(lambda x: x[:1], batch))

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from bayesnorm import backend
+from bayesnorm.graph import apply
 from bayesnorm.layers.noise import noise_mode
 from bayesnorm.layers.stochastic_batch_norm import (
     batch_statistics,
@@ -96,11 +97,12 @@ def _statistics(model, batch, calls=None):
 
     # Dropout and the like as in training, whatever the caller has set.
     with batch_statistics(record), noise_mode("auto"):
-        model(batch, training=True)
+        apply(model, batch, training=True)
     if not met:
         raise ValueError(
-            f"All stochastic batch normalizations of model {model.name!r} are frozen "
-            "or called with training=False: there are no batch statistics to record."
+            f"All stochastic batch normalizations of model {model.name!r} are frozen, "
+            "or called with training=False by the code of a layer: there are no batch "
+            "statistics to record."
         )
     return ops.concatenate(met)
 

@@ -14,7 +14,14 @@ import keras
 from keras import ops
 
 from bayesnorm import backend
-from bayesnorm.graph import is_graph, run, standardize
+from bayesnorm.graph import (
+    apply,
+    functional,
+    is_graph,
+    layers_of,
+    run,
+    standardize,
+)
 from bayesnorm.graph.internals import get_keras_mask, set_keras_mask
 from bayesnorm.layers.noise import noise_mode, stochastic_layers
 
@@ -160,9 +167,35 @@ def run_networks(model, inputs, prefix, samples):
     """
     if prefix is None:
         inputs = keras.tree.map_structure(lambda x: _stack(x, samples), inputs)
-        return single_output(model, model(inputs, training=False))
+        return single_output(model, apply(model, inputs))
     outputs = single_output(model, _networks(model, inputs, prefix, samples))
     return outputs.tensor if outputs.stacked else _stack(outputs.tensor, samples)
+
+
+def check_any_batch(model):
+    """Checks that a model takes batches of any size, as stacked networks need.
+
+    Raises:
+        ValueError: If its Inputs fix the size, or a layer keeps a state for each row.
+    """
+    fixed = [x.shape[0] for x in functional(model).inputs] if is_graph(model) else []
+    if any(size is not None for size in fixed):
+        raise ValueError(
+            f"Model {model.name!r} has Inputs of a fixed batch size ({fixed[0]}), and "
+            "networks are stacked along the batch. Make it with keras.Input(shape=...) "
+            "without batch_size."
+        )
+    stateful = [
+        layer.name
+        for layer in layers_of(model)
+        if isinstance(layer, keras.layers.RNN) and layer.stateful
+    ]
+    if stateful:
+        raise ValueError(
+            f"Layers {', '.join(stateful)} of model {model.name!r} keep a state from "
+            "batch to batch (stateful=True), which is of no single network. Make them "
+            "with stateful=False."
+        )
 
 
 def single_output(model, outputs):

@@ -6,6 +6,7 @@ from keras import ops
 
 from bayesnorm import backend
 from bayesnorm.arguments import check_number, positive_integer, seed_integer
+from bayesnorm.graph import apply
 from bayesnorm.layers.noise import noise_mode
 from bayesnorm.prediction.networks import single_output
 from bayesnorm.prediction.outputs import find_from_logits, two_classes
@@ -71,7 +72,7 @@ def gradient_sign(
 
     def outputs_of(x):
         with noise_mode("mean"):
-            outputs = single_output(model, model(x, training=False))
+            outputs = single_output(model, apply(model, x))
         return two_classes(ops.cast(outputs, "float32"), logits)
 
     classes = outputs_of(x[:1]).shape[-1]

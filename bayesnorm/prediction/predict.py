@@ -11,12 +11,14 @@ from keras import ops
 
 from bayesnorm import backend
 from bayesnorm.arguments import check_choice, positive_integer, seed_integer
+from bayesnorm.graph import apply
 from bayesnorm.layers.noise import noise_mode, stochastic_layers
 from bayesnorm.layers.stochastic_batch_norm import batch_statistics
 from bayesnorm.measurement.minibatch import record_statistics, source_of
 from bayesnorm.moments import propagate
 from bayesnorm.prediction.networks import (
     Noise,
+    check_any_batch,
     merge,
     run_networks,
     run_prefix,
@@ -129,6 +131,8 @@ def predict(
     chunk_size = positive_integer("chunk_size", chunk_size)
     seed = seed_integer(seed)
     members = _members(model)
+    for member in members:
+        check_any_batch(member)
     if keep_samples and method == "moments":
         raise ValueError(
             "method='moments' draws no samples to keep. Pass keep_samples=False, or "
@@ -279,7 +283,7 @@ _engines = weakref.WeakKeyDictionary()
 
 def _engine(model, batch):
     if not model.built:
-        model(keras.tree.map_structure(lambda x: x[:1], batch), training=False)
+        apply(model, keras.tree.map_structure(lambda x: x[:1], batch))
     engine = _engines.get(model)
     if engine is None or not engine.serves(model):
         engine = _engines[model] = _Engine(model)
@@ -291,7 +295,7 @@ def _mean_step(model, noise, kind):
 
     def step(batch):
         with noise_mode("mean"):
-            outputs = single_output(model(), model()(batch, training=False))
+            outputs = single_output(model(), apply(model(), batch))
         values, spread = finish(outputs, kind)
         return values, ops.zeros_like(values) if spread is None else spread, None
 

@@ -11,6 +11,7 @@ from bayesnorm.arguments import check_choice, check_model, positive_integer
 from bayesnorm.graph import functional, is_graph
 from bayesnorm.graph.internals import get_input_signature
 from bayesnorm.layers.noise import stochastic_layers
+from bayesnorm.prediction.networks import check_any_batch
 from bayesnorm.prediction.outputs import find_from_logits
 from bayesnorm.prediction.sampling import SamplingModel
 
@@ -109,6 +110,7 @@ def export(
         raise ValueError(
             f"Model {model.name!r} is not built: call it on a batch of data first."
         )
+    check_any_batch(model)
     for layer in stochastic_layers(model):
         layer.check_noise()
     kind = None if task == "regression" else find_from_logits(model, from_logits)

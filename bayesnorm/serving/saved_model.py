@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from bayesnorm.backend import tensorflow as backend
+from bayesnorm.graph import apply
 from bayesnorm.layers.noise import noise_mode
 from bayesnorm.prediction.networks import (
     Noise,
@@ -76,7 +77,7 @@ class _Served:
 
     def mean(self, inputs):
         with noise_mode("mean"):
-            outputs = self._model(self._pack(inputs), training=False)
+            outputs = apply(self._model, self._pack(inputs))
         outputs = single_output(self._model, outputs)
         values, entropy = finish(outputs, self._from_logits)
         if entropy is None:
