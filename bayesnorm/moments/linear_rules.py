@@ -200,6 +200,8 @@ def _transpose(layer, x, power):
         kernel = kernel / math.prod(layer.strides) ** 2
     else:
         options["output_padding"] = layer.output_padding
+    # Keras wants it from 3.10 to 3.14, where nothing strides as well.
+    options.setdefault("strides", 1)
     return ops.conv_transpose(x, kernel, **options)
 
 
