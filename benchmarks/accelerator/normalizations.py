@@ -75,13 +75,10 @@ class Table:
         found = {}
         noisy = self._plan.runs[title].noise_of
         if noisy is not None:
-            first = folder_of(self.folder, noisy, self._context.seeds[0])
-            if not ended_file(first).is_file():
-                raise ValueError(
-                    f"it takes the noise of {noisy!r}, seed {self._context.seeds[0]}, "
-                    "which has not ended"
-                )
-            found = comparison.measured_noise(comparison.read_outcome(first))
+            outcome = self._outcome(noisy, self._context.seeds[0])
+            found = comparison.measured_noise(outcome)
+            if isinstance(found, str):
+                raise ValueError(f"the noise of {noisy!r} was not measured: {found}")
         if self._is_searched(title):
             rate = self._context.ledger.result(_search_name(title))
             if rate:

@@ -682,11 +682,9 @@ def test_all_cnn_on_own_images(own, flags, form):
         run(all_cnn, own, form[0], "moved", **SMALL)
 
 
-@pytest.mark.parametrize("form", [("image_folder", "own"), ("npz", "own.npz")])
-def test_sbn_on_own_images(own, flags, form):
-    figures, _ = run(
-        sbn, own, *form, width=0.1, members=2, dropout=0.0, minibatch=False, flip=True
-    )
+def test_sbn_on_own_images(own, flags):
+    small = {"width": 0.1, "members": 2, "dropout": 0.0, "minibatch": False}
+    figures, _ = run(sbn, own, "npz", "own.npz", flip=True, **small)
     assert 0 < figures["test/nll_sbn"] < 10
     assert (own / "run" / "report.md").exists()
 

@@ -240,5 +240,5 @@ def test_another_variable_can_carry_the_kl():
 
 
 def test_the_readme_shows_the_documented_layer():
-    readme = pathlib.Path(__file__).parent.parent.joinpath("README.md").read_text()
+    readme = pathlib.Path(__file__).parents[2].joinpath("README.md").read_text()
     assert _example(bayesnorm.VariationalLayer) in readme
