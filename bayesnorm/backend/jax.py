@@ -12,6 +12,7 @@ __all__ = [
     "compiled",
     "compiled_loop",
     "compiled_loops",
+    "compiled_step",
     "devices",
     "erfc",
     "fold_in",
@@ -94,6 +95,27 @@ def compiled(function, variables):
         return run([v.value for v in variables], args, kwargs)
 
     return call
+
+
+def compiled_step(function, variables):
+    """Compiles `function`, which reads and writes `variables`, as `compiled`."""
+    variables = list(variables)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(values, args, kwargs):
+        mapping = list(zip(variables, values, strict=True))
+        with keras.StatelessScope(mapping, collect_losses=True) as scope:
+            outputs = function(*args, **kwargs)
+        return [scope.get_current_value(v) for v in variables], outputs
+
+    def run(*args, **kwargs):
+        values = _distinct([v.value for v in variables])
+        values, outputs = step(values, args, kwargs)
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+        return outputs
+
+    return run
 
 
 def fused(function):

@@ -8,6 +8,7 @@ __all__ = [
     "compiled",
     "compiled_loop",
     "compiled_loops",
+    "compiled_step",
     "devices",
     "erfc",
     "fold_in",
@@ -86,6 +87,11 @@ def compiled(function, variables):
     """
     del variables  # A graph refers to its variables, whatever their values.
     return tf.function(function, autograph=False)
+
+
+def compiled_step(function, variables):
+    """Compiles `function`, which reads and writes `variables`, as `compiled`."""
+    return compiled(function, variables)
 
 
 def fused(function):

@@ -5,12 +5,14 @@
 - `Index`: who makes and who takes a tensor, in one model;
 - `rewrite`: a copy of a model with other layers in the place of some; `copy_of`,
   `copy_weights` of single layers;
-- `first_difference`: whether two models compute the same.
+- `first_difference`: whether two models compute the same;
+- `compiled_for`: the functions compiled for a model.
 
 `internals` is the only module of the package that names what is private to Keras.
 """
 
 from bayesnorm.graph.compare import first_difference
+from bayesnorm.graph.compiled import compiled_for
 from bayesnorm.graph.index import Call, Index
 from bayesnorm.graph.internals import functional, is_graph, layers_of, standardize
 from bayesnorm.graph.rewrite import copy_of, copy_weights, rewrite
@@ -20,6 +22,7 @@ __all__ = [
     "Call",
     "Index",
     "apply",
+    "compiled_for",
     "copy_of",
     "copy_weights",
     "first_difference",

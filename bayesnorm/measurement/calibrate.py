@@ -2,15 +2,13 @@
 
 import itertools
 import warnings
-import weakref
 
 import keras
 import numpy as np
 from keras import ops
 
-from bayesnorm import backend
 from bayesnorm.arguments import positive_integer
-from bayesnorm.graph import apply
+from bayesnorm.graph import apply, compiled_for
 from bayesnorm.layers.noise import noise_mode
 from bayesnorm.layers.stochastic_batch_norm import (
     batch_statistics,
@@ -83,11 +81,11 @@ def calibrate(
         if reset:
             for variable in statistics:
                 variable.assign(np.zeros(variable.shape, "float32"))
-        step = _step(model)
+        step = compiled_for(model).get(_observing, writes=True)
         count = 0
         for batch in itertools.chain([first], batches):
             if len(keras.tree.flatten(batch)[0]) == size:
-                step(0, 1, [], batch)
+                step(batch)
                 count += 1
                 progress.update(count)
         progress.finish()
@@ -121,37 +119,15 @@ def _check_goes_on(layers, size):
         )
 
 
-_compiled = weakref.WeakKeyDictionary()
-
-
-def _step(model):
-    """Returns the compiled pass of a batch, in which the layers observe it."""
-    layers = stochastic_batch_normalizations(model)
-    # What the compiled pass depends on besides the values of its variables.
-    state = (
-        [id(v) for v in model.variables],
-        [layer.trainable for layer in layers],
-        keras.config.floatx(),
-    )
-    known, step = _compiled.get(model, (None, None))
-    if known != state:
-        variables = list(model.variables)
-        step = backend.compiled_loop(_observing(weakref.ref(model)), variables)
-        _compiled[model] = state, step
-    return step
-
-
 def _observe(layer, inputs, mask, by_batch):
     return layer.observe(inputs, mask) if by_batch else None
 
 
 def _observing(model):
-    def step(i, carry, batch):
-        del i
+    def step(batch):
         # Dropout and the like as in training, whatever the caller has set.
         with batch_statistics(_observe), noise_mode("auto"):
             apply(model(), batch, training=True)
-        return carry
 
     return step
 

@@ -6,8 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from bayesnorm import backend
-from bayesnorm.graph import apply
+from bayesnorm.graph import apply, compiled_for
 from bayesnorm.layers.noise import noise_mode
 from bayesnorm.layers.stochastic_batch_norm import (
     batch_statistics,
@@ -72,14 +71,15 @@ def record_statistics(model, data, number, batch_size=None, seed=0):
         calls = []
         # Not compiled: it finds the order of the calls.
         rows = [_statistics(model, first, calls)]
-        step = backend.compiled_loop(
-            lambda i, carry, batch: [_statistics(model, batch)], list(model.variables)
-        )
-        for batch in batches:
-            rows.append(step(0, 1, [ops.zeros_like(rows[0])], batch)[0])
+        step = compiled_for(model).get(_recording, writes=True)
+        rows += [step(batch) for batch in batches]
     return RecordedStatistics(
         tuple(calls), np.stack([ops.convert_to_numpy(row) for row in rows])
     )
+
+
+def _recording(model):
+    return lambda batch: _statistics(model(), batch)
 
 
 def _statistics(model, batch, calls=None):

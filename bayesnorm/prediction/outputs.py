@@ -183,6 +183,28 @@ def probabilities(outputs, from_logits):
     return probs, -ops.sum(terms, axis=-1)
 
 
+def entropy_and_information(probs, mean_entropy, numbers=ops):
+    """Splits the entropy of an averaged prediction, in nats.
+
+    Args:
+        probs: The average over the networks, `[..., classes]`.
+        mean_entropy: The mean entropy of a network, `[...]`.
+        numbers: What computes: `keras.ops`, or NumPy for float64 on every backend.
+
+    Returns:
+        `(entropy, mutual_information)`, `[...]` both: `H(mean p)`, and
+        `H(mean p) - mean H(p)`, from 0.
+    """
+    logs = numbers.log(numbers.where(probs > 0, probs, 1.0))
+    entropy = -numbers.sum(probs * logs, axis=-1)
+    return entropy, numbers.maximum(entropy - mean_entropy, 0.0)
+
+
+def unbiased(networks):
+    """Returns the factor that makes a variance over so many networks unbiased."""
+    return networks / max(networks - 1, 1)
+
+
 def finish(outputs, from_logits):
     """Returns `probabilities`, or a regression's float32 outputs and None.
 

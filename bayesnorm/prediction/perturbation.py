@@ -6,7 +6,7 @@ from keras import ops
 
 from bayesnorm import backend
 from bayesnorm.arguments import check_number, positive_integer, seed_integer
-from bayesnorm.graph import apply
+from bayesnorm.graph import apply, compiled_for
 from bayesnorm.layers.noise import noise_mode
 from bayesnorm.prediction.networks import single_output
 from bayesnorm.prediction.outputs import find_from_logits, two_classes
@@ -70,12 +70,7 @@ def gradient_sign(
         )
     logits = find_from_logits(model, from_logits)
 
-    def outputs_of(x):
-        with noise_mode("mean"):
-            outputs = single_output(model, apply(model, x))
-        return two_classes(ops.cast(outputs, "float32"), logits)
-
-    classes = outputs_of(x[:1]).shape[-1]
+    classes = _outputs(model, x[:1], logits).shape[-1]
     if labels.dtype.kind not in "iub" or labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
             f"`labels` must be integers from 0 to {classes - 1}, the classes of model "
@@ -83,21 +78,31 @@ def gradient_sign(
             f"{labels.max()}"
         )
 
-    def gradient(x, labels):
-        def nll(x):
-            losses = keras.losses.sparse_categorical_crossentropy(
-                labels, outputs_of(x), from_logits=logits
-            )
-            return ops.sum(losses)
-
-        return backend.input_gradient(nll, x)
-
-    step = backend.compiled(gradient, model.variables)
+    step = compiled_for(model).get(_gradient, logits)
     parts = [
         ops.convert_to_numpy(step(x[i : i + batch_size], labels[i : i + batch_size]))
         for i in range(0, len(x), batch_size)
     ]
     return _clipped(x + np.float32(epsilon) * np.sign(np.concatenate(parts)), bounds)
+
+
+def _outputs(model, x, logits):
+    with noise_mode("mean"):
+        outputs = single_output(model, apply(model, x))
+    return two_classes(ops.cast(outputs, "float32"), logits)
+
+
+def _gradient(model, logits):
+    def gradient(x, labels):
+        def nll(x):
+            losses = keras.losses.sparse_categorical_crossentropy(
+                labels, _outputs(model(), x, logits), from_logits=logits
+            )
+            return ops.sum(losses)
+
+        return backend.input_gradient(nll, x)
+
+    return gradient
 
 
 def _clipped(x, bounds):

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import warnings
-import weakref
 
 import keras
 import numpy as np
@@ -11,7 +10,7 @@ from keras import ops
 
 from bayesnorm import backend
 from bayesnorm.arguments import check_choice, positive_integer, seed_integer
-from bayesnorm.graph import apply
+from bayesnorm.graph import apply, compiled_for
 from bayesnorm.layers.noise import noise_mode, stochastic_layers
 from bayesnorm.layers.stochastic_batch_norm import batch_statistics
 from bayesnorm.measurement.minibatch import record_statistics, source_of
@@ -24,7 +23,13 @@ from bayesnorm.prediction.networks import (
     run_prefix,
     single_output,
 )
-from bayesnorm.prediction.outputs import find_from_logits, finish, finish_moments
+from bayesnorm.prediction.outputs import (
+    entropy_and_information,
+    find_from_logits,
+    finish,
+    finish_moments,
+    unbiased,
+)
 from bayesnorm.prediction.prediction import Prediction
 from bayesnorm.prediction.sampling import SamplingModel
 from bayesnorm.streams.batches import number_of_batches, pad, stream
@@ -206,28 +211,21 @@ class _Result:
 
 
 class _Engine:
-    """What is compiled for a model, without a reference to it.
+    """Works through batches with one model.
 
     `kind` is the `from_logits` of a classifier's outputs, None for regression.
     """
 
     def __init__(self, model):
-        self._model = weakref.ref(model)
-        self._variables = list(model.variables)
-        self._compiled = {}
+        self._model = model
+        self._get = compiled_for(model).get
         self.noise = Noise(model)
-
-    def serves(self, model):
-        """Whether the model has the variables that it was compiled with."""
-        return len(self._variables) == len(model.variables) and all(
-            a is b for a, b in zip(self._variables, model.variables, strict=True)
-        )
 
     def run(self, plan, kind, seed, member, recorded=None):
         """Returns the function `(batch, rows) -> _Result`."""
         repeats = None
         if plan.method in ("sample", "moments"):
-            for layer in stochastic_layers(self._model()):
+            for layer in stochastic_layers(self._model):
                 layer.check_noise()
         if plan.method in _SAMPLING and self.noise.size:
             each = _samples_a_pass(plan.samples, plan.samples_a_pass)
@@ -263,13 +261,6 @@ class _Engine:
 
         return run
 
-    def _get(self, make, *arguments):
-        key = (make, *arguments)
-        if key not in self._compiled:
-            function = make(self._model, self.noise, *arguments)
-            self._compiled[key] = backend.compiled(function, self._variables)
-        return self._compiled[key]
-
 
 def _samples_a_pass(samples, most):
     """The number, up to `most`, that leaves the fewest places of passes empty."""
@@ -278,21 +269,13 @@ def _samples_a_pass(samples, most):
     return min(choices, key=lambda each: -samples % each)
 
 
-_engines = weakref.WeakKeyDictionary()
-
-
 def _engine(model, batch):
     if not model.built:
         apply(model, keras.tree.map_structure(lambda x: x[:1], batch))
-    engine = _engines.get(model)
-    if engine is None or not engine.serves(model):
-        engine = _engines[model] = _Engine(model)
-    return engine
+    return _Engine(model)
 
 
-def _mean_step(model, noise, kind):
-    del noise
-
+def _mean_step(model, kind):
     def step(batch):
         with noise_mode("mean"):
             outputs = single_output(model(), apply(model(), batch))
@@ -302,9 +285,7 @@ def _mean_step(model, noise, kind):
     return step
 
 
-def _moments_step(model, noise, kind):
-    del noise
-
+def _moments_step(model, kind):
     def step(batch):
         moments = single_output(model(), propagate(model(), batch, 0.0))
         return *finish_moments(moments.mean, moments.variance, kind), None
@@ -312,8 +293,8 @@ def _moments_step(model, noise, kind):
     return step
 
 
-def _draws(model, noise, networks):
-    del model
+def _draws(model, networks):
+    noise = Noise(model())
 
     def draws(seed, member):
         return noise.draw(backend.fold_in(seed, member), ops.arange(networks))
@@ -321,12 +302,13 @@ def _draws(model, noise, networks):
     return draws
 
 
-def _sample_step(model, noise, kind, samples, each, keep_samples, recorded):
+def _sample_step(model, kind, samples, each, keep_samples, recorded):
     """`each` samples a pass; the last pass may have some too many, of weight 0.
 
     Behind the draws of a network stand the statistics that the calls of the layers
     `recorded` take, if there are any.
     """
+    noise = Noise(model())
 
     def step(batch, draws):
         passes = draws.shape[0] // each
@@ -380,18 +362,17 @@ def _combine(results, task, method):
     if results[0].samples is not None:
         samples = np.concatenate([r.samples for r in results])
     if task == "regression":
-        networks = sum(r.networks for r in results)
-        unbiased = networks / max(networks - 1, 1) if method != "moments" else 1.0
-        variance = (spread + values.var(axis=0)) * unbiased
+        variance = spread + values.var(axis=0)
+        if method != "moments":
+            variance *= unbiased(sum(r.networks for r in results))
         return Prediction(
             mean=_float32(mean), variance=_float32(variance), samples=samples
         )
-    logs = np.log(mean, where=mean > 0, out=np.zeros_like(mean))
-    entropy = -np.sum(mean * logs, axis=-1)
+    entropy, information = entropy_and_information(mean, spread, np)
     return Prediction(
         probs=_float32(mean),
         entropy=_float32(entropy),
-        mutual_information=_float32(np.maximum(entropy - spread, 0.0)),
+        mutual_information=_float32(information),
         samples=samples,
     )
 

@@ -16,7 +16,7 @@ from bayesnorm.prediction.networks import (
     run_prefix,
     single_output,
 )
-from bayesnorm.prediction.outputs import finish
+from bayesnorm.prediction.outputs import entropy_and_information, finish, unbiased
 
 
 def write(model, directory, signature, samples, from_logits, chunk_size):
@@ -86,11 +86,8 @@ class _Served:
 
     def _named(self, mean, spread):
         if self._from_logits is None:
-            # The variance over the networks, as an unbiased estimate.
-            unbiased = self._samples / max(self._samples - 1, 1)
-            return {"mean": mean, "variance": spread * unbiased}
-        entropy = -tf.reduce_sum(tf.math.xlogy(mean, mean), -1)
-        information = tf.maximum(entropy - spread, 0.0)
+            return {"mean": mean, "variance": spread * unbiased(self._samples)}
+        entropy, information = entropy_and_information(mean, spread)
         return {"probs": mean, "entropy": entropy, "mutual_information": information}
 
     def _pack(self, inputs):

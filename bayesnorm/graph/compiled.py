@@ -1,0 +1,66 @@
+"""Functions compiled for a model, kept as long as they are right for it."""
+
+import weakref
+
+import keras
+
+from bayesnorm import backend
+from bayesnorm.graph.internals import layers_of
+
+_kept = weakref.WeakKeyDictionary()
+
+
+def compiled_for(model):
+    """Returns the `Compiled` functions of a built model as it is now."""
+    kept = _kept.get(model)
+    if kept is None or not kept.serves(model):
+        kept = _kept[model] = Compiled(model)
+    return kept
+
+
+class Compiled:
+    """What is compiled for a model, without a reference to it.
+
+    It serves until the model has other variables, a layer is frozen or thawed, or the
+    default precision changes: all that a compiled function depends on besides the
+    values of its variables.
+
+    Args:
+        model: A built model.
+    """
+
+    def __init__(self, model):
+        self._model = weakref.ref(model)
+        self._variables = list(model.variables)
+        self._settings = _settings(model)
+        self._functions = {}
+
+    def serves(self, model):
+        """Whether the functions are right for the model as it is now."""
+        variables = model.variables
+        return (
+            len(self._variables) == len(variables)
+            and all(a is b for a, b in zip(self._variables, variables, strict=True))
+            and self._settings == _settings(model)
+        )
+
+    def get(self, make, *arguments, writes=False):
+        """Returns a function, compiled the first time that it is asked for.
+
+        Args:
+            make: Function `(model, *arguments)` that returns it; `model` is a weak
+                reference, which what it returns is to hold as such.
+            *arguments: What else it depends on, hashable.
+            writes: Whether it writes the model's variables: it is then one step of
+                `backend.compiled_step`, else it is `backend.compiled`.
+        """
+        key = (make, writes, *arguments)
+        if key not in self._functions:
+            compiler = backend.compiled_step if writes else backend.compiled
+            function = make(self._model, *arguments)
+            self._functions[key] = compiler(function, self._variables)
+        return self._functions[key]
+
+
+def _settings(model):
+    return [layer.trainable for layer in layers_of(model)], keras.config.floatx()
