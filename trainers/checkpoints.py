@@ -131,6 +131,15 @@ def read_flags(path):
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
+def differences(old, new):
+    """Returns what of two dicts of flags differs, as lines of text; empty if nothing."""
+    return "\n  ".join(
+        f"{name}: {old.get(name, '(not set)')} there, {new.get(name, '(not set)')} now"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    )
+
+
 class Workdir:
     """The folder of a run: made, or opened again if it is of the same flags.
 
@@ -184,17 +193,12 @@ class Workdir:
         return any((folder / name).exists() for folder in folders for name in results)
 
     def _check(self, old, new):
-        differing = [
-            f"{name}: {old.get(name, '(not set)')} there, "
-            f"{new.get(name, '(not set)')} now"
-            for name in sorted(old.keys() | new.keys())
-            if old.get(name) != new.get(name)
-        ]
+        differing = differences(old, new)
         if differing:
             raise ValueError(
                 f"The working directory {str(self.path)!r} is of a run with other "
-                "flags:\n  " + "\n  ".join(differing) + "\nGive another --workdir, or "
-                f"the same flags (--config={self.path / 'flags.txt'}) to go on there."
+                f"flags:\n  {differing}\nGive another --workdir, or the same flags "
+                f"(--config={self.path / 'flags.txt'}) to go on there."
             )
 
     def __truediv__(self, name):

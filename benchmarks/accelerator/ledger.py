@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-from trainers.checkpoints import write_atomically
+from trainers.checkpoints import differences, write_atomically
 
 DONE, BEGUN, FAILED = "done", "begun", "failed"
 
@@ -28,18 +28,11 @@ class Ledger:
         if not self._path.is_file():
             return
         self._content = json.loads(self._path.read_text("utf-8"))
-        there = self._content["flags"]
-        differing = [
-            f"--{name}: {there.get(name, '(not set)')} there, "
-            f"{flags.get(name, '(not set)')} now"
-            for name in sorted(there.keys() | flags.keys())
-            if there.get(name) != flags.get(name)
-        ]
+        differing = differences(self._content["flags"], flags)
         if differing:
             raise ValueError(
-                f"{self._path} is of a plan with other flags:\n  "
-                + "\n  ".join(differing)
-                + "\nGive the same flags to go on there, or another --out."
+                f"{self._path} is of a plan with other flags:\n  {differing}\nGive the "
+                "same flags to go on there, or another --out."
             )
 
     def _write(self):

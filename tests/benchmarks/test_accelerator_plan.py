@@ -190,7 +190,7 @@ def test_the_report_has_what_there_is(unbroken):
 
 
 def test_other_flags_are_refused(unbroken, programs):
-    with pytest.raises(ValueError, match=r"--width: 0\.05 there, 0\.1 now"):
+    with pytest.raises(ValueError, match=r"width: 0\.05 there, 0\.1 now"):
         run(unbroken, programs, width="0.1")
 
 
