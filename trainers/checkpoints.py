@@ -132,7 +132,7 @@ def read_flags(path):
 
 
 def differences(old, new):
-    """Returns what of two dicts of flags differs, as lines of text; empty if nothing."""
+    """Returns what of two dicts of flags differs, in lines; empty if nothing does."""
     return "\n  ".join(
         f"{name}: {old.get(name, '(not set)')} there, {new.get(name, '(not set)')} now"
         for name in sorted(old.keys() | new.keys())

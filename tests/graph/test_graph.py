@@ -8,7 +8,15 @@ import pytest
 from keras import layers, ops
 
 import bayesnorm
-from bayesnorm.graph import Index, first_difference, internals, layers_of, rewrite, run
+from bayesnorm.graph import (
+    Index,
+    compiled_for,
+    first_difference,
+    internals,
+    layers_of,
+    rewrite,
+    run,
+)
 
 
 def randomized(model, seed=0):
@@ -351,6 +359,61 @@ def test_networks_that_need_a_batch_of_one_size_are_refused():
     stateful = keras.Sequential([layers.LSTM(2, stateful=True, name="keeps")])
     with pytest.raises(ValueError, match="keeps of model"):
         bayesnorm.predict(stateful, x, task="regression")
+
+
+# --- compiled functions ------------------------------------------------------------
+
+
+def counted(model, traces, factor):
+    def function(x):
+        traces.append(factor)
+        return factor * model()(x, training=False)
+
+    return function
+
+
+class Traces(list):
+    """A list that keys may hold."""
+
+    __hash__ = object.__hash__
+
+
+def test_a_function_is_compiled_once_until_the_model_changes():
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    x, traces = np.ones((2, 3), "float32"), Traces()
+    for _ in range(2):
+        for factor in (1.0, 2.0):
+            found = compiled_for(model).get(counted, traces, factor)(x)
+            np.testing.assert_allclose(
+                ops.convert_to_numpy(found), factor * model.predict(x, verbose=0)
+            )
+    assert traces == [1.0, 2.0]
+    model.layers[0].bias.assign([1.0, 2.0])  # values are seen, not compiled in
+    found = compiled_for(model).get(counted, traces, 1.0)(x)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(found), model.predict(x, verbose=0), rtol=1e-6
+    )
+    assert traces == [1.0, 2.0]
+    model.layers[0].trainable = False
+    compiled_for(model).get(counted, traces, 1.0)(x)
+    assert traces == [1.0, 2.0, 1.0]
+
+
+def test_a_step_that_writes_leaves_what_it_wrote():
+    model = keras.Sequential([keras.Input((3,)), layers.BatchNormalization()])
+    x = np.random.default_rng(0).normal(3.0, 1.0, (16, 3)).astype("float32")
+
+    def make(model):
+        return lambda x: model()(x, training=True)
+
+    step = compiled_for(model).get(make, writes=True)
+    first = ops.convert_to_numpy(step(x))
+    np.testing.assert_allclose(first.mean(0), 0.0, atol=1e-5)
+    norm = model.layers[0]
+    expected = (1 - norm.momentum) * x.mean(0)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(norm.moving_mean), expected, rtol=1e-5
+    )
 
 
 # --- random graphs -----------------------------------------------------------------
