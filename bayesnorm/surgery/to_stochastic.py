@@ -61,7 +61,8 @@ def to_stochastic(model, noise="batch", dropout=False, seed=None):
             f"Model {model.name!r} of type {type(model).__name__} shows no graph to "
             "convert: give a Functional or Sequential model, or use "
             "bayesnorm.StochasticBatchNormalization in place of "
-            "keras.layers.BatchNormalization in its code."
+            "keras.layers.BatchNormalization in its code, to which "
+            "bayesnorm.copy_weights brings the trained weights."
         )
     renormalizing = [x.name for x in layers_of(model) if getattr(x, "renorm", False)]
     if renormalizing:
