@@ -2,6 +2,7 @@
 
 - `apply`: a model's outputs; `run`: the same, each call in the hands of the caller, as
   Keras's inference hands arguments down;
+- `build`: of a model that is not built yet; `enters`: whether a nested one is gone into;
 - `Index`: who makes and who takes a tensor, in one model;
 - `rewrite`: a copy of a model with other layers in the place of some; `copy_of`,
   `copy_weights` of single layers;
@@ -16,15 +17,17 @@ from bayesnorm.graph.compiled import compiled_for
 from bayesnorm.graph.index import Call, Index
 from bayesnorm.graph.internals import functional, is_graph, layers_of, standardize
 from bayesnorm.graph.rewrite import copy_of, copy_weights, rewrite
-from bayesnorm.graph.run import apply, run
+from bayesnorm.graph.run import apply, build, enters, run
 
 __all__ = [
     "Call",
     "Index",
     "apply",
+    "build",
     "compiled_for",
     "copy_of",
     "copy_weights",
+    "enters",
     "first_difference",
     "functional",
     "is_graph",

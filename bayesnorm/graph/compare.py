@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from bayesnorm.graph.internals import functional, is_graph
-from bayesnorm.graph.run import run
+from bayesnorm.graph.run import enters, run
 
 _BATCH = 2
 # Size of an axis that the model leaves open, in a batch made up for it.
@@ -69,7 +69,7 @@ def _run(model, inputs, record=None):
     """Returns the outputs, a list of arrays; `record` gets those of each call."""
 
     def call(operation, *args, **kwargs):
-        if is_graph(operation) and len(args) == 1 and kwargs.keys() <= {"training"}:
+        if enters(operation, args, kwargs):
             return run(operation, args[0], call)
         outputs = operation(*args, **kwargs)
         if record is not None:

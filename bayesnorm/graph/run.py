@@ -1,5 +1,7 @@
 """Running the graph of a Keras model, layer by layer, as Keras would."""
 
+import keras
+
 from bayesnorm.graph.internals import (
     in_nest,
     is_graph,
@@ -12,6 +14,20 @@ from bayesnorm.graph.internals import (
 def apply(model, inputs, training=False):
     """Returns `model(inputs, training=training)`, whatever nest the model wants."""
     return model(in_nest(model, inputs), training=training)
+
+
+def build(model, batch):
+    """Builds a model that is not built yet by calling it on an example."""
+    if not model.built:
+        apply(model, keras.tree.map_structure(lambda x: x[:1], batch))
+
+
+def enters(operation, args, kwargs):
+    """Whether a `call` of `run` may go into an operation by another `run`.
+
+    With a mask, say, a nested model runs as one.
+    """
+    return is_graph(operation) and len(args) == 1 and kwargs.keys() <= {"training"}
 
 
 def run(model, inputs, call, standardized=False):

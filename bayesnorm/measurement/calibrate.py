@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from bayesnorm.arguments import positive_integer
-from bayesnorm.graph import apply, compiled_for
+from bayesnorm.graph import apply, build, compiled_for
 from bayesnorm.layers.noise import noise_mode
 from bayesnorm.layers.stochastic_batch_norm import (
     batch_statistics,
@@ -165,9 +165,3 @@ def _check(model, layers, frozen):
             f"{', '.join(layer.name for layer in frozen)}.",
             stacklevel=3,
         )
-
-
-def build(model, batch):
-    """Builds a model that is not built yet by calling it on an example."""
-    if not model.built:
-        apply(model, keras.tree.map_structure(lambda x: x[:1], batch))

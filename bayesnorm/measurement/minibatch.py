@@ -6,13 +6,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from bayesnorm.graph import apply, compiled_for
+from bayesnorm.graph import apply, build, compiled_for
 from bayesnorm.layers.noise import noise_mode
 from bayesnorm.layers.stochastic_batch_norm import (
     batch_statistics,
     stochastic_batch_normalizations,
 )
-from bayesnorm.measurement.calibrate import build, check_has_layers
+from bayesnorm.measurement.calibrate import check_has_layers
 from bayesnorm.measurement.state import changing, restored
 from bayesnorm.streams.batches import reshuffled, sized_stream
 

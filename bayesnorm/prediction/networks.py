@@ -16,6 +16,7 @@ from keras import ops
 from bayesnorm import backend
 from bayesnorm.graph import (
     apply,
+    enters,
     functional,
     is_graph,
     layers_of,
@@ -130,7 +131,7 @@ def _prefix(model, inputs):
         elif not _draws(operation):
             steps.append(_Done(operation(*args, **kwargs)))
             return steps[-1].outputs
-        elif _can_enter(operation, args, kwargs):
+        elif enters(operation, args, kwargs):
             outputs, prefix = _prefix(operation, args[0])
             steps.append(prefix)
             return outputs
@@ -139,11 +140,6 @@ def _prefix(model, inputs):
         return [_NOISY] * len(keras.tree.flatten(operation.output))
 
     return run(model, inputs, call), Prefix(steps)
-
-
-def _can_enter(operation, args, kwargs):
-    # With a mask, say, it runs as one.
-    return is_graph(operation) and len(args) == 1 and kwargs.keys() <= {"training"}
 
 
 def _draws(operation):

@@ -10,7 +10,7 @@ from keras import ops
 
 from bayesnorm import backend
 from bayesnorm.arguments import check_choice, positive_integer, seed_integer
-from bayesnorm.graph import apply, compiled_for
+from bayesnorm.graph import apply, build, compiled_for
 from bayesnorm.layers.noise import noise_mode, stochastic_layers
 from bayesnorm.layers.stochastic_batch_norm import batch_statistics
 from bayesnorm.measurement.minibatch import record_statistics, source_of
@@ -270,8 +270,7 @@ def _samples_a_pass(samples, most):
 
 
 def _engine(model, batch):
-    if not model.built:
-        apply(model, keras.tree.map_structure(lambda x: x[:1], batch))
+    build(model, batch)
     return _Engine(model)
 
 

@@ -43,15 +43,14 @@ def copy_weights(source, target):
             raise ValueError(
                 f"`{name}` is not built: call it on a batch of data first."
             )
-    # Of the models themselves only the layers count, whatever their class.
-    pairs = list(zip(graph.layers_of(source), graph.layers_of(target), strict=False))
-    counts = len(graph.layers_of(source)), len(graph.layers_of(target))
-    if counts[0] != counts[1]:
+    olds, news = graph.layers_of(source), graph.layers_of(target)
+    if len(olds) != len(news):
         raise ValueError(
             "`source` and `target` must have the same layers in the same order. "
-            f"Received: {counts[0]} and {counts[1]} layers."
+            f"Received: {len(olds)} and {len(news)} layers."
         )
-    for old, new in pairs[1:]:
+    # Of the models themselves only the layers count, whatever their class.
+    for old, new in zip(olds[1:], news[1:], strict=True):
         _check_pair(old, new)
     graph.copy_weights(source, target)
     return target

@@ -108,13 +108,7 @@ class Ensembles:
             )
             for loop, folder, history in zip(loops, folders, histories, strict=True):
                 Checkpoints(folder / "checkpoints").save(loop.state(), history)
-        each = training.seconds_per_epoch(histories)
-        rate = loops[0].num_examples * len(numbers) / each
-        return {
-            "networks_at_once": len(numbers),
-            "seconds_per_epoch": each,
-            **speed.flop_share(context, self._kind, rate),
-        }
+        return speed.summary(context, self._kind, loops, histories)
 
     def _report(self):
         with held(sbn, self._values):

@@ -180,13 +180,7 @@ class Table:
             context, loops, checkpoints, [path / "history.csv" for path in paths]
         )
         failures = {}
-        each = training.seconds_per_epoch(histories)
-        rate = loops[0].num_examples * len(seeds) / each
-        result = {
-            "networks_at_once": len(seeds),
-            "seconds_per_epoch": each,
-            **speed.flop_share(context, self._kind(title), rate),
-        }
+        result = speed.summary(context, self._kind(title), loops, histories)
         for loop, seed, path, history in zip(
             loops, seeds, paths, histories, strict=True
         ):

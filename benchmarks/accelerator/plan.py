@@ -146,13 +146,15 @@ def _run(plan, context):
             and context.ledger.state(piece.name) != DONE
             and piece.name not in failed | too_long
         ]
-        if not waiting:
-            break
-        piece = waiting[0]
-        if context.clock.left() < piece.least:
+        piece = None
+        for waits in waiting:
+            if context.clock.left() >= waits.least:
+                piece = waits
+                break
             # A shorter one further on may fit.
-            too_long.add(piece.name)
-            continue
+            too_long.add(waits.name)
+        if piece is None:
+            break
         state = _run_piece(piece, context)
         if state == FAILED:
             failed.add(piece.name)

@@ -14,7 +14,8 @@ from benchmarks.accelerator.context import (
     networks,
     sbn_loop,
 )
-from benchmarks.accelerator.training import Stopwatch
+from benchmarks.accelerator.ledger import DONE
+from benchmarks.accelerator.training import Stopwatch, seconds_per_epoch
 from trainers import all_cnn, sbn
 from trainers.comparison import slug
 from trainers.flags import FLAGS
@@ -60,7 +61,7 @@ def pieces(context):
     ]
     if context.ledger.total_seconds("speed/") < _FIRST_S:
         return found, []
-    done = [piece for piece in found if context.ledger.state(piece.name) == "done"]
+    done = [piece for piece in found if context.ledger.state(piece.name) == DONE]
     return done, [piece for piece in found if piece not in done]
 
 
@@ -177,6 +178,17 @@ def flop_share(context, kind, images_per_second):
         return {}
     rate = images_per_second * training_flops(context, kind)
     return {"flop_share": 100 * rate / ceiling}
+
+
+def summary(context, kind, loops, histories):
+    """Returns what a training at once took: a result of a piece, a dict for JSON."""
+    each = seconds_per_epoch(histories)
+    rate = loops[0].num_examples * len(loops) / each
+    return {
+        "networks_at_once": len(loops),
+        "seconds_per_epoch": each,
+        **flop_share(context, kind, rate),
+    }
 
 
 def compile_seconds(context):
