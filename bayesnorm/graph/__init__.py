@@ -2,7 +2,7 @@
 
 - `apply`: a model's outputs; `run`: the same, each call in the hands of the caller, as
   Keras's inference hands arguments down;
-- `build`: of a model that is not built yet; `enters`: whether a nested one is gone into;
+- `build`: a model that is not built yet; `enters`: whether a nested one is gone into;
 - `Index`: who makes and who takes a tensor, in one model;
 - `rewrite`: a copy of a model with other layers in the place of some; `copy_of`,
   `copy_weights` of single layers;
