@@ -98,3 +98,9 @@ def test_private_names_of_keras_are_in_one_file():
         if PRIVATE.search(path.read_text("utf-8"))
     }
     assert found == {"bayesnorm/graph/internals.py"}
+
+
+def test_folders_of_tests_hide_no_package():
+    # Without its `__init__.py`, `tests/trainers` is in the path as `trainers`.
+    folders = {path.parent for path in (ROOT / "tests").rglob("*.py")}
+    assert [path for path in folders if not (path / "__init__.py").is_file()] == []

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from helpers import DTYPES, gradients, tensor
 from keras import ops
 from scipy import integrate, special
 
 from bayesnorm.maths import activations, gaussian, pooling
+from tests.helpers import DTYPES, gradients, tensor
 
 
 def test_cdf_tails():

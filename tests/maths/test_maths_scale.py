@@ -4,11 +4,11 @@ import keras
 import mpmath
 import numpy as np
 import pytest
-from helpers import DTYPES, gradients, tensor
 from keras import ops
 from scipy import special
 
 from bayesnorm.maths import scale, softmax
+from tests.helpers import DTYPES, gradients, tensor
 
 M, V = [1.0, 0.0, -0.5], [0.5, 1.0, 2.0]
 

@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import pytest
-from helpers import gradients
 from keras import layers, ops
 
 from bayesnorm.layers import AnalyticNormalization
@@ -19,6 +18,7 @@ from bayesnorm.moments import (
     rule_for,
     upstream_moments,
 )
+from tests.helpers import gradients
 
 
 @pytest.fixture(autouse=True)
