@@ -18,7 +18,6 @@ __all__ = [
     "fold_in",
     "fused",
     "input_gradient",
-    "output_shape",
     "replica_id",
     "replicas",
     "scalar_writer",
@@ -130,29 +129,32 @@ def fused(function):
     return function
 
 
-def scan(body, carry, xs, collect=False):
-    """Runs `body` over the first axis of `xs`, one step at a time.
+def scan(body, carry, steps, collect=False):
+    """Runs `body` a number of times, one step after the other.
 
     Args:
-        body: Function `(carry, x) -> (carry, output)`; the output is a float32
-            tensor if `collect`, None otherwise.
-        carry: Nest of tensors.
-        xs: List of tensors of the same length `[steps, ...]`.
+        body: Function `(carry, i) -> (carry, output)` of the step's number; the output
+            is a float32 tensor if `collect`, None otherwise.
+        carry: Tuple of numbers, where it starts. `body` takes them as well as what it
+            returns: float32 tensors, whose start has every number repeated.
+        steps: An integer; with TensorFlow also a scalar tensor.
         collect: Whether to return the outputs.
 
     Returns:
         `(carry, outputs)`, outputs `[steps, ...]` or None.
     """
-    del collect
+    if steps == 1:
+        carry, output = body(carry, 0)
+        return carry, output[None] if collect else None
+    shapes, _ = jax.eval_shape(lambda: body(carry, 0))
+    carry = tuple(
+        jnp.full(like.shape, number, like.dtype)
+        for number, like in zip(carry, shapes, strict=True)
+    )
     # On a CPU XLA runs what is inside a loop on one thread; written out it takes
     # longer to compile.
     unroll = _UNROLLED if jax.default_backend() == "cpu" else 1
-    return jax.lax.scan(body, carry, xs, unroll=min(unroll, xs[0].shape[0]))
-
-
-def output_shape(function):
-    """Returns the shape of the tensor that `function()` returns."""
-    return jax.eval_shape(function).shape
+    return jax.lax.scan(body, carry, jnp.arange(steps), unroll=min(unroll, steps))
 
 
 def _distinct(values):

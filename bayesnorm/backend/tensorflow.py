@@ -14,7 +14,6 @@ __all__ = [
     "fold_in",
     "fused",
     "input_gradient",
-    "output_shape",
     "replica_id",
     "replicas",
     "scalar_writer",
@@ -107,40 +106,50 @@ def fused(function):
     return tf.function(function, jit_compile=True, autograph=False)
 
 
-def scan(body, carry, xs, collect=False):
-    """Runs `body` over the first axis of `xs`, one step at a time.
+def scan(body, carry, steps, collect=False):
+    """Runs `body` a number of times, one step after the other.
 
     Args:
-        body: Function `(carry, x) -> (carry, output)`; the output is a float32
-            tensor if `collect`, None otherwise.
-        carry: Nest of tensors.
-        xs: List of tensors of the same length `[steps, ...]`.
+        body: Function `(carry, i) -> (carry, output)` of the step's number; the output
+            is a float32 tensor if `collect`, None otherwise.
+        carry: Tuple of numbers, where it starts. `body` takes them as well as what it
+            returns: float32 tensors, whose start has every number repeated.
+        steps: An integer; with TensorFlow also a scalar tensor.
         collect: Whether to return the outputs.
 
     Returns:
         `(carry, outputs)`, outputs `[steps, ...]` or None.
     """
-    steps = xs[0].shape[0]
-    stack = tf.TensorArray("float32", steps, element_shape=None)
+    if isinstance(steps, int) and steps == 1:
+        carry, output = body(carry, 0)
+        return carry, output[None] if collect else None
+    traced = tf.function(lambda i: body(carry, i), autograph=False)
+    likes, output = traced.get_concrete_function(
+        tf.TensorSpec([], "int32")
+    ).structured_outputs
+    shapes = tuple(like.shape for like in likes)
+    # An axis of unknown length starts as one of 1, which broadcasts.
+    carry = tuple(
+        tf.fill([1 if size is None else size for size in shape], tf.constant(number))
+        for number, shape in zip(carry, shapes, strict=True)
+    )
+    stack = tf.TensorArray(
+        "float32", steps, element_shape=output.shape if collect else None
+    )
 
     def step(i, carry, stack):
-        carry, output = body(carry, [x[i] for x in xs])
+        carry, output = body(carry, i)
         return i + 1, carry, stack.write(i, output) if collect else stack
 
     _, carry, stack = tf.while_loop(
         lambda i, carry, stack: i < steps,
         step,
         (0, carry, stack),
+        shape_invariants=(tf.TensorShape([]), shapes, tf.TensorShape(None)),
         # Steps in parallel would hold the memory of that many at once.
         parallel_iterations=1,
     )
     return carry, stack.stack() if collect else None
-
-
-def output_shape(function):
-    """Returns the shape of the tensor that `function()` returns."""
-    traced = tf.function(function, autograph=False).get_concrete_function()
-    return tuple(traced.structured_outputs.shape)
 
 
 def compiled_loop(body, variables):

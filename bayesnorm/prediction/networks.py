@@ -243,35 +243,3 @@ def _stack(tensor, samples):
     if mask is not None:
         set_keras_mask(stacked, _stack(mask, samples))
     return stacked
-
-
-def merge(state, values, spread, weights):
-    """Takes networks into running means over networks.
-
-    Args:
-        state: `(weight, mean, spread)` so far, zeros at the start.
-        values: `[networks, ...]`, probabilities or outputs.
-        spread: `[networks, ...]`, entropies of the networks; None to follow the
-            variance of `values`.
-        weights: `[networks]`, not all zero.
-
-    Returns:
-        The new state: `spread` is the mean entropy, or the variance.
-
-    Reference:
-        Chan et al., 1979, "Updating formulae and a pairwise algorithm for
-        computing sample variances".
-    """
-    weight, mean, so_far = state
-    total = ops.sum(weights)
-    weights = weights / total
-    center = ops.tensordot(weights, values, 1)
-    follows_variance = spread is None
-    if follows_variance:
-        spread = ops.square(values - center)
-    share = total / (weight + total)
-    delta = center - mean
-    so_far = so_far + share * (ops.tensordot(weights, spread, 1) - so_far)
-    if follows_variance:
-        so_far = so_far + share * (1.0 - share) * ops.square(delta)
-    return weight + total, mean + share * delta, so_far

@@ -15,14 +15,8 @@ from bayesnorm.layers.noise import noise_mode, stochastic_layers
 from bayesnorm.layers.stochastic_batch_norm import batch_statistics
 from bayesnorm.measurement.minibatch import record_statistics, source_of
 from bayesnorm.moments import propagate
-from bayesnorm.prediction.networks import (
-    Noise,
-    check_any_batch,
-    merge,
-    run_networks,
-    run_prefix,
-    single_output,
-)
+from bayesnorm.prediction.average import average_networks, samples_a_pass
+from bayesnorm.prediction.networks import Noise, check_any_batch, single_output
 from bayesnorm.prediction.outputs import (
     entropy_and_information,
     find_from_logits,
@@ -228,15 +222,10 @@ class _Engine:
             for layer in stochastic_layers(self._model):
                 layer.check_noise()
         if plan.method in _SAMPLING and self.noise.size:
-            each = _samples_a_pass(plan.samples, plan.samples_a_pass)
-            passes = -(-plan.samples // each)
-            draws = self._get(_draws, passes * each)(
-                backend.seed_from_int(seed), member
-            )
+            each = samples_a_pass(plan.samples, plan.samples_a_pass)
+            draws = self._get(_draws, plan.samples)(backend.seed_from_int(seed), member)
             if recorded is not None:
-                missing = [(0, passes * each - plan.samples), (0, 0)]
-                values = np.pad(recorded.values, missing, mode="edge")
-                draws = ops.concatenate([draws, values], axis=1)
+                draws = ops.concatenate([draws, recorded.values], axis=1)
                 recorded = recorded.layers
             step = self._get(
                 _sample_step, kind, plan.samples, each, plan.keep_samples, recorded
@@ -260,13 +249,6 @@ class _Engine:
             return _Result(values[:rows], spread[:rows], samples, networks)
 
         return run
-
-
-def _samples_a_pass(samples, most):
-    """The number, up to `most`, that leaves the fewest places of passes empty."""
-    most = min(samples, most)
-    choices = range(most, most // 2, -1)
-    return min(choices, key=lambda each: -samples % each)
 
 
 def _engine(model, batch):
@@ -302,52 +284,21 @@ def _draws(model, networks):
 
 
 def _sample_step(model, kind, samples, each, keep_samples, recorded):
-    """`each` samples a pass; the last pass may have some too many, of weight 0.
-
-    Behind the draws of a network stand the statistics that the calls of the layers
-    `recorded` take, if there are any.
-    """
+    """Behind the draws of a network stand the statistics of the layers `recorded`."""
     noise = Noise(model())
 
     def step(batch, draws):
-        passes = draws.shape[0] // each
-        prefix = run_prefix(model(), batch)
-
-        def one_pass(draws):
+        @contextlib.contextmanager
+        def mode(numbers):
+            rows = ops.take(draws, numbers, axis=0)
             statistics = contextlib.nullcontext()
             if recorded is not None:
-                statistics = batch_statistics(
-                    source_of(recorded, draws[:, noise.size :])
-                )
-            with noise.mode(draws), statistics:
-                outputs = run_networks(model(), batch, prefix, each)
-            return [
-                None if y is None else ops.reshape(y, (each, -1, *y.shape[1:]))
-                for y in finish(outputs, kind)
-            ]
+                source = source_of(recorded, rows[:, noise.size :])
+                statistics = batch_statistics(source)
+            with noise.mode(rows), statistics:
+                yield
 
-        def accumulate(state, inputs):
-            draws, weights = inputs
-            values, spread = one_pass(draws)
-            state = merge(state, values, spread, weights)
-            return state, values if keep_samples else None
-
-        draws = ops.reshape(draws, (passes, each, -1))
-        weights = ops.cast(ops.arange(passes * each) < samples, "float32")
-        weights = ops.reshape(weights, (passes, each))
-        if passes == 1:
-            state, values = accumulate((0.0, 0.0, 0.0), (draws[0], weights[0]))
-        else:
-            shape = backend.output_shape(lambda: one_pass(draws[0])[0])[1:]
-            shapes = (), shape, shape if kind is None else shape[:-1]
-            state = tuple(ops.zeros(shape, "float32") for shape in shapes)
-            state, values = backend.scan(
-                accumulate, state, [draws, weights], collect=keep_samples
-            )
-        _, mean, spread = state
-        if keep_samples:
-            values = ops.reshape(values, (passes * each, *mean.shape))[:samples]
-        return mean, spread, values
+        return average_networks(model(), batch, mode, samples, each, kind, keep_samples)
 
     return step
 

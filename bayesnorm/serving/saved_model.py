@@ -9,13 +9,8 @@ import tensorflow as tf
 from bayesnorm.backend import tensorflow as backend
 from bayesnorm.graph import apply
 from bayesnorm.layers.noise import noise_mode
-from bayesnorm.prediction.networks import (
-    Noise,
-    merge,
-    run_networks,
-    run_prefix,
-    single_output,
-)
+from bayesnorm.prediction.average import average_networks, samples_a_pass
+from bayesnorm.prediction.networks import Noise, single_output
 from bayesnorm.prediction.outputs import entropy_and_information, finish, unbiased
 
 
@@ -56,8 +51,7 @@ class _Served:
         self._chunk_size = chunk_size
 
     def predict(self, inputs):
-        (_, mean, spread), _ = self._loop(inputs, self._fresh_draws())
-        return self._named(mean, spread)
+        return self._named(*self._average(inputs, self._fresh_draws(inputs)))
 
     def predict_seeded(self, inputs, seed):
         (seed,) = _checked([seed])
@@ -68,11 +62,11 @@ class _Served:
         )
         with tf.control_dependencies([same]):
             inputs = [tf.identity(x) for x in inputs]
-        (_, mean, spread), _ = self._loop(inputs, self._seeded_draws(seed))
-        return self._named(mean, spread)
+        return self._named(*self._average(inputs, self._seeded_draws(seed)))
 
     def samples(self, inputs):
-        _, values = self._loop(inputs, self._fresh_draws(), collect=True)
+        draws = self._fresh_draws(inputs)
+        _, _, values = self._average(inputs, draws, keep_samples=True)
         return {"samples": tf.experimental.numpy.swapaxes(values, 0, 1)}
 
     def mean(self, inputs):
@@ -84,7 +78,7 @@ class _Served:
             return {"mean": values}
         return {"probs": values, "entropy": entropy}
 
-    def _named(self, mean, spread):
+    def _named(self, mean, spread, _=None):
         if self._from_logits is None:
             return {"mean": mean, "variance": spread * unbiased(self._samples)}
         entropy, information = entropy_and_information(mean, spread)
@@ -93,14 +87,15 @@ class _Served:
     def _pack(self, inputs):
         return keras.tree.pack_sequence_as(self._nest, _checked(inputs))
 
-    def _fresh_draws(self):
+    def _fresh_draws(self, inputs):
         # A stateful generator would replay its stream after a restart, and lose
         # updates under concurrent requests.
         seed = tf.raw_ops.NonDeterministicInts(shape=[2], dtype="int64")
+        batch = tf.shape(inputs[0])[0]
 
-        def draws(start, count, batch):
-            shape = (count * batch, self._noise.size)
-            return backend.stateless_normal(shape, backend.fold_in(seed, start))
+        def draws(numbers):
+            shape = (tf.size(numbers) * batch, self._noise.size)
+            return backend.stateless_normal(shape, backend.fold_in(seed, numbers[0]))
 
         return draws
 
@@ -111,62 +106,35 @@ class _Served:
             lambda s: backend.fold_in(s, 0), tf.stack([seed, tf.zeros_like(seed)], 1)
         )
 
-        def draws(start, count, batch):
-            numbers = tf.repeat(tf.range(start, start + count), batch)
+        def draws(numbers):
             return tf.map_fn(
                 lambda pair: self._noise.network(*pair),
-                (tf.tile(seeds, [count, 1]), numbers),
+                (
+                    tf.tile(seeds, [tf.size(numbers), 1]),
+                    tf.repeat(numbers, tf.shape(seeds)[0]),
+                ),
                 fn_output_signature=tf.TensorSpec([self._noise.size], "float32"),
             )
 
         return draws
 
-    def _loop(self, inputs, draws, collect=False):
-        """Runs the networks, a chunk at a time.
+    def _average(self, inputs, draws, keep_samples=False):
+        """`average_networks`; `draws` of the numbers of a pass's networks gives theirs.
 
-        Returns:
-            The state of `merge`, and the values `[samples, batch, ...]` of each
-            network or None.
+        A row of draws is of one example in one network, not of a whole batch.
         """
-        batch, nest = tf.shape(inputs[0])[0], self._pack(inputs)
-        prefix = run_prefix(self._model, nest)
-        each = tf.maximum(1, self._chunk_size // tf.maximum(1, batch))
-        tails = []
-
-        def step(i, start, state, stack):
-            count = tf.minimum(each, self._samples - start)
-            with self._noise.mode(draws(start, count, batch)):
-                outputs = run_networks(self._model, nest, prefix, count)
-            values, spread = finish(outputs, self._from_logits)
-            tails.extend(x.shape[1:] for x in (values, spread) if x is not None)
-            values = _unstack(values, count, batch)
-            if collect:
-                stack = stack.write(i, values)
-            else:
-                if spread is not None:
-                    spread = _unstack(spread, count, batch)
-                state = merge(state, values, spread, tf.ones([count]))
-            return i + 1, start + count, state, stack
-
-        anything = tf.TensorShape(None)
-        _, _, state, stack = tf.while_loop(
-            lambda i, start, state, stack: start < self._samples,
-            step,
-            (0, 0, (0.0, 0.0, 0.0), _stack()),
-            shape_invariants=(
-                tf.TensorShape([]),
-                tf.TensorShape([]),
-                (tf.TensorShape([]), anything, anything),
-                anything,
-            ),
-            parallel_iterations=1,  # Bounds the memory, too.
+        most = tf.maximum(1, self._chunk_size // tf.maximum(1, tf.shape(inputs[0])[0]))
+        choices = range(1, self._samples + 1)
+        each = tf.constant([samples_a_pass(self._samples, most) for most in choices])
+        return average_networks(
+            self._model,
+            self._pack(inputs),
+            lambda numbers: self._noise.mode(draws(numbers)),
+            self._samples,
+            each[tf.minimum(most, self._samples) - 1],
+            self._from_logits,
+            keep_samples,
         )
-        if collect:
-            values = stack.concat()
-            return None, tf.ensure_shape(values, [self._samples, None, *tails[0]])
-        weight, mean, spread = state
-        mean = tf.ensure_shape(mean, [None, *tails[0]])
-        return (weight, mean, tf.ensure_shape(spread, [None, *tails[-1]])), None
 
 
 def _checked(inputs):
@@ -179,13 +147,3 @@ def _checked(inputs):
         tf.ensure_shape(tf.compat.v1.placeholder_with_default(x, None), x.shape)
         for x in inputs
     ]
-
-
-def _stack():
-    return tf.TensorArray("float32", 0, dynamic_size=True, infer_shape=False)
-
-
-def _unstack(x, count, batch):
-    """From `[count * batch, ...]` to `[count, batch, ...]`."""
-    shape = tf.concat([[count, batch], tf.shape(x)[1:]], axis=0)
-    return tf.ensure_shape(tf.reshape(x, shape), [None, None, *x.shape[1:]])
