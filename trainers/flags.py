@@ -393,11 +393,6 @@ def run(main, module=None):
         if not FLAGS["verbosity"].present:
             # At absl's own default TensorFlow says much that is of no use here.
             logging.set_verbosity(logging.WARNING)
-            for name in ("tensorflow", "absl"):
-                # A binary compiles what it needs; TensorFlow counts functions by name.
-                stdlib_logging.getLogger(name).addFilter(
-                    lambda record: "retracing" not in record.getMessage()
-                )
             stdlib_logging.getLogger("tensorflow").setLevel("WARNING")
         try:
             main()

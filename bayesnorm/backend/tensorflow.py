@@ -1,5 +1,7 @@
 """TensorFlow's part of the backend."""
 
+import functools
+
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -85,7 +87,16 @@ def compiled(function, variables):
         A function of the same signature that sees later assignments.
     """
     del variables  # A graph refers to its variables, whatever their values.
-    return tf.function(function, autograph=False)
+    return _graph(function)
+
+
+def _graph(function, **options):
+    """Returns `tf.function(function)`, of which TensorFlow counts the tracings alone.
+
+    It counts them by the code of the function, and so warns of too many once several
+    models have been given a function that is written here once.
+    """
+    return tf.function(functools.partial(function), autograph=False, **options)
 
 
 def compiled_step(function, variables):
@@ -103,7 +114,7 @@ def fused(function):
         A function of the same signature. On a CPU TensorFlow runs each operation
         as a pass of its own, which costs more than the arithmetic.
     """
-    return tf.function(function, jit_compile=True, autograph=False)
+    return _graph(function, jit_compile=True)
 
 
 def scan(body, carry, steps, collect=False):
@@ -123,7 +134,7 @@ def scan(body, carry, steps, collect=False):
     if isinstance(steps, int) and steps == 1:
         carry, output = body(carry, 0)
         return carry, output[None] if collect else None
-    traced = tf.function(lambda i: body(carry, i), autograph=False)
+    traced = _graph(lambda i: body(carry, i))
     likes, output = traced.get_concrete_function(
         tf.TensorSpec([], "int32")
     ).structured_outputs
@@ -166,8 +177,7 @@ def compiled_loop(body, variables):
     """
     del variables
 
-    @tf.function(autograph=False)
-    def loop(start, stop, carry, *tensors):
+    def steps(start, stop, carry, *tensors):
         _, carry = tf.while_loop(
             lambda i, carry: i < stop,
             lambda i, carry: (i + 1, body(i, carry, *tensors)),
@@ -176,6 +186,8 @@ def compiled_loop(body, variables):
             parallel_iterations=1,
         )
         return carry
+
+    loop = _graph(steps)
 
     def run(start, stop, carry, *tensors):
         return loop(tf.constant(start, "int32"), tf.constant(stop), carry, *tensors)

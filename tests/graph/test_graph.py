@@ -1,6 +1,7 @@
 """The graph room: networks run as Keras runs them, copies that are what they copy."""
 
 import inspect
+import logging
 
 import keras
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from keras import layers, ops
 
 import bayesnorm
+from bayesnorm import backend
 from bayesnorm.graph import (
     Index,
     compiled_for,
@@ -397,6 +399,27 @@ def test_a_function_is_compiled_once_until_the_model_changes():
     model.layers[0].trainable = False
     compiled_for(model).get(counted, traces, 1.0)(x)
     assert traces == [1.0, 2.0, 1.0]
+
+
+@pytest.mark.tensorflow
+def test_functions_of_many_models_are_no_retracing(monkeypatch):
+    """TensorFlow counts tracings by the code of a function, which models share."""
+    said = []
+    monkeypatch.setattr(
+        logging.getLogger("tensorflow"), "handle", lambda r: said.append(r.getMessage())
+    )
+    x = np.ones((2, 3), "float32")
+    for seed in range(7):
+        model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+        compiled_for(model).get(counted, Traces(), 1.0)(x)
+        loop = backend.compiled_loop(lambda i, total: total + 1.0, [])
+        assert float(loop(0, 3, ops.convert_to_tensor(float(seed)))) == seed + 3
+    assert not said
+    # One function for ever new shapes is what it warns of.
+    function = backend.compiled(lambda x: 2.0 * x, [])
+    for size in range(1, 9):
+        function(ops.ones((size,)))
+    assert "retracing" in said[0]
 
 
 def test_a_step_that_writes_leaves_what_it_wrote():
