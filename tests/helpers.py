@@ -2,7 +2,9 @@
 
 import keras
 import numpy as np
-from keras import ops
+from keras import layers, ops
+
+from bayesnorm.graph import layers_of
 
 DTYPES = ["float32"] + ["float64"] * (keras.backend.backend() == "tensorflow")
 
@@ -25,3 +27,43 @@ def gradients(function, *values, dtype="float32"):
         tape.watch(values)
         total = sum(ops.sum(y) for y in function(*values))
     return [g.numpy() for g in tape.gradient(total, values)]
+
+
+def randomized(model, seed=0):
+    """Gives batch normalizations statistics and weights that tell them apart."""
+    rng = np.random.default_rng(seed)
+    for layer in layers_of(model):
+        if isinstance(layer, layers.BatchNormalization):
+            size = layer.moving_mean.shape
+            layer.moving_mean.assign(rng.normal(size=size))
+            layer.moving_variance.assign(rng.uniform(0.5, 2.0, size))
+            layer.gamma.assign(rng.uniform(0.5, 1.5, size))
+            layer.beta.assign(rng.normal(size=size))
+    return model
+
+
+def with_augmentation():
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.RandomFlip(seed=1),
+            layers.GaussianNoise(0.5, seed=2),
+            layers.Conv2D(4, 3),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Flatten(),
+            layers.Dense(3, "softmax"),
+        ]
+    )
+
+
+def with_training_nodes():
+    x = inputs = keras.Input((8, 8, 3))
+    base = keras.Sequential(
+        [keras.Input((8, 8, 3)), layers.Conv2D(4, 3), layers.BatchNormalization()]
+    )
+    x = base(layers.RandomFlip(seed=1)(x), training=True)
+    x = layers.BatchNormalization()(x, training=True)
+    x = layers.Dropout(0.5, seed=1)(x, training=True)
+    x = layers.Flatten()(x)
+    return keras.Model(inputs, layers.Dense(3, "softmax")(x))

@@ -1,6 +1,7 @@
 """The architecture of CONTRIBUTING.md, held true: who imports whom, private names."""
 
 import ast
+import graphlib
 import pathlib
 import re
 
@@ -77,6 +78,22 @@ def test_no_room_imports_one_above_it(path):
         "bayesnorm.__version__"
     }
     assert not above
+
+
+def test_no_files_import_each_other():
+    modules = {module_of(path): path for path in FILES}
+    imports = {
+        module: {
+            # `from bayesnorm.graph import run` is of the package or of a module in it.
+            name if name in modules else name.rpartition(".")[0]
+            for name in imports_of(path)
+        }
+        & modules.keys() - {module}
+        for module, path in modules.items()
+        if path.name != "__init__.py"
+    }
+    order = graphlib.TopologicalSorter(imports)
+    order.prepare()  # Raises, with the circle.
 
 
 def test_every_room_is_in_the_list_and_on_the_page():

@@ -3,8 +3,7 @@
 import numpy as np
 import tensorflow_datasets as tfds
 
-from bayesnorm.datasets.notmnist import CLASS_NAMES
-
+_LETTERS = tuple("ABCDEFGHIJ")
 _URL = "http://yaroslavvb.com/upload/notMNIST/notMNIST_small.tar.gz"
 
 
@@ -23,7 +22,7 @@ class Notmnist(tfds.core.GeneratorBasedBuilder):
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(28, 28, 1)),
-                    "label": tfds.features.ClassLabel(names=CLASS_NAMES),
+                    "label": tfds.features.ClassLabel(names=_LETTERS),
                 }
             ),
             supervised_keys=("image", "label"),
@@ -38,7 +37,7 @@ class Notmnist(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, path):
         from matplotlib import image
 
-        for letter in CLASS_NAMES:
+        for letter in _LETTERS:
             for file in sorted((path / letter).glob("*.png")):
                 try:
                     with file.open("rb") as picture:

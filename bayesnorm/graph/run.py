@@ -3,6 +3,7 @@
 import keras
 
 from bayesnorm.graph.internals import (
+    functional,
     in_nest,
     is_graph,
     run_through,
@@ -20,6 +21,21 @@ def build(model, batch):
     """Builds a model that is not built yet by calling it on an example."""
     if not model.built:
         apply(model, keras.tree.map_structure(lambda x: x[:1], batch))
+
+
+def graph_of(model):
+    """Returns the Functional model behind `model`.
+
+    Raises:
+        ValueError: If the model has no graph.
+    """
+    if not is_graph(model):
+        raise ValueError(
+            f"Model {model.name!r} of type {type(model).__name__} has no graph: give "
+            "a Functional model, or a Sequential one that starts with an Input or "
+            "has been called on data."
+        )
+    return functional(model)
 
 
 def enters(operation, args, kwargs):
@@ -51,12 +67,7 @@ def run(model, inputs, call, standardized=False):
     Raises:
         ValueError: If the model has no graph.
     """
-    if not is_graph(model):
-        raise ValueError(
-            f"Model {model.name!r} of type {type(model).__name__} has no graph: give "
-            "a Functional model, or a Sequential one that starts with an Input or "
-            "has been called on data."
-        )
+    graph_of(model)
 
     def replace(operation):
         inference = {"training": False} if takes_training(operation) else {}

@@ -99,7 +99,11 @@ class AnalyticNormalization(NormalizedLinear):
         """Calls the layer; a symbolic call checks and notes the graph before it."""
         if self.input_mean is not None or not is_symbolic(inputs):
             return super().__call__(inputs, *args, **kwargs)
-        check_upstream(inputs)
+        try:
+            check_upstream(inputs)
+        except ValueError as error:
+            error.add_note("A Sequential keeps what it could not add: pop() it first.")
+            raise
         outputs = super().__call__(inputs, *args, **kwargs)
         self._sources.append(inputs)
         return outputs

@@ -4,9 +4,8 @@ import keras
 from keras import ops
 
 from bayesnorm.arguments import check_model, check_number
-from bayesnorm.graph import functional as graph_of
-from bayesnorm.graph import is_graph
-from bayesnorm.graph.internals import inputs_struct, node_of, nodes_of, run_through
+from bayesnorm.graph import graph_of, run
+from bayesnorm.graph.internals import inputs_struct, node_of, nodes_of
 from bayesnorm.moments.moments import Moments, statistics_dtype
 from bayesnorm.moments.registry import register, rule_for
 
@@ -38,7 +37,7 @@ def propagate(model, mean, var, correlation=1.0, axis=-1):
             fit the model's inputs, or `var` is a negative number.
     """
     check_model(model)
-    functional = _functional(model)
+    functional = graph_of(model)
     inputs = functional.inputs
     means = _per_input(functional, mean, "mean")
     scalar = isinstance(var, int | float)
@@ -97,23 +96,13 @@ def _declared(x, mean, variance, correlation, axis):
     )
 
 
-def _functional(model):
-    if not is_graph(model):
-        raise ValueError(
-            f"Model {model.name!r} of type {type(model).__name__} has no graph to "
-            "walk. Expected a Functional model, or a Sequential one that starts with "
-            "an Input or has been called on data."
-        )
-    return graph_of(model)
+def _run(model, inputs):
+    """Runs the graph of a model on a flat list of Moments."""
 
+    def call(operation, *args, **kwargs):
+        return apply_rule(operation, args, kwargs)
 
-def _run(functional, inputs):
-    """Runs the graph of a Functional model on a flat list of Moments."""
-
-    def substitute(operation):
-        return lambda *args, **kwargs: apply_rule(operation, args, kwargs)
-
-    return run_through(functional, inputs, substitute)
+    return run(model, inputs, call, standardized=True)
 
 
 def apply_rule(operation, args, kwargs):
@@ -125,7 +114,7 @@ def apply_rule(operation, args, kwargs):
 
 @register(keras.Model)
 def _model(model, inputs):
-    return _run(_functional(model), keras.tree.flatten(inputs))
+    return _run(model, keras.tree.flatten(inputs))
 
 
 def upstream_moments(keras_tensor, known=None, memo=None):
@@ -233,7 +222,7 @@ def check_upstream(keras_tensor):
 def _check_operation(operation):
     rule_for(operation)
     if isinstance(operation, keras.Model):
-        for node in nodes_of(_functional(operation)):
+        for node in nodes_of(graph_of(operation)):
             if not node.is_input:
                 _check_operation(node.operation)
 

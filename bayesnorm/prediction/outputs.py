@@ -5,8 +5,7 @@ import functools
 import keras
 from keras import ops
 
-from bayesnorm.graph import functional, is_graph
-from bayesnorm.graph.internals import node_of
+from bayesnorm.graph import Index, functional, is_graph
 from bayesnorm.maths.softmax import softmax_moments
 
 # Layers behind an activation that move its values, one by one.
@@ -102,20 +101,17 @@ def _last_activation(model):
     """Name of the last activation; None where the model shows no graph."""
     if not is_graph(model):
         return None
-    tensor = functional(model).outputs[0]
-    while True:
-        node, index = node_of(tensor)
-        operation, inputs = node.operation, node.inputs
-        if is_graph(operation):
-            tensor = functional(operation).outputs[index]
-            continue
+    index, tensor, name = Index(model), functional(model).outputs[0], None
+    # A nested model that is called twice has two makers of its Input: either will do.
+    while calls := index.producers(tensor):
+        operation, inputs = calls[0].operation, calls[0].inputs
         name = _activation(operation)
         moves = isinstance(operation, _MOVES) or (
             isinstance(operation, keras.layers.Activation) and name == "linear"
         )
-        if not moves or not inputs:
+        if not moves:
             break
-        tensor = inputs[0]
+        (tensor,) = inputs
     if name == "sigmoid" and tensor.shape[-1] not in (None, 1):
         _refuse_labels(model)
     return name

@@ -201,6 +201,16 @@ def test_analytic_gradient_goes_through_the_layers_above(rng):
     np.testing.assert_allclose(gradient[1, 2], numeric, rtol=0.02, atol=1e-3)
 
 
+def test_analytic_says_how_a_sequential_goes_on_after_a_refusal():
+    model = keras.Sequential([keras.Input((4,)), L.UnitNormalization()])
+    with pytest.raises(ValueError, match="UnitNormalization") as caught:
+        model.add(bayesnorm.AnalyticNormalization(L.Dense(3)))
+    assert "pop()" in caught.value.__notes__[0]
+    model.pop()
+    model.add(L.Dense(2))
+    assert model.predict(np.ones((5, 4)), verbose=0).shape == (5, 2)
+
+
 def test_analytic_pools_the_inputs_of_a_layer_used_twice():
     layer = bayesnorm.AnalyticNormalization(L.Dense(3), epsilon=0.0)
     inputs = keras.Input((4,))

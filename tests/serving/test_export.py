@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
+import bayesnorm
+from bayesnorm.graph import layers_of
 from bayesnorm.layers import StochasticScaleNorm, noise_mode
 from bayesnorm.prediction.predict import predict
 from bayesnorm.serving.export import export
+from tests.helpers import randomized, with_training_nodes
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -241,6 +244,40 @@ def test_global_seeds_do_not_fix_the_noise(model, x, tmp_path):
     assert np.abs(first["probs"] - second["probs"]).max() > 1e-4
     expected = predict(model, x, method="mean", from_logits=True)
     np.testing.assert_allclose(mean["probs"], expected.probs, atol=1e-6)
+
+
+@needs_tensorflow
+def test_networks_are_those_of_inference(tmp_path):
+    """Augmentation and `training=True` in a node: what `model.predict` does."""
+    x = np.random.default_rng(0).normal(size=(64, 8, 8, 3)).astype("float32")
+    model = bayesnorm.to_stochastic(randomized(with_training_nodes()), seed=0)
+    bayesnorm.calibrate(model, x, batch_size=16, verbose=False)
+    x, seeds = x[:5], np.full(5, 3)
+    export(model, tmp_path / "noisy", samples=4, chunk_size=10)
+    served = tf.saved_model.load(tmp_path / "noisy").signatures
+    first, second = (served["seeded"](inputs=x, seed=seeds) for _ in range(2))
+    expected = predict(model, x, 4, seed=3, verbose=False)
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name])
+        np.testing.assert_allclose(value, getattr(expected, name), atol=2e-6)
+    for layer in layers_of(model):
+        if isinstance(layer, bayesnorm.StochasticBatchNormalization):
+            layer.fix()
+    expected = model.predict(x, verbose=0)
+    export(model, tmp_path / "fixed", samples=4, chunk_size=10)
+    served = tf.saved_model.load(tmp_path / "fixed").signatures
+    answers = {
+        "seeded": served["seeded"](inputs=x, seed=seeds)["probs"],
+        "serving_default": served["serving_default"](inputs=x)["probs"],
+        "mean": served["mean"](inputs=x)["probs"],
+    } | {
+        f"sample {i}": values
+        for i, values in enumerate(
+            np.swapaxes(served["samples"](inputs=x)["samples"], 0, 1)
+        )
+    }
+    for name, value in answers.items():
+        np.testing.assert_allclose(value, expected, atol=1e-6, err_msg=name)
 
 
 @needs_tensorflow
