@@ -134,18 +134,18 @@ def scan(body, carry, steps, collect=False):
 
     Args:
         body: Function `(carry, i) -> (carry, output)` of the step's number; the output
-            is a float32 tensor if `collect`, None otherwise.
+            is a list of float32 tensors if `collect`, None otherwise.
         carry: Tuple of numbers, where it starts. `body` takes them as well as what it
             returns: float32 tensors, whose start has every number repeated.
         steps: An integer; with TensorFlow also a scalar tensor.
         collect: Whether to return the outputs.
 
     Returns:
-        `(carry, outputs)`, outputs `[steps, ...]` or None.
+        `(carry, outputs)`, a list of outputs `[steps, ...]` or None.
     """
     if steps == 1:
         carry, output = body(carry, 0)
-        return carry, output[None] if collect else None
+        return carry, [x[None] for x in output] if collect else None
     shapes, _ = jax.eval_shape(lambda: body(carry, 0))
     carry = tuple(
         jnp.full(like.shape, number, like.dtype)

@@ -122,20 +122,20 @@ def scan(body, carry, steps, collect=False):
 
     Args:
         body: Function `(carry, i) -> (carry, output)` of the step's number; the output
-            is a float32 tensor if `collect`, None otherwise.
+            is a list of float32 tensors if `collect`, None otherwise.
         carry: Tuple of numbers, where it starts. `body` takes them as well as what it
             returns: float32 tensors, whose start has every number repeated.
         steps: An integer; with TensorFlow also a scalar tensor.
         collect: Whether to return the outputs.
 
     Returns:
-        `(carry, outputs)`, outputs `[steps, ...]` or None.
+        `(carry, outputs)`, a list of outputs `[steps, ...]` or None.
     """
     if isinstance(steps, int) and steps == 1:
         carry, output = body(carry, 0)
-        return carry, output[None] if collect else None
+        return carry, [x[None] for x in output] if collect else None
     traced = _graph(lambda i: body(carry, i))
-    likes, output = traced.get_concrete_function(
+    likes, outputs = traced.get_concrete_function(
         tf.TensorSpec([], "int32")
     ).structured_outputs
     shapes = tuple(like.shape for like in likes)
@@ -144,23 +144,27 @@ def scan(body, carry, steps, collect=False):
         tf.fill([1 if size is None else size for size in shape], tf.constant(number))
         for number, shape in zip(carry, shapes, strict=True)
     )
-    stack = tf.TensorArray(
-        "float32", steps, element_shape=output.shape if collect else None
-    )
+    stacks = [
+        tf.TensorArray("float32", steps, element_shape=x.shape) for x in outputs or ()
+    ]
 
-    def step(i, carry, stack):
-        carry, output = body(carry, i)
-        return i + 1, carry, stack.write(i, output) if collect else stack
+    def step(i, carry, stacks):
+        carry, outputs = body(carry, i)
+        stacks = [
+            stack.write(i, x) for stack, x in zip(stacks, outputs or (), strict=True)
+        ]
+        return i + 1, carry, stacks
 
-    _, carry, stack = tf.while_loop(
-        lambda i, carry, stack: i < steps,
+    anything = [tf.TensorShape(None)] * len(stacks)
+    _, carry, stacks = tf.while_loop(
+        lambda i, carry, stacks: i < steps,
         step,
-        (0, carry, stack),
-        shape_invariants=(tf.TensorShape([]), shapes, tf.TensorShape(None)),
+        (0, carry, stacks),
+        shape_invariants=(tf.TensorShape([]), shapes, anything),
         # Steps in parallel would hold the memory of that many at once.
         parallel_iterations=1,
     )
-    return carry, stack.stack() if collect else None
+    return carry, [stack.stack() for stack in stacks] if collect else None
 
 
 def compiled_loop(body, variables):

@@ -3,7 +3,7 @@
 - `apply`: a model's outputs; `run`: the same, each call in the hands of the caller, as
   Keras's inference hands arguments down;
 - `build`: a model that is not built yet; `graph_of`: what is run, or an error;
-  `enters`: whether a nested model is gone into;
+  `enters`: whether a nested model is gone into; `output_nest`: what comes out;
 - `Index`: who makes and who takes a tensor, in one model;
 - `rewrite`: a copy of a model with other layers in the place of some; `copy_of`,
   `copy_weights` of single layers;
@@ -18,7 +18,7 @@ from bayesnorm.graph.compiled import compiled_for
 from bayesnorm.graph.index import Call, Index
 from bayesnorm.graph.internals import functional, is_graph, layers_of, standardize
 from bayesnorm.graph.rewrite import copy_of, copy_weights, rewrite
-from bayesnorm.graph.run import apply, build, enters, graph_of, run
+from bayesnorm.graph.run import apply, build, enters, graph_of, output_nest, run
 
 __all__ = [
     "Call",
@@ -34,6 +34,7 @@ __all__ = [
     "graph_of",
     "is_graph",
     "layers_of",
+    "output_nest",
     "rewrite",
     "run",
     "standardize",

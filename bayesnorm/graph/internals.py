@@ -33,6 +33,7 @@ __all__ = [
     "node_of",
     "nodes_of",
     "numpy_ops",
+    "outputs_struct",
     "run_through",
     "set_keras_mask",
     "standardize",
@@ -122,6 +123,11 @@ def nodes_of(model):
 def inputs_struct(model):
     """Returns the nest of symbolic tensors that a model with a graph takes."""
     return functional(model)._inputs_struct
+
+
+def outputs_struct(model):
+    """Returns the nest of symbolic tensors that a model with a graph gives."""
+    return functional(model)._outputs_struct
 
 
 def in_nest(model, inputs):

@@ -6,6 +6,7 @@ from bayesnorm.graph.internals import (
     functional,
     in_nest,
     is_graph,
+    outputs_struct,
     run_through,
     standardize,
     takes_training,
@@ -21,6 +22,17 @@ def build(model, batch):
     """Builds a model that is not built yet by calling it on an example."""
     if not model.built:
         apply(model, keras.tree.map_structure(lambda x: x[:1], batch))
+
+
+def output_nest(model, inputs):
+    """Returns the outputs of a model in their nest, of which structure and shape count.
+
+    Args:
+        model: A built model.
+        inputs: Its inputs, on which one without a graph is called: arrays, or
+            `keras.KerasTensor`s.
+    """
+    return outputs_struct(model) if is_graph(model) else apply(model, inputs)
 
 
 def graph_of(model):

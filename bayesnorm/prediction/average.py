@@ -14,26 +14,26 @@ def samples_a_pass(samples, most):
     return min(choices, key=lambda each: -samples % each)
 
 
-def average_networks(model, inputs, mode, samples, each, kind, keep_samples=False):
+def average_networks(model, inputs, mode, samples, each, outputs, keep_samples=False):
     """Averages what the networks of a posterior say, some of them a pass.
 
     The last pass may have some too many, of weight 0.
 
     Args:
-        model: A built model with one output.
+        model: A built model.
         inputs: Its inputs, `[batch, ...]`.
         mode: Function of the numbers of samples, integers `[each]`, that returns the
             context in which a pass runs, which hands these networks their draws.
         samples: Number of networks.
         each: Networks of a pass, an integer or a scalar tensor.
-        kind: The `from_logits` of a classifier's outputs, None for a regression.
+        outputs: An `Output` for each output of the model.
         keep_samples: Whether to return the values of each network.
 
     Returns:
-        `(values, spread, samples)`, float32: mean probabilities
-        `[batch, ..., classes]` and mean entropy of a network `[batch, ...]`, or mean
-        and variance (`samples` in the denominator) of the outputs; and the values
-        `[samples, batch, ...]` of each network, or None.
+        For each output `(values, spread, samples)`, float32: the mean of the values of
+        `finish`; the mean of their entropies, or of a regression their variance
+        (`samples` in the denominator); and the values `[samples, batch, ...]` of each
+        network, or None.
     """
     prefix = run_prefix(model, inputs)
 
@@ -41,52 +41,66 @@ def average_networks(model, inputs, mode, samples, each, kind, keep_samples=Fals
         numbers = i * each + ops.arange(each)
         weights = ops.cast(numbers < samples, "float32")
         with mode(ops.minimum(numbers, samples - 1)):
-            outputs = run_networks(model, inputs, prefix, each)
-        values, spread = (
-            None if y is None else ops.reshape(y, (each, -1, *ops.shape(y)[1:]))
-            for y in finish(outputs, kind)
-        )
-        state = _merge(state, values, spread, weights)
-        return state, values if keep_samples else None
+            said = run_networks(model, inputs, prefix, each)
+        said = [
+            [
+                None if y is None else ops.reshape(y, (each, -1, *ops.shape(y)[1:]))
+                for y in finish(x, output)
+            ]
+            for x, output in zip(said, outputs, strict=True)
+        ]
+        kept = [values for values, _ in said] if keep_samples else None
+        return _merge(state, said, weights), kept
 
     passes = -(-samples // each)
-    (_, mean, spread), values = backend.scan(
-        one_pass, (0.0, 0.0, 0.0), passes, collect=keep_samples
-    )
+    start = (0.0,) * (1 + 2 * len(outputs))
+    (_, *averages), kept = backend.scan(one_pass, start, passes, collect=keep_samples)
+    means, spreads = averages[::2], averages[1::2]
     if keep_samples:
-        shape = ops.shape(mean)
-        values = ops.reshape(values, (-1, *shape))[:samples]
-        values = ops.reshape(values, (samples, *shape))  # A number, not a tensor.
-    return mean, spread, values
+        kept = [
+            _first(values, samples, ops.shape(mean))
+            for values, mean in zip(kept, means, strict=True)
+        ]
+    return list(zip(means, spreads, kept or [None] * len(means), strict=True))
 
 
-def _merge(state, values, spread, weights):
+def _first(values, samples, shape):
+    """From `[passes, each, ...]` to the first `samples` of the networks."""
+    values = ops.reshape(values, (-1, *shape))[:samples]
+    return ops.reshape(values, (samples, *shape))  # A number, where `each` is a tensor.
+
+
+def _merge(state, said, weights):
     """Takes networks into running means over networks.
 
     Args:
-        state: `(weight, mean, spread)` so far, zeros at the start.
-        values: `[networks, ...]`, probabilities or outputs.
-        spread: `[networks, ...]`, entropies of the networks; None to follow the
-            variance of `values`.
+        state: `(weight, mean, spread, mean, spread, ...)` so far, zeros at the start.
+        said: For each output `(values, spread)`: `[networks, ...]`, probabilities or
+            numbers; `[networks, ...]`, entropies of the networks, or None to follow
+            the variance of the values.
         weights: `[networks]`, not all zero.
 
     Returns:
-        The new state: `spread` is the mean entropy, or the variance.
+        The new state: a spread is the mean entropy, or the variance.
 
     Reference:
         Chan et al., 1979, "Updating formulae and a pairwise algorithm for
         computing sample variances".
     """
-    weight, mean, so_far = state
+    weight, *averages = state
     total = ops.sum(weights)
-    weights = weights / total
-    center = ops.tensordot(weights, values, 1)
-    follows_variance = spread is None
-    if follows_variance:
-        spread = ops.square(values - center)
-    share = total / (weight + total)
-    delta = center - mean
-    so_far = so_far + share * (ops.tensordot(weights, spread, 1) - so_far)
-    if follows_variance:
-        so_far = so_far + share * (1.0 - share) * ops.square(delta)
-    return weight + total, mean + share * delta, so_far
+    weights, share = weights / total, total / (weight + total)
+    new = [weight + total]
+    for mean, so_far, (values, spread) in zip(
+        averages[::2], averages[1::2], said, strict=True
+    ):
+        center = ops.tensordot(weights, values, 1)
+        follows_variance = spread is None
+        if follows_variance:
+            spread = ops.square(values - center)
+        delta = center - mean
+        so_far = so_far + share * (ops.tensordot(weights, spread, 1) - so_far)
+        if follows_variance:
+            so_far = so_far + share * (1.0 - share) * ops.square(delta)
+        new += [mean + share * delta, so_far]
+    return tuple(new)

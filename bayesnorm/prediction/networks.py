@@ -147,7 +147,7 @@ def _draws(operation):
 
 
 def run_networks(model, inputs, prefix, samples):
-    """Computes a model's output for several networks, inside `Noise.mode`.
+    """Computes a model's outputs for several networks, inside `Noise.mode`.
 
     Args:
         model: A built model.
@@ -156,16 +156,13 @@ def run_networks(model, inputs, prefix, samples):
         samples: Number of networks, an integer or a scalar tensor.
 
     Returns:
-        The output, `[samples * batch, ...]`.
-
-    Raises:
-        ValueError: If the model has several outputs.
+        The list of its outputs, `[samples * batch, ...]`.
     """
     if prefix is None:
         inputs = keras.tree.map_structure(lambda x: _stack(x, samples), inputs)
-        return single_output(model, apply(model, inputs))
-    outputs = single_output(model, _networks(model, inputs, prefix, samples))
-    return outputs.tensor if outputs.stacked else _stack(outputs.tensor, samples)
+        return keras.tree.flatten(apply(model, inputs))
+    outputs = keras.tree.flatten(_networks(model, inputs, prefix, samples))
+    return [x.tensor if x.stacked else _stack(x.tensor, samples) for x in outputs]
 
 
 def check_any_batch(model):
@@ -192,18 +189,6 @@ def check_any_batch(model):
             "batch to batch (stateful=True), which is of no single network. Make them "
             "with stateful=False."
         )
-
-
-def single_output(model, outputs):
-    """Returns the only output of a model."""
-    flat = keras.tree.flatten(outputs)
-    if len(flat) != 1:
-        raise ValueError(
-            f"Model {model.name!r} has {len(flat)} outputs; expected one. Make a "
-            "model of the output to predict: keras.Model(model.inputs, "
-            "model.outputs[i])."
-        )
-    return flat[0]
 
 
 def _networks(model, inputs, prefix, samples):

@@ -1,131 +1,10 @@
 """From a model's outputs to probabilities."""
 
-import functools
-
-import keras
 from keras import ops
 
-from bayesnorm.graph import Index, functional, is_graph
 from bayesnorm.maths.softmax import softmax_moments
 
-# Layers behind an activation that move its values, one by one.
-_MOVES = (
-    keras.layers.Reshape,
-    keras.layers.Flatten,
-    keras.layers.Dropout,
-    keras.layers.Cropping1D,
-    keras.layers.Cropping2D,
-    keras.layers.Cropping3D,
-)
-# The outputs of a log-softmax are logits too: softmax(log p) = p.
-_ACTIVATIONS = {"softmax": False, "sigmoid": False, "log_softmax": True}
-_CROSS_ENTROPIES = (
-    keras.losses.binary_crossentropy,
-    keras.losses.binary_focal_crossentropy,
-    keras.losses.categorical_crossentropy,
-    keras.losses.categorical_focal_crossentropy,
-    keras.losses.sparse_categorical_crossentropy,
-)
-_BINARY_LOSSES = (
-    keras.losses.BinaryCrossentropy,
-    keras.losses.BinaryFocalCrossentropy,
-)
 _TOLERANCE = 0.02
-
-
-def find_from_logits(model, from_logits=None):
-    """Whether a classifier's outputs are logits; they are probabilities otherwise.
-
-    Args:
-        model: A model.
-        from_logits: Boolean, the answer; None to read it off the loss that the
-            model was compiled with, or else off its last activation (softmax,
-            sigmoid or log-softmax).
-
-    Returns:
-        `from_logits`.
-
-    Raises:
-        ValueError: If neither tells.
-    """
-    if from_logits is not None:
-        return bool(from_logits)
-    found = _of_loss(model)
-    activation = _last_activation(model)
-    if found is None:
-        found = _ACTIVATIONS.get(activation)
-    if found is None:
-        raise ValueError(
-            f"Cannot tell whether the outputs of model {model.name!r} are logits or "
-            "probabilities: it is not compiled with a cross-entropy of Keras, and "
-            f"its last activation is {activation!r}, neither softmax nor sigmoid. "
-            "Pass from_logits=True (scores before the softmax or sigmoid) or "
-            "from_logits=False (probabilities). For regression pass "
-            "task='regression'."
-        )
-    return found
-
-
-def _of_loss(model):
-    loss = getattr(model, "loss", None) if getattr(model, "compiled", False) else None
-    if isinstance(loss, list | tuple | dict):
-        losses = keras.tree.flatten(loss)
-        loss = losses[0] if len(losses) == 1 else None
-    if isinstance(loss, str):
-        loss = keras.losses.get(loss)
-    if isinstance(loss, functools.partial):
-        if "from_logits" in loss.keywords:
-            return bool(loss.keywords["from_logits"])
-        loss = loss.func
-    if isinstance(loss, keras.losses.Loss):
-        if isinstance(loss, _BINARY_LOSSES) and _has_classes(model):
-            _refuse_labels(model)
-        from_logits = loss.get_config().get("from_logits")
-        return None if from_logits is None else bool(from_logits)
-    return False if loss in _CROSS_ENTROPIES else None
-
-
-def _has_classes(model):
-    return is_graph(model) and functional(model).outputs[0].shape[-1] not in (None, 1)
-
-
-def _refuse_labels(model):
-    raise ValueError(
-        f"The outputs of model {model.name!r} are several independent yes-or-no "
-        "labels (sigmoids or a binary cross-entropy), not the classes of one. "
-        "Pass task='regression' for mean and variance of each output."
-    )
-
-
-def _last_activation(model):
-    """Name of the last activation; None where the model shows no graph."""
-    if not is_graph(model):
-        return None
-    index, tensor, name = Index(model), functional(model).outputs[0], None
-    # A nested model that is called twice has two makers of its Input: either will do.
-    while calls := index.producers(tensor):
-        operation, inputs = calls[0].operation, calls[0].inputs
-        name = _activation(operation)
-        moves = isinstance(operation, _MOVES) or (
-            isinstance(operation, keras.layers.Activation) and name == "linear"
-        )
-        if not moves:
-            break
-        (tensor,) = inputs
-    if name == "sigmoid" and tensor.shape[-1] not in (None, 1):
-        _refuse_labels(model)
-    return name
-
-
-def _activation(operation):
-    if isinstance(operation, keras.layers.TimeDistributed):
-        operation = operation.layer
-    activation = getattr(operation, "activation", None)
-    if callable(activation):
-        return getattr(activation, "__name__", type(activation).__name__)
-    # keras.layers.Softmax, and keras.ops.softmax as an operation of the graph.
-    names = {"Softmax": "softmax", "Sigmoid": "sigmoid", "LogSoftmax": "log_softmax"}
-    return names.get(type(operation).__name__, type(operation).__name__)
 
 
 def two_classes(x, from_logits):
@@ -196,38 +75,53 @@ def entropy_and_information(probs, mean_entropy, numbers=ops):
     return entropy, numbers.maximum(entropy - mean_entropy, 0.0)
 
 
+def yes(probs):
+    """Returns the probabilities of labels, of the two classes that `finish` gave."""
+    return probs[..., 1]
+
+
 def unbiased(networks):
     """Returns the factor that makes a variance over so many networks unbiased."""
     return networks / max(networks - 1, 1)
 
 
-def finish(outputs, from_logits):
-    """Returns `probabilities`, or a regression's float32 outputs and None.
+def finish(outputs, output):
+    """Returns what a network says: `(values, spread)`, float32.
 
     Args:
         outputs: Tensor `[batch, ...]`.
-        from_logits: As for `probabilities`; None for a regression.
+        output: The `Output` that it is.
+
+    Returns:
+        A regression's values and None, else `probabilities`; of labels each becomes a
+        yes-or-no question, `[batch, ..., labels, 2]`, with an entropy of its own.
     """
-    if from_logits is None:
+    if output.task == "regression":
         return ops.cast(outputs, "float32"), None
-    return probabilities(outputs, from_logits)
+    if output.task == "multilabel":
+        outputs = ops.expand_dims(outputs, -1)
+    return probabilities(outputs, output.from_logits)
 
 
-def finish_moments(mean, variance, from_logits):
+def finish_moments(mean, variance, output):
     """Probabilities and a network's mean entropy from the outputs' moments.
 
     Args:
         mean: Tensor `[batch, ..., classes]`, or `[batch, ..., 1]`.
         variance: Tensor like `mean`.
-        from_logits: As for `probabilities`; None for a regression.
+        output: The `Output` that it is.
 
     Returns:
-        `(probs, entropy)`, or a regression's `(mean, variance)`, float32.
+        `(probs, entropy)` as of `finish`, or a regression's `(mean, variance)`,
+        float32.
     """
     mean = ops.cast(mean, "float32")
     variance = ops.cast(ops.broadcast_to(variance, ops.shape(mean)), "float32")
-    if from_logits is None:
+    if output.task == "regression":
         return mean, variance
+    if output.task == "multilabel":
+        mean, variance = ops.expand_dims(mean, -1), ops.expand_dims(variance, -1)
+    from_logits = output.from_logits
     if mean.shape[-1] == 1:
         no = ops.zeros_like(variance) if from_logits else variance
         mean = two_classes(mean, from_logits)

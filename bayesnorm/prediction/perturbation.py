@@ -6,10 +6,10 @@ from keras import ops
 
 from bayesnorm import backend
 from bayesnorm.arguments import check_number, positive_integer, seed_integer
-from bayesnorm.graph import apply, compiled_for
+from bayesnorm.graph import apply, build, compiled_for
 from bayesnorm.layers.noise import noise_mode
-from bayesnorm.prediction.networks import single_output
-from bayesnorm.prediction.outputs import find_from_logits, two_classes
+from bayesnorm.prediction.outputs import two_classes
+from bayesnorm.prediction.tasks import only_output
 
 
 def gaussian_noise(x, stddev, seed=0, bounds=None):
@@ -68,8 +68,8 @@ def gradient_sign(
             "`x` and `labels` must have one number of examples, 1 or more. Received: "
             f"{len(x)} and {len(labels)}"
         )
-    logits = find_from_logits(model, from_logits)
-
+    build(model, x)
+    logits = only_output(model, x[:1], from_logits).from_logits
     classes = _outputs(model, x[:1], logits).shape[-1]
     if labels.dtype.kind not in "iub" or labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
@@ -88,7 +88,7 @@ def gradient_sign(
 
 def _outputs(model, x, logits):
     with noise_mode("mean"):
-        outputs = single_output(model, apply(model, x))
+        (outputs,) = keras.tree.flatten(apply(model, x))
     return two_classes(ops.cast(outputs, "float32"), logits)
 
 

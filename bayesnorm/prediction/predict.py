@@ -16,22 +16,22 @@ from bayesnorm.layers.stochastic_batch_norm import batch_statistics
 from bayesnorm.measurement.minibatch import record_statistics, source_of
 from bayesnorm.moments import propagate
 from bayesnorm.prediction.average import average_networks, samples_a_pass
-from bayesnorm.prediction.networks import Noise, check_any_batch, single_output
+from bayesnorm.prediction.networks import Noise, check_any_batch
 from bayesnorm.prediction.outputs import (
     entropy_and_information,
-    find_from_logits,
     finish,
     finish_moments,
     unbiased,
+    yes,
 )
 from bayesnorm.prediction.prediction import Prediction
 from bayesnorm.prediction.sampling import SamplingModel
+from bayesnorm.prediction.tasks import outputs_of
 from bayesnorm.streams.batches import number_of_batches, pad, stream
 from bayesnorm.streams.progress import Progress
 
 _METHODS = ("sample", "mean", "moments", "minibatch")
 _SAMPLING = ("sample", "minibatch")
-_TASKS = ("classification", "regression")
 _ROWS = 1024  # Of a pass, by default: large enough to keep the cores busy.
 
 
@@ -58,6 +58,9 @@ def predict(
     `H(mean p) - mean H(p)`. A single output is a yes-or-no question and gives
     two classes, "no" and "yes".
 
+    A model of several outputs gives the nest of their predictions, a dict by output
+    name where the model gives a list; all are of the same sampled networks.
+
     The methods are:
 
     - `"sample"`: Monte Carlo. A sample is one network: its noise is drawn once,
@@ -79,8 +82,8 @@ def predict(
       alone).
 
     Args:
-        model: A Keras model with one output, or a list of them, an ensemble: the
-            average is over members and their samples.
+        model: A Keras model, or a list of them, an ensemble: the average is over
+            members and their samples.
         x: Inputs: an array, a nest of arrays for a model of several inputs, or
             a stream of batches of any length: a `tf.data.Dataset`, a
             `keras.utils.PyDataset` or an iterable; of an element that is a tuple,
@@ -91,10 +94,13 @@ def predict(
         seed: Integer from 0; None for new draws at each call.
         keep_samples: Whether to return what each network says, too.
         from_logits: Whether a classifier's outputs are logits; None to read it
-            off the loss the model was compiled with, or else off its last
-            activation.
-        task: `"classification"`, or `"regression"` for mean and variance of the
-            outputs.
+            off its last activation, or else off the loss the model was compiled with.
+            For several outputs also one for each, as `task`.
+        task: `"classification"`; `"multilabel"` for outputs that are independent
+            yes-or-no labels, each with its probability, entropy and mutual
+            information; `"regression"` for mean and variance of the outputs. For
+            several outputs also one for each: a dict by output name, or the nest of
+            the outputs.
         chunk_size: Rows (samples times examples) of one pass through the network,
             which bounds the memory; at least the batch. Defaults to 1024.
         verbose: Whether to show a progress bar; `"auto"`: on a terminal.
@@ -104,10 +110,11 @@ def predict(
             for that of its calibration, or else of the stream; 32 for arrays.
 
     Returns:
-        A `Prediction`. The variance of a regression is that over the networks
-        (with `samples - 1` in the denominator), 0 for a single one; with
-        `"moments"` it is the propagated one. The samples of an ensemble come
-        member by member.
+        A `Prediction`, or a nest of them. The variance of a regression is that over
+        the networks (with `samples - 1` in the denominator), 0 for a single one; with
+        `"moments"` it is the propagated one. It does not contain the noise of the
+        observations, of which a plain regression knows nothing. The samples of an
+        ensemble come member by member.
 
     Raises:
         ValueError: If an argument is not as above, the data are empty, not finite
@@ -122,7 +129,6 @@ def predict(
         which the statistics of the sampled batch replace the moving averages).
     """
     check_choice("method", method, _METHODS)
-    check_choice("task", task, _TASKS)
     samples = positive_integer("samples", samples)
     batch_size = positive_integer("batch_size", batch_size)
     if chunk_size is None:
@@ -137,22 +143,8 @@ def predict(
             "method='moments' draws no samples to keep. Pass keep_samples=False, or "
             "method='sample'."
         )
-    if task == "regression":
-        kinds = [None] * len(members)
-    else:
-        kinds = [find_from_logits(member, from_logits) for member in members]
-    recorded = [None] * len(members)
-    if method == "minibatch":
-        if train_data is None:
-            raise ValueError(
-                "method='minibatch' needs training inputs: pass train_data=."
-            )
-        recorded = [
-            record_statistics(
-                member, train_data, samples, train_batch_size, (seed + i) % 2**32
-            )
-            for i, member in enumerate(members)
-        ]
+    if method == "minibatch" and train_data is None:
+        raise ValueError("method='minibatch' needs training inputs: pass train_data=.")
     runs, parts, done = None, [], 0
     progress = Progress(number_of_batches(x, batch_size), verbose)
     for batch in stream(x, batch_size, members[0]):
@@ -161,23 +153,44 @@ def predict(
             # A short first batch is the only one: padding it to a power of 2
             # bounds the number of compilations.
             size = min(batch_size, 1 << (rows - 1).bit_length())
-            engines = [_engine(member, batch) for member in members]
+            outputs = _outputs(members, batch, task, from_logits)
+            recorded = [None] * len(members)
+            if method == "minibatch":
+                recorded = [
+                    record_statistics(
+                        member,
+                        train_data,
+                        samples,
+                        train_batch_size,
+                        (seed + i) % 2**32,
+                    )
+                    for i, member in enumerate(members)
+                ]
+            engines = [_Engine(member) for member in members]
             if method == "sample":
                 _warn_deterministic(members, engines)
             plan = _Plan(method, samples, max(1, chunk_size // size), keep_samples)
             runs = [
-                engine.run(plan, kind, seed, i, statistics)
-                for i, (engine, kind, statistics) in enumerate(
-                    zip(engines, kinds, recorded, strict=True)
+                engine.run(plan, about.each, seed, i, statistics)
+                for i, (engine, about, statistics) in enumerate(
+                    zip(engines, outputs, recorded, strict=True)
                 )
             ]
         results = [run(pad(batch, size), rows) for run in runs]
-        parts.append(_combine(results, task, method))
-        _check_outputs(parts[-1], done)
+        parts.append(
+            [
+                _combine(of_members, output, method)
+                for of_members, output in zip(
+                    zip(*results, strict=True), outputs[0].each, strict=True
+                )
+            ]
+        )
+        for part, output in zip(parts[-1], outputs[0].each, strict=True):
+            _check_outputs(part, output, done)
         done += rows
         progress.update(len(parts))
     progress.finish()
-    return _join(parts)
+    return outputs[0].pack([_join(pieces) for pieces in zip(*parts, strict=True)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,9 +205,9 @@ class _Plan:
 
 @dataclasses.dataclass(frozen=True)
 class _Result:
-    """One model's word on a batch.
+    """What one model says of an output for a batch.
 
-    `values` are mean probabilities or outputs; `spread` the mean entropy of a
+    `values` are mean probabilities or numbers; `spread` the mean entropy of a
     network, or the outputs' variance over the networks; `networks` their number.
     """
 
@@ -205,18 +218,15 @@ class _Result:
 
 
 class _Engine:
-    """Works through batches with one model.
-
-    `kind` is the `from_logits` of a classifier's outputs, None for regression.
-    """
+    """Works through batches with one model."""
 
     def __init__(self, model):
         self._model = model
         self._get = compiled_for(model).get
         self.noise = Noise(model)
 
-    def run(self, plan, kind, seed, member, recorded=None):
-        """Returns the function `(batch, rows) -> _Result`."""
+    def run(self, plan, outputs, seed, member, recorded=None):
+        """Returns the function `(batch, rows) -> _Result`s, one for each output."""
         repeats = None
         if plan.method in ("sample", "moments"):
             for layer in stochastic_layers(self._model):
@@ -228,48 +238,72 @@ class _Engine:
                 draws = ops.concatenate([draws, recorded.values], axis=1)
                 recorded = recorded.layers
             step = self._get(
-                _sample_step, kind, plan.samples, each, plan.keep_samples, recorded
+                _sample_step, outputs, plan.samples, each, plan.keep_samples, recorded
             )
             arguments, networks = (draws,), plan.samples
         else:
             moments = plan.method == "moments"
-            step = self._get(_moments_step if moments else _mean_step, kind)
+            step = self._get(_moments_step if moments else _mean_step, outputs)
             arguments, networks = (), 1
             if plan.keep_samples:
                 repeats = plan.samples if plan.method in _SAMPLING else 1
 
-        def run(batch, rows):
+        def result(values, spread, samples, rows):
             values, spread, samples = (
                 None if y is None else ops.convert_to_numpy(y)
-                for y in step(batch, *arguments)
+                for y in (values, spread, samples)
             )
             if repeats:
                 samples = np.broadcast_to(values, (repeats, *values.shape))
             samples = None if samples is None else samples[:, :rows]
             return _Result(values[:rows], spread[:rows], samples, networks)
 
-        return run
+        return lambda batch, rows: [
+            result(*said, rows) for said in step(batch, *arguments)
+        ]
 
 
-def _engine(model, batch):
-    build(model, batch)
-    return _Engine(model)
+def _outputs(members, batch, task, from_logits):
+    """Returns the `Outputs` of each member."""
+    example = keras.tree.map_structure(lambda x: x[:1], batch)
+    found = []
+    for member in members:
+        build(member, batch)
+        with noise_mode("mean"):
+            found.append(outputs_of(member, example, task, from_logits))
+    names = [[output.name for output in outputs.each] for outputs in found]
+    if any(other != names[0] for other in names):
+        raise ValueError(
+            "The members of an ensemble must have the same outputs. Received: "
+            + "; ".join(
+                f"{member.name!r} with {own}"
+                for member, own in zip(members, names, strict=True)
+            )
+        )
+    return found
 
 
-def _mean_step(model, kind):
+def _mean_step(model, outputs):
     def step(batch):
         with noise_mode("mean"):
-            outputs = single_output(model(), apply(model(), batch))
-        values, spread = finish(outputs, kind)
-        return values, ops.zeros_like(values) if spread is None else spread, None
+            said = keras.tree.flatten(apply(model(), batch))
+        found = []
+        for x, output in zip(said, outputs, strict=True):
+            values, spread = finish(x, output)
+            spread = ops.zeros_like(values) if spread is None else spread
+            found.append((values, spread, None))
+        return found
 
     return step
 
 
-def _moments_step(model, kind):
+def _moments_step(model, outputs):
     def step(batch):
-        moments = single_output(model(), propagate(model(), batch, 0.0))
-        return *finish_moments(moments.mean, moments.variance, kind), None
+        said = keras.tree.flatten(propagate(model(), batch, 0.0))
+        return [
+            (*finish_moments(moments.mean, moments.variance, output), None)
+            for moments, output in zip(said, outputs, strict=True)
+        ]
 
     return step
 
@@ -283,7 +317,7 @@ def _draws(model, networks):
     return draws
 
 
-def _sample_step(model, kind, samples, each, keep_samples, recorded):
+def _sample_step(model, outputs, samples, each, keep_samples, recorded):
     """Behind the draws of a network stand the statistics of the layers `recorded`."""
     noise = Noise(model())
 
@@ -298,12 +332,14 @@ def _sample_step(model, kind, samples, each, keep_samples, recorded):
             with noise.mode(rows), statistics:
                 yield
 
-        return average_networks(model(), batch, mode, samples, each, kind, keep_samples)
+        return average_networks(
+            model(), batch, mode, samples, each, outputs, keep_samples
+        )
 
     return step
 
 
-def _combine(results, task, method):
+def _combine(results, output, method):
     """Puts the members of an ensemble together, each with the same weight."""
     values = np.stack([r.values for r in results]).astype("float64")
     spread = np.stack([r.spread for r in results]).mean(axis=0, dtype="float64")
@@ -311,7 +347,7 @@ def _combine(results, task, method):
     samples = None
     if results[0].samples is not None:
         samples = np.concatenate([r.samples for r in results])
-    if task == "regression":
+    if output.task == "regression":
         variance = spread + values.var(axis=0)
         if method != "moments":
             variance *= unbiased(sum(r.networks for r in results))
@@ -319,6 +355,8 @@ def _combine(results, task, method):
             mean=_float32(mean), variance=_float32(variance), samples=samples
         )
     entropy, information = entropy_and_information(mean, spread, np)
+    if output.task == "multilabel":
+        mean, samples = yes(mean), None if samples is None else yes(samples)
     return Prediction(
         probs=_float32(mean),
         entropy=_float32(entropy),
@@ -343,13 +381,14 @@ def _join(parts):
     )
 
 
-def _check_outputs(part, done):
+def _check_outputs(part, output, done):
     values = part.mean if part.probs is None else part.probs
     if np.isfinite(values).all():
         return
     bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
     raise ValueError(
-        f"The outputs for example {done + int(bad.argmax())} are not finite"
+        ("The outputs" if output.name is None else f"Output {output.name!r}")
+        + f" for example {done + int(bad.argmax())} are not finite"
         + (
             ". Expected finite outputs: the model's weights may have diverged."
             if part.probs is None

@@ -10,10 +10,12 @@ class Prediction:
     """Predictions for n examples, NumPy arrays.
 
     Attributes:
-        probs: `[n, ..., classes]`, probabilities averaged over the samples; None
-            for regression.
-        entropy: `[n, ...]`, entropy of `probs` in nats; None for regression.
-        mutual_information: `[n, ...]`, mutual information between the label and
+        probs: `[n, ..., classes]`, probabilities averaged over the samples; of
+            independent labels `[n, ..., labels]`, the probability of each; None for
+            regression.
+        entropy: `[n, ...]`, entropy of `probs` in nats, `[n, ..., labels]` of labels;
+            None for regression.
+        mutual_information: Like `entropy`, mutual information between the label and
             the network in nats, at least 0: the part of `entropy` that comes from
             the networks' disagreement; None for regression.
         mean: `[n, ...]`, mean of the outputs; None for classification.
@@ -36,6 +38,11 @@ class Prediction:
             raise ValueError(
                 "A regression has no classes: use `mean`, or predict with "
                 "task='classification'."
+            )
+        if self.entropy.ndim == self.probs.ndim:
+            raise ValueError(
+                "Independent labels are not classes, of which one is right: compare "
+                "`probs` with a threshold, say probs > 0.5."
             )
         return self.probs.argmax(-1)
 

@@ -7,13 +7,13 @@ import tempfile
 
 import keras
 
-from bayesnorm.arguments import check_choice, check_model, positive_integer
+from bayesnorm.arguments import check_model, positive_integer
 from bayesnorm.graph import functional, is_graph
 from bayesnorm.graph.internals import get_input_signature
 from bayesnorm.layers.noise import stochastic_layers
 from bayesnorm.prediction.networks import check_any_batch
-from bayesnorm.prediction.outputs import find_from_logits
 from bayesnorm.prediction.sampling import SamplingModel
+from bayesnorm.prediction.tasks import outputs_of
 
 _README = """# {name}
 
@@ -43,10 +43,10 @@ Inputs of all:
 | --- | --- | --- |
 | `serving_default` | {outputs} | fresh noise for every example and call |
 | `seeded` | {outputs} | takes `seed` too, int64 `[batch]`: an example's answer repeats with its seed, whatever else is in the batch |
-| `samples` | `samples` `[batch, {samples}, ...]` | the answer of each network, with fresh noise |
+| `samples` | {kept}: `[batch, {samples}, ...]` | the answer of each network, with fresh noise |
 | `mean` | {mean} | the one network of mean weights |
 
-Every input and output has the batch as its first axis. {units}
+Every input and output has the batch as its first axis. Entropy and mutual information are in nats.
 """  # noqa: E501
 
 
@@ -74,13 +74,16 @@ def export(
     - `samples`: `samples` `[batch, samples, ..., classes]`, fresh noise;
     - `mean`: `probs` and `entropy` of the network of mean weights.
 
-    With `task="regression"` the outputs are `mean` and `variance`.
+    With `task="regression"` the outputs are `mean` and `variance`; with
+    `task="multilabel"` each label has its probability, entropy and mutual information.
+    A model of several outputs has these entries for each, with its name before them:
+    `age_mean`, `age_variance`.
 
     A single input is called `inputs`, several by the names of the model's Inputs.
     A README.md in the folder tells how to serve it.
 
     Args:
-        model: A built model with one output.
+        model: A built model.
         path: The folder to make, for a server an integer (the version) inside the
             folder of the model: `workdir/saved_model/1`. It appears complete, or
             not at all.
@@ -101,7 +104,6 @@ def export(
             "model.save('model.keras'), start Python with KERAS_BACKEND=tensorflow, "
             "load it there and export."
         )
-    check_choice("task", task, ("classification", "regression"))
     samples = positive_integer("samples", samples)
     chunk_size = positive_integer("chunk_size", chunk_size)
     check_model(model)
@@ -113,7 +115,11 @@ def export(
     check_any_batch(model)
     for layer in stochastic_layers(model):
         layer.check_noise()
-    kind = None if task == "regression" else find_from_logits(model, from_logits)
+    signature = _signature(model)
+    inputs = keras.tree.map_structure(
+        lambda x: keras.KerasTensor(x.shape, x.dtype), signature
+    )
+    outputs = outputs_of(model, inputs, task, from_logits).each
     path = pathlib.Path(os.path.abspath(path))
     if path.exists() and (path.is_file() or any(path.iterdir())):
         raise ValueError(
@@ -122,13 +128,12 @@ def export(
         )
     from bayesnorm.serving import saved_model
 
-    signature = _signature(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     # A server that watches the folder must not see half a model.
     draft = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        saved_model.write(model, draft, signature, samples, kind, chunk_size)
-        readme = _readme(model, path, samples, signature, kind)
+        saved_model.write(model, draft, signature, samples, outputs, chunk_size)
+        readme = _readme(model, path, samples, signature, outputs)
         pathlib.Path(draft, "README.md").write_text(readme)
         os.chmod(draft, 0o777 & ~_umask())
         os.replace(draft, path)
@@ -154,13 +159,16 @@ def _signature(model):
     return keras.tree.pack_sequence_as(nest, named)
 
 
-def _readme(model, path, samples, signature, kind):
-    if kind is None:
-        outputs, mean, units = "`mean`, `variance`", "`mean`", ""
-    else:
-        outputs = "`probs`, `entropy`, `mutual_information`"
-        mean = "`probs`, `entropy`"
-        units = "Entropy and mutual information are in nats."
+def _readme(model, path, samples, signature, outputs):
+    def entries(of_regression, of_probabilities):
+        return ", ".join(
+            f"`{output.entry(name)}`"
+            for output in outputs
+            for name in (
+                of_regression if output.task == "regression" else of_probabilities
+            )
+        )
+
     inputs = "\n".join(
         f"- `{x.name}`: {x.dtype} `[{', '.join(['batch', *map(str, x.shape[1:])])}]`"
         for x in keras.tree.flatten(signature)
@@ -170,9 +178,11 @@ def _readme(model, path, samples, signature, kind):
         samples=samples,
         folder=path.name,
         inputs=inputs,
-        outputs=outputs,
-        mean=mean,
-        units=units,
+        outputs=entries(
+            ("mean", "variance"), ("probs", "entropy", "mutual_information")
+        ),
+        mean=entries(("mean",), ("probs", "entropy")),
+        kept=entries(("samples",), ("samples",)),
     )
 
 

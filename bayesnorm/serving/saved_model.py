@@ -10,22 +10,27 @@ from bayesnorm.backend import tensorflow as backend
 from bayesnorm.graph import apply
 from bayesnorm.layers.noise import noise_mode
 from bayesnorm.prediction.average import average_networks, samples_a_pass
-from bayesnorm.prediction.networks import Noise, single_output
-from bayesnorm.prediction.outputs import entropy_and_information, finish, unbiased
+from bayesnorm.prediction.networks import Noise
+from bayesnorm.prediction.outputs import (
+    entropy_and_information,
+    finish,
+    unbiased,
+    yes,
+)
 
 
-def write(model, directory, signature, samples, from_logits, chunk_size):
+def write(model, directory, signature, samples, outputs, chunk_size):
     """Writes the SavedModel that `bayesnorm.export` describes.
 
     Args:
-        model: A built model with one output.
+        model: A built model.
         directory: Where to.
         signature: The model's inputs, a nest of `InputSpec`s with names.
         samples: Number of networks.
-        from_logits: Boolean, None for regression.
+        outputs: An `Output` for each output of the model.
         chunk_size: Rows of one pass through the network.
     """
-    served = _Served(model, signature, samples, from_logits, chunk_size)
+    served = _Served(model, signature, samples, outputs, chunk_size)
     inputs = [
         tf.TensorSpec(x.shape, x.dtype, x.name) for x in keras.tree.flatten(signature)
     ]
@@ -42,16 +47,16 @@ def write(model, directory, signature, samples, from_logits, chunk_size):
 class _Served:
     """The functions behind the signatures: each example has its own networks."""
 
-    def __init__(self, model, signature, samples, from_logits, chunk_size):
+    def __init__(self, model, signature, samples, outputs, chunk_size):
         self._model = model
         self._noise = Noise(model)
         self._nest = signature
         self._samples = samples
-        self._from_logits = from_logits
+        self._outputs = outputs
         self._chunk_size = chunk_size
 
     def predict(self, inputs):
-        return self._named(*self._average(inputs, self._fresh_draws(inputs)))
+        return self._named(self._average(inputs, self._fresh_draws(inputs)))
 
     def predict_seeded(self, inputs, seed):
         (seed,) = _checked([seed])
@@ -62,27 +67,51 @@ class _Served:
         )
         with tf.control_dependencies([same]):
             inputs = [tf.identity(x) for x in inputs]
-        return self._named(*self._average(inputs, self._seeded_draws(seed)))
+        return self._named(self._average(inputs, self._seeded_draws(seed)))
 
     def samples(self, inputs):
         draws = self._fresh_draws(inputs)
-        _, _, values = self._average(inputs, draws, keep_samples=True)
-        return {"samples": tf.experimental.numpy.swapaxes(values, 0, 1)}
+        said = self._average(inputs, draws, keep_samples=True)
+        return self._entries(
+            lambda values, output: {
+                "samples": tf.experimental.numpy.swapaxes(_told(values, output), 0, 1)
+            },
+            [values for _, _, values in said],
+        )
 
     def mean(self, inputs):
         with noise_mode("mean"):
-            outputs = apply(self._model, self._pack(inputs))
-        outputs = single_output(self._model, outputs)
-        values, entropy = finish(outputs, self._from_logits)
-        if entropy is None:
-            return {"mean": values}
-        return {"probs": values, "entropy": entropy}
+            outputs = keras.tree.flatten(apply(self._model, self._pack(inputs)))
 
-    def _named(self, mean, spread, _=None):
-        if self._from_logits is None:
-            return {"mean": mean, "variance": spread * unbiased(self._samples)}
-        entropy, information = entropy_and_information(mean, spread)
-        return {"probs": mean, "entropy": entropy, "mutual_information": information}
+        def entries(x, output):
+            values, entropy = finish(x, output)
+            if entropy is None:
+                return {"mean": values}
+            return {"probs": _told(values, output), "entropy": entropy}
+
+        return self._entries(entries, outputs)
+
+    def _named(self, said):
+        def entries(said, output):
+            mean, spread, _ = said
+            if output.task == "regression":
+                return {"mean": mean, "variance": spread * unbiased(self._samples)}
+            entropy, information = entropy_and_information(mean, spread)
+            return {
+                "probs": _told(mean, output),
+                "entropy": entropy,
+                "mutual_information": information,
+            }
+
+        return self._entries(entries, said)
+
+    def _entries(self, entries, said):
+        """Puts together `entries(what is said of an output, the output)`, a dict."""
+        return {
+            output.entry(name): value
+            for of_output, output in zip(said, self._outputs, strict=True)
+            for name, value in entries(of_output, output).items()
+        }
 
     def _pack(self, inputs):
         return keras.tree.pack_sequence_as(self._nest, _checked(inputs))
@@ -132,9 +161,14 @@ class _Served:
             lambda numbers: self._noise.mode(draws(numbers)),
             self._samples,
             each[tf.minimum(most, self._samples) - 1],
-            self._from_logits,
+            self._outputs,
             keep_samples,
         )
+
+
+def _told(probs, output):
+    """Returns the probabilities that are told: of a label that of yes."""
+    return yes(probs) if output.task == "multilabel" else probs
 
 
 def _checked(inputs):

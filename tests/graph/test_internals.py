@@ -31,6 +31,7 @@ def test_internals_are_where_the_package_looks_for_them():
     assert internals.is_symbolic(hidden)
     assert not internals.is_symbolic(np.ones(2))
     assert internals.inputs_struct(model) is not None
+    assert internals.outputs_struct(model) is outputs
     assert internals.takes_training(layers.Dropout(0.5))
     assert internals.takes_training(model)
     assert not internals.takes_training(internals.numpy_ops.Add())

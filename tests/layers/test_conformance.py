@@ -10,10 +10,10 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from tests.layers.test_posterior import NoisyBias, documented
 
 import bayesnorm
 from bayesnorm.layers import posterior_layers
+from tests.layers.test_posterior import NoisyBias, documented
 
 IMAGE = (6, 6, 4)
 VECTOR = (5,)

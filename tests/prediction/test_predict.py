@@ -16,6 +16,7 @@ from bayesnorm.prediction.networks import Noise
 from bayesnorm.prediction.outputs import finish_moments
 from bayesnorm.prediction.predict import predict
 from bayesnorm.prediction.sampling import sampling_model
+from bayesnorm.prediction.tasks import Output
 
 
 def entropy(probs):
@@ -142,7 +143,9 @@ def test_mutual_information_of_moments_for_two_classes(concentration):
         mean * special.digamma(alpha + 1)
     ).sum(-1)
     _, got = finish_moments(
-        ops.convert_to_tensor(mean), ops.convert_to_tensor(variance), False
+        ops.convert_to_tensor(mean),
+        ops.convert_to_tensor(variance),
+        Output(None, "classification", False),
     )
     information = entropy(mean) - expected
     np.testing.assert_allclose(entropy(mean) - got, information, rtol=1e-3)
@@ -500,79 +503,12 @@ def test_bad_models(x):
         predict(lambda x: x, x)
     with pytest.raises(ValueError, match="empty list"):
         predict([], x)
-    inputs = keras.Input((4,))
-    two = keras.Model(inputs, [inputs + 1.0, inputs + 2.0])
-    with pytest.raises(ValueError, match="2 outputs"):
-        predict(two, x, method="mean", task="regression")
     diverged = branched()
     diverged.layers[1].kernel.assign(diverged.layers[1].kernel * np.nan)
     with pytest.raises(ValueError, match="example 0 are not finite"):
         predict(diverged, x, from_logits=True)
     with pytest.raises(ValueError, match="from_logits=True if the model ends"):
         predict(branched(), x, from_logits=False)
-
-
-# Logits or probabilities.
-
-
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "log_softmax"])
-@pytest.mark.parametrize("how", ["argument", "layer", "reshaped", "inner"])
-def test_last_activation_tells(x, activation, how):
-    outputs = 1 if activation == "sigmoid" else 3
-    body = branched(outputs, activation if how == "argument" else None)
-    y = body.output
-    if how != "argument":
-        y = keras.layers.Activation(activation)(y)
-    if how == "reshaped":
-        y = keras.layers.Dropout(0.5)(keras.layers.Reshape((1, outputs))(y))
-    model = keras.Model(body.input, y)
-    if how == "inner":
-        inputs = keras.Input((4,))
-        model = keras.Model(inputs, model(inputs))
-    got = predict(model, x, samples=3, seed=0, keep_samples=True)
-    assert got.probs.shape[-1] == max(outputs, 2)
-    np.testing.assert_allclose(got.probs.sum(-1), 1, atol=1e-6)
-    raw = predict(model, x, samples=3, seed=0, task="regression", keep_samples=True)
-    if activation == "sigmoid":
-        np.testing.assert_allclose(got.probs[..., 1:], raw.mean, atol=1e-6)
-    elif activation == "softmax":
-        np.testing.assert_allclose(got.probs, raw.mean, atol=1e-6)
-    else:
-        np.testing.assert_allclose(got.samples, np.exp(raw.samples), atol=1e-6)
-
-
-@pytest.mark.parametrize("from_logits", [False, True])
-@pytest.mark.parametrize("loss", ["Sparse", "", "Binary"])
-def test_the_compiled_loss_tells(x, loss, from_logits):
-    outputs = 1 if loss == "Binary" else 3
-    activation = "sigmoid" if loss == "Binary" else "softmax"
-    model = branched(outputs, None if from_logits else activation)
-    cls = {
-        "Sparse": keras.losses.SparseCategoricalCrossentropy,
-        "": keras.losses.CategoricalCrossentropy,
-        "Binary": keras.losses.BinaryCrossentropy,
-    }[loss]
-    model.compile(loss=cls(from_logits=from_logits))
-    got = predict(model, x, samples=3, seed=0)
-    expected = predict(model, x, samples=3, seed=0, from_logits=from_logits)
-    np.testing.assert_array_equal(got.probs, expected.probs)
-
-
-def test_strings_of_losses_mean_probabilities(x):
-    model = branched(3, "softmax")
-    model.compile(loss="sparse_categorical_crossentropy")
-    predict(model, x, samples=2)
-
-
-def test_it_says_when_it_cannot_tell(x):
-    with pytest.raises(ValueError, match="from_logits=True"):
-        predict(branched(), x)
-    model = branched()
-    model.compile(loss="mse")
-    with pytest.raises(ValueError, match="last activation is 'linear'"):
-        predict(model, x)
-    with pytest.raises(ValueError, match="independent yes-or-no labels"):
-        predict(branched(3, "sigmoid"), x)
 
 
 def test_a_single_logit_is_a_yes_or_no_question(x):

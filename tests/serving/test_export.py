@@ -349,10 +349,61 @@ def test_folder_is_complete_and_never_overwritten(exported, model):
 
 
 @needs_tensorflow
+def test_several_outputs_have_entries_by_name(tmp_path):
+    inputs = keras.Input((4,))
+    x = StochasticScaleNorm(initial_stddev=0.5)(keras.layers.Dense(5)(inputs))
+    kind = keras.layers.Dense(3, activation="softmax", name="kind")(x)
+    tags = keras.layers.Dense(2, activation="sigmoid", name="tags")(x)
+    age = keras.layers.Dense(1, name="age")(x)
+    model = keras.Model(inputs, [kind, tags, age])
+    tasks = {"kind": "classification", "tags": "multilabel", "age": "regression"}
+    export(model, tmp_path / "1", samples=4, task=tasks, chunk_size=6)
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    served = Exported(tmp_path / "1")
+    seeded, samples, mean = served.serve(
+        ("seeded", {"inputs": x, "seed": np.full(5, 7)}),
+        ("samples", {"inputs": x}),
+        ("mean", {"inputs": x}),
+    )
+    expected = predict(model, x, 4, seed=7, task=tasks, verbose=False)
+    names = {
+        f"{output}_{name}"
+        for output, prediction in expected.items()
+        for name in ("probs", "entropy", "mutual_information", "mean", "variance")
+        if getattr(prediction, name) is not None
+    }
+    assert set(seeded) == names
+    for name, value in seeded.items():
+        output, _, field = name.partition("_")
+        np.testing.assert_allclose(
+            value, getattr(expected[output], field), atol=2e-6, err_msg=name
+        )
+    shapes = {name: value.shape for name, value in samples.items()}
+    assert shapes == {
+        "kind_samples": (5, 4, 3),
+        "tags_samples": (5, 4, 2),
+        "age_samples": (5, 4, 1),
+    }
+    assert set(mean) == {
+        *("kind_probs", "kind_entropy", "tags_probs", "tags_entropy", "age_mean")
+    }
+    readme = (tmp_path / "1" / "README.md").read_text()
+    assert "`tags_mutual_information`, `age_mean`" in readme
+
+
+@needs_tensorflow
 def test_a_failed_export_leaves_nothing(tmp_path):
-    inputs = keras.Input((3,))
-    model = keras.Model(inputs, [inputs + 1.0, inputs + 2.0])
-    with pytest.raises(ValueError, match="2 outputs"):
+    class Fails(keras.layers.Layer):
+        fails = False
+
+        def call(self, x):
+            if self.fails:
+                raise TypeError("not in a SavedModel")
+            return x
+
+    model = keras.Sequential([keras.Input((3,)), Fails()])
+    model.layers[0].fails = True
+    with pytest.raises(TypeError, match="not in a SavedModel"):
         export(model, tmp_path / "1", task="regression")
     assert not list(tmp_path.iterdir())
 

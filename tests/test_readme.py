@@ -1,0 +1,80 @@
+"""README's guide for networks that people have, run as it stands."""
+
+import pathlib
+import re
+
+import keras
+import numpy as np
+from keras import layers
+
+import bayesnorm
+
+README = pathlib.Path(__file__).parents[1] / "README.md"
+
+
+def blocks(title):
+    """The Python of a section, a string a block."""
+    text = README.read_text("utf-8")
+    section = re.split(r"^#+ ", text.split(f" {title}\n", 1)[1], flags=re.M)[0]
+    return re.findall(r"```python\n(.*?)```", section, flags=re.S)
+
+
+def backbone():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.BatchNormalization()(layers.Conv2D(6, 3, padding="same")(inputs))
+    return keras.Model(inputs, layers.ReLU()(x))
+
+
+def classifier():
+    base = backbone()
+    base.trainable = False
+    inputs = keras.Input((8, 8, 3))
+    x = layers.GlobalAveragePooling2D()(base(inputs))
+    outputs = [
+        layers.Dense(3, activation="softmax", name="kind")(x),
+        layers.Dense(2, activation="sigmoid", name="tags")(x),
+        layers.Dense(1, name="age")(x),
+    ]
+    return keras.Model(inputs, outputs)
+
+
+def calibrated(model, images):
+    return bayesnorm.calibrate(
+        bayesnorm.to_stochastic(model), images, batch_size=16, verbose=False
+    )
+
+
+def test_the_guide_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if keras.backend.backend() != "tensorflow":
+        monkeypatch.setattr(bayesnorm, "export", lambda *args, **kwargs: None)
+    images = np.random.default_rng(0).normal(size=(64, 8, 8, 3)).astype("float32")
+    base = backbone()
+    y = layers.GlobalAveragePooling2D()(base.output)
+    regression = {
+        "mean": layers.Dense(1)(y),
+        "variance": layers.Dense(1, activation="softplus")(y),
+    }
+    segmenter = keras.Model(base.input, layers.Conv2D(2, 1)(base.output))
+    segmenter.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+
+    def endless():
+        while True:
+            yield images[:32], np.zeros(32)
+
+    names = {
+        "bayesnorm": bayesnorm,
+        "classifier": classifier(),
+        "images": images,
+        "heteroscedastic": calibrated(keras.Model(base.input, regression), images),
+        "segmenter": calibrated(segmenter, images),
+        "stream": endless(),
+    }
+    found = blocks("More than one image classifier")
+    for block in found:
+        exec(block, names)  # noqa: S102
+    assert len(found) == 5
+    assert names["maps"].shape == (64, 8, 8)
+    assert names["variance"].shape == (64, 1)
+    assert names["prediction"]["tags"].mutual_information.shape == (64, 2)
+    assert (names["prediction"]["age"].variance > 0).all()
