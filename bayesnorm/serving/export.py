@@ -80,7 +80,8 @@ def export(
     `age_mean`, `age_variance`.
 
     A single input is called `inputs`, several by the names of the model's Inputs.
-    A README.md in the folder tells how to serve it.
+    A README.md in the folder tells how to serve it. Of these signatures TensorFlow Lite
+    converts `mean` alone: it has no operations that draw noise from a seed.
 
     Args:
         model: A built model.

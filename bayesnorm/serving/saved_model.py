@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from bayesnorm.backend import tensorflow as backend
-from bayesnorm.graph import apply
+from bayesnorm.graph import apply, layers_of
 from bayesnorm.layers.noise import noise_mode
 from bayesnorm.prediction.average import average_networks, samples_a_pass
 from bayesnorm.prediction.networks import Noise
@@ -36,12 +36,24 @@ def write(model, directory, signature, samples, outputs, chunk_size):
     ]
     seed = tf.TensorSpec([None], "int64", "seed")
     archive = keras.export.ExportArchive()
-    # Without `track`, which would store every weight a second time.
+    # The tables alone: `track(model)` would store every weight a second time.
+    for table in _tables(model):
+        archive.track(table)
     archive.add_endpoint("serving_default", served.predict, [inputs])
     archive.add_endpoint("seeded", served.predict_seeded, [inputs, seed])
     archive.add_endpoint("samples", served.samples, [inputs])
     archive.add_endpoint("mean", served.mean, [inputs])
     archive.write_out(str(directory), verbose=False)
+
+
+def _tables(model):
+    """The lookup tables in a model's layers, which a SavedModel must be told of."""
+    return [
+        value
+        for layer in layers_of(model)
+        for value in vars(layer).values()
+        if isinstance(value, tf.saved_model.experimental.TrackableResource)
+    ]
 
 
 class _Served:

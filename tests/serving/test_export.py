@@ -349,6 +349,36 @@ def test_folder_is_complete_and_never_overwritten(exported, model):
 
 
 @needs_tensorflow
+def test_lookup_tables_come_along(tmp_path):
+    words = keras.layers.TextVectorization(output_sequence_length=5)
+    words.adapt(["a b c d", "e f g"])
+    text = keras.Input((1,), dtype="string", name="text")
+    number = keras.Input((1,), dtype="int64", name="number")
+    x = keras.layers.Concatenate()(
+        [
+            keras.layers.GlobalAveragePooling1D()(
+                keras.layers.Embedding(9, 4)(words(text))
+            ),
+            keras.layers.Flatten()(
+                keras.layers.Embedding(4, 4)(
+                    keras.layers.IntegerLookup(vocabulary=[3, 5, 7])(number)
+                )
+            ),
+        ]
+    )
+    x = StochasticScaleNorm(initial_stddev=0.3)(x)
+    model = keras.Model([text, number], keras.layers.Dense(3, "softmax")(x))
+    inputs = [tf.constant([["a b"], ["g x"]]), tf.constant([[5], [9]], "int64")]
+    export(model, tmp_path / "1", samples=4)
+    served = tf.saved_model.load(tmp_path / "1").signatures
+    expected = model.predict(inputs, verbose=0)
+    arguments = {"text": inputs[0], "number": inputs[1]}
+    got = served["mean"](**arguments)["probs"]
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert served["samples"](**arguments)["samples"].shape == (2, 4, 3)
+
+
+@needs_tensorflow
 def test_several_outputs_have_entries_by_name(tmp_path):
     inputs = keras.Input((4,))
     x = StochasticScaleNorm(initial_stddev=0.5)(keras.layers.Dense(5)(inputs))
