@@ -10,6 +10,7 @@ from keras import ops
 from bayesnorm.arguments import positive_integer
 from bayesnorm.graph import apply, build, compiled_for
 from bayesnorm.layers.noise import noise_mode
+from bayesnorm.layers.posterior import uncounted
 from bayesnorm.layers.stochastic_batch_norm import (
     batch_statistics,
     stochastic_batch_normalizations,
@@ -126,7 +127,7 @@ def _observe(layer, inputs, mask, by_batch):
 def _observing(model):
     def step(batch):
         # Dropout and the like as in training, whatever the caller has set.
-        with batch_statistics(_observe), noise_mode("auto"):
+        with batch_statistics(_observe), noise_mode("auto"), uncounted():
             apply(model(), batch, training=True)
 
     return step

@@ -10,10 +10,10 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from test_posterior import NoisyBias, documented
 
 import bayesnorm
 from bayesnorm.layers import posterior_layers
+from tests.layers.test_posterior import NoisyBias, documented
 
 IMAGE = (6, 6, 4)
 VECTOR = (5,)
@@ -79,6 +79,10 @@ CASES = {
             prior="log_uniform", kl_weight=0.01, initial_stddev=0.5, **kw
         ),
         IMAGE,
+    ),
+    "stochastic_scale-num_examples": (
+        lambda **kw: bayesnorm.StochasticScaleNorm(num_examples=50, **kw),
+        VECTOR,
     ),
     "noisy_scale": (lambda **kw: bayesnorm.NoisyScaleNorm(0.3, 0.2, **kw), IMAGE),
     "noisy_scale-vectors-axis1": (
@@ -369,22 +373,24 @@ def test_a_posterior_brings_its_weighted_kl_and_counts(case, tmp_path):
     if not posterior_layers(model):
         return
     (layer,) = posterior_layers(model)
-    counts = layer.kl_weight is None
+    given = layer.kl_weight or (layer.num_examples and 1 / layer.num_examples)
     model.compile(keras.optimizers.SGD(0.0), "mse")
     x, y = _data(shape, 6), _data(model.output_shape[1:], 6)
     model.fit(x, y, batch_size=4, epochs=2, verbose=0)
     weight = float(ops.convert_to_numpy(layer.kl_weight_variable.value))
-    assert weight == pytest.approx(1 / 6 if counts else layer.kl_weight)
+    assert weight == pytest.approx(given or 1 / 6)
     (loss,) = model.losses
     kl = float(layer.kl_divergence())
     assert np.isfinite(kl)
     assert float(loss) == pytest.approx(weight * kl)
 
     bayesnorm.set_kl_weight(model, 0.5)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    loaded.fit(x, y, epochs=2, verbose=0)
-    assert float(loaded.losses[0]) == pytest.approx(0.5 * kl)
+    for file in ("model.keras", "model.h5"):
+        model.save(tmp_path / file)
+        loaded = keras.saving.load_model(tmp_path / file, compile=False)
+        loaded.compile(keras.optimizers.SGD(0.0), "mse")
+        loaded.fit(x, y, epochs=2, verbose=0)
+        assert float(loaded.losses[0]) == pytest.approx(0.5 * kl)
 
 
 @pytest.mark.tensorflow
