@@ -108,6 +108,21 @@ CASES = {
         ),
         IMAGE,
     ),
+    "alpha_dropout": (lambda **kw: bayesnorm.MonteCarloAlphaDropout(0.4, **kw), IMAGE),
+    "alpha_dropout-positions": (
+        lambda **kw: bayesnorm.MonteCarloAlphaDropout(
+            0.4, noise_shape=(None, None, None, 1), seed=2, **kw
+        ),
+        IMAGE,
+    ),
+    "gaussian_dropout": (
+        lambda **kw: bayesnorm.MonteCarloGaussianDropout(0.4, **kw),
+        IMAGE,
+    ),
+    "gaussian_noise": (
+        lambda **kw: bayesnorm.MonteCarloGaussianNoise(0.4, seed=2, **kw),
+        VECTOR,
+    ),
     "users_posterior": (NoisyBias, IMAGE),
     "documented_posterior": (documented(bayesnorm.VariationalLayer), VECTOR),
     "documented_noise": (documented(bayesnorm.StochasticLayer), VECTOR),
