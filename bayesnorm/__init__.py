@@ -5,7 +5,10 @@ from bayesnorm._version import __version__
 from bayesnorm.layers import (
     AnalyticNormalization,
     KLWeight,
+    MonteCarloAlphaDropout,
     MonteCarloDropout,
+    MonteCarloGaussianDropout,
+    MonteCarloGaussianNoise,
     NoisyScaleNorm,
     ScaleNorm,
     StochasticBatchNormalization,
@@ -33,7 +36,10 @@ from bayesnorm.surgery.weights import copy_weights
 __all__ = [
     "AnalyticNormalization",
     "KLWeight",
+    "MonteCarloAlphaDropout",
     "MonteCarloDropout",
+    "MonteCarloGaussianDropout",
+    "MonteCarloGaussianNoise",
     "NoisyScaleNorm",
     "Prediction",
     "ScaleNorm",

@@ -3,7 +3,10 @@
 from bayesnorm.layers.analytic_normalization import AnalyticNormalization
 from bayesnorm.layers.kernels import project_kernels
 from bayesnorm.layers.kl_weight import KLWeight, kl_divergence, set_kl_weight
+from bayesnorm.layers.monte_carlo_alpha_dropout import MonteCarloAlphaDropout
 from bayesnorm.layers.monte_carlo_dropout import MonteCarloDropout
+from bayesnorm.layers.monte_carlo_gaussian_dropout import MonteCarloGaussianDropout
+from bayesnorm.layers.monte_carlo_gaussian_noise import MonteCarloGaussianNoise
 from bayesnorm.layers.noise import StochasticLayer, noise_mode
 from bayesnorm.layers.noisy_scale_norm import NoisyScaleNorm
 from bayesnorm.layers.posterior import VariationalLayer, posterior_layers
@@ -15,7 +18,10 @@ from bayesnorm.layers.weight_normalization import WeightNormalization
 __all__ = [
     "AnalyticNormalization",
     "KLWeight",
+    "MonteCarloAlphaDropout",
     "MonteCarloDropout",
+    "MonteCarloGaussianDropout",
+    "MonteCarloGaussianNoise",
     "NoisyScaleNorm",
     "ScaleNorm",
     "StochasticBatchNormalization",

@@ -3,18 +3,22 @@
 The loss of a batch is `mean NLL + kl_weight * KL`, the negative evidence lower
 bound divided by the number N of training examples when `kl_weight = 1 / N`.
 With P labels an example (segmentation, sequences) Keras takes the mean over these as
-well: `1 / (N P)` is then the weight, and 2 or 3 below set it; the layer counts
+well: `1 / (N P)` is then the weight, and 1, 2 or 3 below say it; the layer counts
 examples, not labels. It is found in this order:
 
-1. `kl_weight=x` given to the layer: it stays x, unless 2 or 3 are used.
+1. `num_examples=N` (the weight 1 / N) or `kl_weight=x` given to the layer: it stays
+   so, unless 2 or 3 are used.
 2. `set_kl_weight(model, x)`, at any time: a variable, so that nothing compiles
    again. The package's own training loop does this.
 3. The callback `KLWeight(num_examples=N, warmup_epochs=n)` of `model.fit`.
 4. Otherwise the layer counts the examples of the first epoch of `model.fit`,
    during which the KL weighs nothing (a warm-up), and takes 1 / N from then on,
-   counting again in each epoch. Where there is no epoch (`train_on_batch`, a
-   hand-written loop, a single endless epoch), or one is cut by an evaluation in
-   its middle, use 2 or 3. What 2 or 3 set is saved with the weights and stays.
+   counting again in each epoch. A warning says what it counted, for it cannot see
+   whether the epoch was the whole training set, and the loss jumps. Where there is no
+   epoch that it sees (a hand-written loop, a model whose `metrics` leave out those of
+   its layers), a warning says that the KL weighs nothing.
+
+What 1, 2 or 3 say is saved with the weights and stays.
 """
 
 import keras

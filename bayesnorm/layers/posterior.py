@@ -4,16 +4,69 @@ The loss gains `kl_weight * KL`, once a step; how the weight is found is written
 in `bayesnorm.layers.kl_weight`.
 """
 
+import contextlib
+import contextvars
+import warnings
 import weakref
 
 import keras
-import numpy as np
 from keras import initializers, ops
 
 from bayesnorm import backend
-from bayesnorm.arguments import check_model, check_number
+from bayesnorm.arguments import check_model, check_number, positive_integer
 from bayesnorm.graph.internals import call_context
 from bayesnorm.layers.noise import StochasticLayer, stochastic_layers
+
+# What stands in place of a count of examples where the KL's weight was given.
+_GIVEN = -1.0
+_MEND = (
+    "Say N, the number of training examples, before training: num_examples=N of the "
+    "layer, or bayesnorm.set_kl_weight(model, 1 / N)."
+)
+
+_counting = contextvars.ContextVar("bayesnorm_counting", default=True)
+
+
+@contextlib.contextmanager
+def uncounted():
+    """In the context, calls with `training=True` are no steps of a training."""
+    token = _counting.set(False)
+    try:
+        yield
+    finally:
+        _counting.reset(token)
+
+
+class _Step:
+    """A step of training, which all layers called in it share.
+
+    Args:
+        context: The object of `call_context`.
+    """
+
+    latest = None
+
+    def __init__(self, context):
+        self._context = weakref.ref(context)
+        self._told = set()
+
+    @classmethod
+    def of(cls, context):
+        """Returns the step: the same for every layer that is called in it."""
+        if cls.latest is None or not cls.latest.is_of(context):
+            cls.latest = cls(context)
+        return cls.latest
+
+    def is_of(self, context):
+        """Whether a context is this step's."""
+        return self._context() is context
+
+    def warn_once(self, layer, subject, message):
+        """Warns once for a layer, and for the first one alone of those in the step."""
+        if subject not in layer.told | self._told:
+            warnings.warn(message, stacklevel=2)
+        layer.told.add(subject)
+        self._told.add(subject)
 
 
 class _WeightedKL(keras.regularizers.Regularizer):
@@ -109,21 +162,38 @@ class VariationalLayer(StochasticLayer):
         kl_weight: Weight of the KL in the loss. None: found as written in
             `bayesnorm.layers.kl_weight`.
         seed: Integer, None for a random one.
+        num_examples: Integer N, the number of training examples, times that of the
+            labels of each: the weight is then 1 / N from the first step on.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or `kl_weight` and `num_examples`
+            are both given.
     """
 
-    def __init__(self, kl_weight=None, seed=None, **kwargs):
+    def __init__(self, kl_weight=None, seed=None, num_examples=None, **kwargs):
         super().__init__(seed=seed, **kwargs)
         if kl_weight is not None:
             check_number("kl_weight", kl_weight)
+        if num_examples is not None:
+            num_examples = positive_integer("num_examples", num_examples)
+        if None not in (kl_weight, num_examples):
+            raise ValueError(
+                "`num_examples` is for kl_weight=1 / num_examples: give one of the "
+                f"two. Received: kl_weight={kl_weight!r}, num_examples={num_examples!r}"
+            )
         self.kl_weight = kl_weight
+        self.num_examples = num_examples
         self.kl_weight_variable = None
-        self._counts_examples = kl_weight is None
+        self._counts_examples = self._given_weight is None
         self._epochs_begun = False
-        self._counted_in = None
+        self._step = None
+        self.told = set()
         self._epoch_end = _EpochEnd(self.on_epoch_end, name=f"{self.name}_epoch_end")
+
+    @property
+    def _given_weight(self):
+        """The weight of the constructor's arguments, None where it is counted."""
+        return self.kl_weight if self.num_examples is None else 1.0 / self.num_examples
 
     def kl_divergence(self):
         """Returns the KL of the posterior to the prior, a float32 scalar in nats."""
@@ -158,8 +228,12 @@ class VariationalLayer(StochasticLayer):
                 f"`kl_carrier` if the first will not do. Found: {found}"
             )
         carrier.regularizer = _WeightedKL(self)
-        self.kl_weight_variable = self._counter("kl_weight", self.kl_weight or 0.0)
-        self.examples_seen = self._counter("examples_seen", 0.0)
+        given = self._given_weight
+        self.kl_weight_variable = self._counter("kl_weight", given or 0.0)
+        # Below 0 where the weight was given: what files of weights of any format keep.
+        self.examples_seen = self._counter(
+            "examples_seen", 0.0 if given is None else _GIVEN
+        )
 
     def _counter(self, name, value):
         return self.add_weight(
@@ -174,7 +248,8 @@ class VariationalLayer(StochasticLayer):
         if self.kl_weight_variable is None:
             raise ValueError(
                 f"Layer {self.name!r} ({type(self).__name__}) has no weight of its KL: "
-                "it is not built, or its `build` does not end with "
+                "it is not built (call the model on an example first, or give the "
+                "layer num_examples), or its `build` does not end with "
                 "`super().build(input_shape)`."
             )
 
@@ -183,19 +258,53 @@ class VariationalLayer(StochasticLayer):
         self._check_kl_weight()
         self._counts_examples = False
         self.kl_weight_variable.assign(weight)
+        self.examples_seen.assign(_GIVEN)
 
     def on_epoch_end(self):
         """Takes 1 / (examples of the epoch that ended) as the KL's weight."""
-        if not self._counts_examples:
-            return
         if self.built:
-            seen = float(ops.convert_to_numpy(self.examples_seen.value))
-            # Calls made before there was an epoch say nothing of its size.
-            if seen > 0 and self._epochs_begun:
-                self.kl_weight_variable.assign(1.0 / seen)
-            self.examples_seen.assign(0.0)
+            self._follow_variables()
+            if self._counts_examples:
+                self._end_count()
         # A model that is built by `fit` is not yet when its first epoch begins.
         self._epochs_begun = True
+
+    def _end_count(self):
+        seen = _number(self.examples_seen)
+        # Calls made before there was an epoch say nothing of its size.
+        if seen > 0 and self._epochs_begun:
+            old = _number(self.kl_weight_variable)
+            if not old and self._step is not None:
+                self._step.warn_once(
+                    self,
+                    "counted",
+                    f"Layer {self.name!r}, and any other of its model, counted "
+                    f"{seen:.0f} examples in the epoch of training that ended. Its KL, "
+                    f"which weighed nothing so far, weighs 1 / {seen:.0f} from now on: "
+                    "the loss jumps, which callbacks that watch it see, and an epoch "
+                    "that was not the whole training set (steps_per_epoch, "
+                    f"train_on_batch) makes the weight wrong. {_MEND}",
+                )
+            self.kl_weight_variable.assign(1.0 / seen)
+        self.examples_seen.assign(0.0)
+
+    def _follow_variables(self):
+        """After loading: counts where the variables say so and no argument does."""
+        counts = _number(self.examples_seen) >= 0
+        if counts and self._given_weight is not None:
+            self.set_kl_weight(self._given_weight)
+        else:
+            self._counts_examples = counts
+
+    def check_noise(self):
+        """Warns of a posterior that was trained without its KL."""
+        super().check_noise()
+        if _number(self.examples_seen) > 0 and not _number(self.kl_weight_variable):
+            warnings.warn(
+                f"The KL of layer {self.name!r} weighed nothing in the training so "
+                f"far: what it learned is no posterior. {_MEND}",
+                stacklevel=3,
+            )
 
     def standard_normal(self, name, batch_size, training):
         """Returns draws, and counts the examples of a step in training.
@@ -206,35 +315,51 @@ class VariationalLayer(StochasticLayer):
             training: The argument of the layer's `call`.
         """
         self._check_kl_weight()
-        if training and self._counts_examples:
+        if training and self._counts_examples and _counting.get():
             self._count(batch_size)
         return super().standard_normal(name, batch_size, training)
 
     def _count(self, batch):
         """Counts the examples of a step: once, however often the layer is used."""
-        step = call_context(self)
-        if self._counted_in is None or self._counted_in() is not step:
-            self._counted_in = weakref.ref(step)
-            # The mean over the replicas is what each of them then holds.
-            examples = ops.cast(batch, "float32") * backend.replicas()
-            self.examples_seen.assign(self.examples_seen + examples)
-
-    def save_own_variables(self, store):
-        """Saves the weights, the state of the noise, and whether N is counted."""
-        super().save_own_variables(store)
-        store["counts_examples"] = np.array(self._counts_examples)
+        context = call_context(self)
+        if self._step is not None and self._step.is_of(context):
+            return
+        self._step = _Step.of(context)
+        # The mean over the replicas is what each of them then holds.
+        examples = ops.cast(batch, "float32") * backend.replicas()
+        self.examples_seen.assign(self.examples_seen + examples)
+        if not self._epochs_begun:
+            self._step.warn_once(
+                self,
+                "no epoch",
+                f"Layer {self.name!r}, and any other of its model, finds the weight of "
+                "its KL by counting the examples of an epoch of `fit`, and is called "
+                "in training outside of any that it sees: in a loop of your own, or "
+                "by a model whose `metrics` leave out those of its layers. Until an "
+                f"epoch ends its KL weighs nothing. {_MEND}",
+            )
 
     def load_own_variables(self, store):
-        """Loads what was saved."""
+        """Loads the weights, the state of the noise, and whether N is counted."""
         values = {k: store[k] for k in store.keys()}  # noqa: SIM118 (an h5 group)
-        counts = values.pop("counts_examples", None)
+        # Files of before 2027 say so beside the variables.
+        given = not values.pop("counts_examples", True)
         super().load_own_variables(values)
-        if counts is not None:
-            self._counts_examples = bool(np.asarray(counts))
+        if given:
+            self.examples_seen.assign(_GIVEN)
+        self._follow_variables()
 
     def get_config(self):
         """Returns the constructor's arguments."""
-        return {**super().get_config(), "kl_weight": self.kl_weight}
+        return {
+            **super().get_config(),
+            "kl_weight": self.kl_weight,
+            "num_examples": self.num_examples,
+        }
+
+
+def _number(variable):
+    return float(ops.convert_to_numpy(variable.value))
 
 
 def posterior_layers(model):

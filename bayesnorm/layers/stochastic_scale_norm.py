@@ -41,6 +41,8 @@ class StochasticScaleNorm(VariationalLayer, ScaleNorm):
         initial_stddev: Standard deviation of the posterior at the start.
         kl_weight: Weight of the KL in the loss. None: found as written in
             `bayesnorm.layers.kl_weight`.
+        num_examples: Integer N, the number of training examples, times that of the
+            labels of each: `kl_weight = 1 / N` from the first step on.
         seed: Integer, None for a random one.
         bias_initializer: Initializer of the bias. Defaults to zeros.
         scale_initializer: Initializer of the posterior mean. Defaults to ones.
@@ -52,8 +54,8 @@ class StochasticScaleNorm(VariationalLayer, ScaleNorm):
         The input's.
 
     Raises:
-        ValueError: If an argument is out of range or `axis` is not a channel
-            axis of the input.
+        ValueError: If an argument is out of range, `kl_weight` and `num_examples`
+            are both given, or `axis` is not a channel axis of the input.
 
     Reference:
         Shekhovtsov & Flach, 2018, "Stochastic Normalizations as Bayesian
@@ -71,10 +73,12 @@ class StochasticScaleNorm(VariationalLayer, ScaleNorm):
         seed=None,
         bias_initializer="zeros",
         scale_initializer="ones",
+        num_examples=None,
         **kwargs,
     ):
         super().__init__(
             kl_weight=kl_weight,
+            num_examples=num_examples,
             seed=seed,
             axis=axis,
             bias_initializer=bias_initializer,

@@ -10,6 +10,7 @@ from keras import ops
 from bayesnorm.arguments import positive_integer
 from bayesnorm.graph import apply, build, compiled_for
 from bayesnorm.layers.noise import noise_mode
+from bayesnorm.layers.posterior import uncounted
 from bayesnorm.layers.stochastic_batch_norm import (
     batch_statistics,
     stochastic_batch_normalizations,
@@ -18,9 +19,20 @@ from bayesnorm.measurement.state import changing, restored, restored_on_error
 from bayesnorm.streams.batches import number_of_batches, reshuffled, sized_stream
 from bayesnorm.streams.progress import Progress
 
+# Standard errors that a difference from the moving averages may come of, and what is
+# far beyond those: standard deviations, or the logarithm of their ratio.
+_ERRORS, _FAR = 3.0, 0.4
+
 
 def calibrate(
-    model, dataset, batch_size=None, shuffle=True, seed=0, reset=True, verbose="auto"
+    model,
+    dataset,
+    batch_size=None,
+    shuffle=True,
+    seed=0,
+    reset=True,
+    verbose="auto",
+    frozen=False,
 ):
     """Computes the moments of the batch statistics in one pass over training data.
 
@@ -33,9 +45,10 @@ def calibrate(
 
     Layers that are frozen (`trainable=False`), or that the code of a layer or of a
     subclassed model calls with `training=False`, were not trained on batch statistics:
-    they keep their moving averages, without noise, and a warning names them. A
-    `training=False` in a node of a Functional graph is none of these: Keras hands the
-    `training=True` of `fit` over it, and so does this.
+    they keep their moving averages, without noise, and a warning names them;
+    `frozen=True` measures there too, as if they had been thawed. A `training=False` in
+    a node of a Functional graph is none of these: Keras hands the `training=True` of
+    `fit` over it, and so does this.
 
     Batches smaller than `batch_size` (the last one) are left out: their statistics
     follow another law.
@@ -53,6 +66,9 @@ def calibrate(
         reset: Whether to start anew; False goes on counting from the last
             calibration, with more data.
         verbose: Whether to show a progress bar; `"auto"`: on a terminal.
+        frozen: Whether frozen layers take part: those of a backbone that was trained
+            by batches once, and stood still while a head was. Their statistics are
+            then those of `dataset`, which may be another one than the backbone's.
 
     Returns:
         `model`.
@@ -62,6 +78,13 @@ def calibrate(
             are empty, not finite, or of fewer than 2 full batches, if statistics are
             not finite, or if all layers are frozen. The layers then keep the moments
             that they had.
+
+    Warns:
+        UserWarning: Names the frozen layers; and those whose batch statistics lie far
+            from their moving averages: in the median of the channels 0.4 standard
+            deviations between the means, or a factor exp(0.4) = 1.5 between the
+            standard deviations, beyond three standard errors of both averages. The
+            data were then perhaps scaled otherwise in training.
     """
     layers = stochastic_batch_normalizations(model)
     check_has_layers(model, layers)
@@ -74,14 +97,14 @@ def calibrate(
     build(model, first)
     layers = [layer for layer in layers if layer.built]
     if not reset:
-        _check_goes_on(layers, size)
+        _check_goes_on(layers, size, frozen)
     statistics = [v for layer in layers for v in layer.statistics_variables]
     progress = Progress(number_of_batches(dataset, size), verbose)
     with restored_on_error(statistics), restored(changing(model, statistics)):
         if reset:
             for variable in statistics:
                 variable.assign(np.zeros(variable.shape, "float32"))
-        step = compiled_for(model).get(_observing, writes=True)
+        step = compiled_for(model).get(_observing, frozen, writes=True)
         count = 0
         for batch in itertools.chain([first], batches):
             if len(keras.tree.flatten(batch)[0]) == size:
@@ -95,12 +118,13 @@ def calibrate(
                 f"differ. Received: {count} full batches of {size} examples. Give "
                 "more data, or the batch size of the training if that is smaller."
             )
-        frozen = [layer for layer in layers if not _count(layer)]
-        _check(model, layers, frozen)
-        for layer in frozen:
+        unmet = [layer for layer in layers if not _count(layer)]
+        _check(model, layers, unmet)
+        for layer in unmet:
             layer.fix()
     for layer in layers:
         layer.calibration_batch_size = size
+    _warn_of_far(layers)
     return model
 
 
@@ -108,8 +132,8 @@ def _count(layer):
     return float(ops.convert_to_numpy(layer.statistics_count))
 
 
-def _check_goes_on(layers, size):
-    learning = [layer for layer in layers if not layer.is_fixed()]
+def _check_goes_on(layers, size, frozen):
+    learning = [layer for layer in layers if frozen or not layer.is_fixed()]
     sizes = {layer.calibration_batch_size for layer in learning}
     if sizes != {size} or not all(layer.has_exact_moments() for layer in learning):
         raise ValueError(
@@ -119,14 +143,13 @@ def _check_goes_on(layers, size):
         )
 
 
-def _observe(layer, inputs, mask, by_batch):
-    return layer.observe(inputs, mask) if by_batch else None
+def _observing(model, frozen):
+    def observe(layer, inputs, mask, by_batch):
+        return layer.observe(inputs, mask) if by_batch or frozen else None
 
-
-def _observing(model):
     def step(batch):
         # Dropout and the like as in training, whatever the caller has set.
-        with batch_statistics(_observe), noise_mode("auto"):
+        with batch_statistics(observe), noise_mode("auto"), uncounted():
             apply(model(), batch, training=True)
 
     return step
@@ -142,13 +165,13 @@ def check_has_layers(model, layers):
         )
 
 
-def _check(model, layers, frozen):
-    if len(frozen) == len(layers):
+def _check(model, layers, unmet):
+    if len(unmet) == len(layers):
         raise ValueError(
             f"All {len(layers)} stochastic batch normalizations of model "
             f"{model.name!r} are frozen or not called in training mode, so no batch "
-            "statistics reach them. If the network was trained by them, set "
-            "trainable = True to calibrate."
+            "statistics reach them. If the network was trained by them, calibrate with "
+            "frozen=True."
         )
     for layer in layers:
         values = [ops.convert_to_numpy(v) for v in layer.statistics_variables]
@@ -158,10 +181,55 @@ def _check(model, layers, frozen):
                 "weights may have diverged, or activations overflow (try float32 or "
                 "mixed_bfloat16)."
             )
-    if frozen:
+    if unmet:
         warnings.warn(
             "These batch normalizations are frozen, or called with training=False by "
             "the code of a layer, and keep their moving averages, without noise: "
-            f"{', '.join(layer.name for layer in frozen)}.",
+            f"{_names(unmet)}. frozen=True measures there too.",
             stacklevel=3,
         )
+
+
+def _warn_of_far(layers):
+    far = [x for x in layers if not x.is_fixed() and _distance(x) > _FAR]
+    if far:
+        warnings.warn(
+            "The batch statistics of these batch normalizations lie far from their "
+            f"moving averages: {_names(far)}. Sampled networks normalize by the "
+            "former, the deterministic one by the latter. Give the data scaled as in "
+            "training. If they are, the moving averages are those of other data (of a "
+            "frozen backbone) or of a training too short for their momentum.",
+            stacklevel=3,
+        )
+
+
+def _distance(layer):
+    """Returns how far the statistics of batches lie from the moving averages.
+
+    Per channel the larger of the difference of the means in standard deviations and of
+    the logarithm of the ratio of these, each beyond what the standard errors explain;
+    of this the median over the channels, of which a few may be dead.
+    """
+    mean, mean_stddev, log_variance, log_stddev = map(
+        _array, layer.statistics_moments()
+    )
+    moving = np.log(_array(layer.moving_variance) + layer.epsilon)
+    # Of an exponential average of independent terms, and of one of `count`.
+    keep = layer.momentum
+    error = _ERRORS * np.sqrt((1.0 - keep) / (1.0 + keep) + 1.0 / _count(layer))
+    shift = np.abs(mean - _array(layer.moving_mean)) - error * mean_stddev
+    shift = shift / np.exp(0.5 * np.maximum(log_variance, moving))
+    # The logarithm of a mean variance is between the mean of the logarithms and, at
+    # most about, what that of a log-normal law is.
+    low = log_variance - error * log_stddev
+    high = log_variance + 0.5 * log_stddev**2 + error * log_stddev
+    ratio = 0.5 * np.maximum(low - moving, moving - high)
+    return float(np.median(np.maximum(shift, ratio)))
+
+
+def _array(tensor):
+    return np.asarray(ops.convert_to_numpy(tensor), "float64")
+
+
+def _names(layers):
+    return ", ".join(layer.name for layer in layers)

@@ -8,6 +8,7 @@ from keras import ops
 
 from bayesnorm.graph import apply, build, compiled_for
 from bayesnorm.layers.noise import noise_mode
+from bayesnorm.layers.posterior import uncounted
 from bayesnorm.layers.stochastic_batch_norm import (
     batch_statistics,
     stochastic_batch_normalizations,
@@ -96,7 +97,7 @@ def _statistics(model, batch, calls=None):
         return statistics
 
     # Dropout and the like as in training, whatever the caller has set.
-    with batch_statistics(record), noise_mode("auto"):
+    with batch_statistics(record), noise_mode("auto"), uncounted():
         apply(model, batch, training=True)
     if not met:
         raise ValueError(

@@ -80,6 +80,10 @@ CASES = {
         ),
         IMAGE,
     ),
+    "stochastic_scale-num_examples": (
+        lambda **kw: bayesnorm.StochasticScaleNorm(num_examples=50, **kw),
+        VECTOR,
+    ),
     "noisy_scale": (lambda **kw: bayesnorm.NoisyScaleNorm(0.3, 0.2, **kw), IMAGE),
     "noisy_scale-vectors-axis1": (
         lambda **kw: bayesnorm.NoisyScaleNorm(
@@ -103,6 +107,21 @@ CASES = {
             0.4, noise_shape=(None, 1, 1, None), seed=2, **kw
         ),
         IMAGE,
+    ),
+    "alpha_dropout": (lambda **kw: bayesnorm.MonteCarloAlphaDropout(0.4, **kw), IMAGE),
+    "alpha_dropout-positions": (
+        lambda **kw: bayesnorm.MonteCarloAlphaDropout(
+            0.4, noise_shape=(None, None, None, 1), seed=2, **kw
+        ),
+        IMAGE,
+    ),
+    "gaussian_dropout": (
+        lambda **kw: bayesnorm.MonteCarloGaussianDropout(0.4, **kw),
+        IMAGE,
+    ),
+    "gaussian_noise": (
+        lambda **kw: bayesnorm.MonteCarloGaussianNoise(0.4, seed=2, **kw),
+        VECTOR,
     ),
     "users_posterior": (NoisyBias, IMAGE),
     "documented_posterior": (documented(bayesnorm.VariationalLayer), VECTOR),
@@ -369,22 +388,24 @@ def test_a_posterior_brings_its_weighted_kl_and_counts(case, tmp_path):
     if not posterior_layers(model):
         return
     (layer,) = posterior_layers(model)
-    counts = layer.kl_weight is None
+    given = layer.kl_weight or (layer.num_examples and 1 / layer.num_examples)
     model.compile(keras.optimizers.SGD(0.0), "mse")
     x, y = _data(shape, 6), _data(model.output_shape[1:], 6)
     model.fit(x, y, batch_size=4, epochs=2, verbose=0)
     weight = float(ops.convert_to_numpy(layer.kl_weight_variable.value))
-    assert weight == pytest.approx(1 / 6 if counts else layer.kl_weight)
+    assert weight == pytest.approx(given or 1 / 6)
     (loss,) = model.losses
     kl = float(layer.kl_divergence())
     assert np.isfinite(kl)
     assert float(loss) == pytest.approx(weight * kl)
 
     bayesnorm.set_kl_weight(model, 0.5)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    loaded.fit(x, y, epochs=2, verbose=0)
-    assert float(loaded.losses[0]) == pytest.approx(0.5 * kl)
+    for file in ("model.keras", "model.h5"):
+        model.save(tmp_path / file)
+        loaded = keras.saving.load_model(tmp_path / file, compile=False)
+        loaded.compile(keras.optimizers.SGD(0.0), "mse")
+        loaded.fit(x, y, epochs=2, verbose=0)
+        assert float(loaded.losses[0]) == pytest.approx(0.5 * kl)
 
 
 @pytest.mark.tensorflow

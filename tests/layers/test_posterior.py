@@ -115,9 +115,10 @@ def test_examples_are_counted_until_a_weight_is_set_and_both_are_saved(rng, tmp_
     model.fit(x, x, batch_size=10, epochs=2, verbose=0)
     assert float(layer.kl_weight_variable.value) == pytest.approx(1 / 24)
 
-    def loaded_and_trained_on_half():
-        model.save(tmp_path / "model.keras")
-        loaded = keras.saving.load_model(tmp_path / "model.keras")
+    def loaded_and_trained_on_half(file="model.keras"):
+        model.save(tmp_path / file)
+        loaded = keras.saving.load_model(tmp_path / file, compile=False)
+        loaded.compile("sgd", "mse")
         for old, new in zip(model.get_weights(), loaded.get_weights(), strict=True):
             np.testing.assert_array_equal(old, new)
         loaded.fit(x[:12], x[:12], epochs=2, verbose=0)
@@ -126,6 +127,109 @@ def test_examples_are_counted_until_a_weight_is_set_and_both_are_saved(rng, tmp_
     assert loaded_and_trained_on_half() == pytest.approx(1 / 12)
     bayesnorm.set_kl_weight(model, 0.125)
     assert loaded_and_trained_on_half() == 0.125
+    assert loaded_and_trained_on_half("model.h5") == 0.125
+
+
+@pytest.mark.parametrize("said_by", ["layer", "call"])
+def test_the_first_epoch_has_its_kl_where_n_is_said(rng, said_by, recwarn):
+    """The loss that `ReduceLROnPlateau("loss")` watches does not jump."""
+    model, layer = _model(num_examples=32 if said_by == "layer" else None)
+    if said_by == "call":
+        bayesnorm.set_kl_weight(model, 1 / 32)
+    x = _values(rng, 32, 4)
+    with bayesnorm.noise_mode("mean"):
+        model.compile(keras.optimizers.SGD(0.0), "mse")
+        losses = model.fit(x, x, epochs=3, verbose=0).history["loss"]
+    np.testing.assert_allclose(losses, float(layer.kl_divergence()) / 32, rtol=1e-5)
+    bayesnorm.predict(model, x, task="regression")
+    assert not _said(recwarn)
+
+
+class OwnMetrics(keras.Model):
+    """A model whose `metrics` are its own, as in Keras's guide to `train_step`."""
+
+    def __init__(self, *graph):
+        super().__init__(*graph)
+        self.own = keras.metrics.Mean(name="own")
+
+    @property
+    def metrics(self):
+        return [self.own]
+
+
+def _fit(model, x, **arguments):
+    model.fit(x, x, batch_size=8, epochs=2, verbose=0, **arguments)
+
+
+def _on_batches(model, x, **_):
+    for i in range(0, len(x), 8):
+        model.train_on_batch(x[i : i + 8], x[i : i + 8])
+
+
+def _by_hand(model, x, **_):
+    for i in range(0, len(x), 8):
+        model(x[i : i + 8], training=True)
+
+
+def _said(record):
+    return [str(w.message) for w in record if "set_kl_weight" in str(w.message)]
+
+
+@pytest.mark.parametrize(
+    ("cls", "train", "arguments", "reason"),
+    [
+        (keras.Model, _fit, {}, "counted 32 examples"),
+        (keras.Model, _fit, {"steps_per_epoch": 2}, "counted 16 examples"),
+        (keras.Model, _on_batches, {}, "counted 8 examples"),
+        (OwnMetrics, _fit, {}, "a model whose `metrics` leave out"),
+        (keras.Model, _by_hand, {}, "in a loop of your own"),
+    ],
+)
+def test_a_weight_that_may_be_wrong_is_said_once(rng, cls, train, arguments, reason):
+    inputs = keras.Input((4,))
+    x = NoisyBias(name="second")(NoisyBias(name="first")(inputs))
+    model = cls(inputs, x)
+    model.compile("sgd", "mse")
+    with pytest.warns(UserWarning, match=r"set_kl_weight\(model, 1 / N\)") as record:
+        train(model, _values(rng, 32, 4), **arguments)
+    (message,) = _said(record)
+    assert "Layer 'first'" in message
+    assert reason in message
+    assert "num_examples=N" in message
+
+
+def test_a_posterior_without_its_kl_is_not_sampled_in_silence(rng, recwarn):
+    """One single epoch of `fit`: the weight comes when it is over."""
+    model, _ = _model(name="bias")
+    x = _values(rng, 16, 4)
+    model.compile("sgd", "mse")
+    model.fit(x, x, epochs=1, verbose=0)
+    assert not _said(recwarn)
+    with pytest.warns(UserWarning, match="KL of layer 'bias' weighed nothing"):
+        bayesnorm.predict(model, x, task="regression")
+
+
+def test_measurements_are_no_training(rng, recwarn):
+    norm = bayesnorm.StochasticBatchNormalization()
+    model = keras.Sequential([keras.Input((4,)), norm, NoisyBias()])
+    x = _values(rng, 32, 4)
+    bayesnorm.calibrate(model, x, batch_size=8)
+    bayesnorm.predict(model, x, method="minibatch", train_data=x, task="regression")
+    assert not _said(recwarn)
+    assert float(model.layers[1].examples_seen.value) == 0
+
+
+def test_n_that_the_code_says_outlives_weights_that_were_counted(rng, tmp_path):
+    model, _ = _model()
+    x = _values(rng, 24, 4)
+    model.compile("sgd", "mse")
+    model.fit(x, x, epochs=2, verbose=0)
+    model.save_weights(tmp_path / "counted.weights.h5")
+    model, layer = _model(num_examples=100)
+    model.load_weights(tmp_path / "counted.weights.h5")
+    model.compile("sgd", "mse")
+    model.fit(x, x, epochs=2, verbose=0)
+    assert float(layer.kl_weight_variable.value) == pytest.approx(1 / 100)
 
 
 def test_the_posterior_that_fit_finds_is_the_exact_one(rng):

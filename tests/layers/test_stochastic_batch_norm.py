@@ -468,7 +468,7 @@ def test_what_was_not_trained_by_batches_keeps_its_averages(rng):
         )
         assert got.mutual_information.max() > 0
     model.trainable = False
-    with pytest.raises(ValueError, match="trainable = True"):
+    with pytest.raises(ValueError, match="frozen=True"):
         bayesnorm.calibrate(model, x, batch_size=16)
 
 

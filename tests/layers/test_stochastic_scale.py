@@ -235,6 +235,8 @@ def test_kl_warm_up():
         ({"seed": 0.5}, "seed"),
         ({"seed": 2**40}, "seed"),
         ({"kl_weight": "auto"}, "kl_weight"),
+        ({"num_examples": 0}, "num_examples"),
+        ({"num_examples": 10, "kl_weight": 0.1}, "give one of the two"),
         ({"per_channel": "no"}, "per_channel"),
     ],
 )
