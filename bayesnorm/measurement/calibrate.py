@@ -3,7 +3,6 @@
 import itertools
 import warnings
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -15,12 +14,21 @@ from bayesnorm.layers.stochastic_batch_norm import (
     stochastic_batch_normalizations,
 )
 from bayesnorm.measurement.state import changing, restored, restored_on_error
+from bayesnorm.streams.arrays import rows_of
 from bayesnorm.streams.batches import number_of_batches, reshuffled, sized_stream
+from bayesnorm.streams.elements import check_ends
 from bayesnorm.streams.progress import Progress
 
 
 def calibrate(
-    model, dataset, batch_size=None, shuffle=True, seed=0, reset=True, verbose="auto"
+    model,
+    dataset,
+    batch_size=None,
+    shuffle=True,
+    seed=0,
+    reset=True,
+    verbose="auto",
+    steps=None,
 ):
     """Computes the moments of the batch statistics in one pass over training data.
 
@@ -37,8 +45,8 @@ def calibrate(
     `training=False` in a node of a Functional graph is none of these: Keras hands the
     `training=True` of `fit` over it, and so does this.
 
-    Batches smaller than `batch_size` (the last one) are left out: their statistics
-    follow another law.
+    Batches smaller than `batch_size` (the last one, or the last before the examples have
+    another shape) are left out: their statistics follow another law.
 
     Args:
         model: A model with stochastic batch normalizations (`to_stochastic`).
@@ -53,30 +61,34 @@ def calibrate(
         reset: Whether to start anew; False goes on counting from the last
             calibration, with more data.
         verbose: Whether to show a progress bar; `"auto"`: on a terminal.
+        steps: Number of the stream's batches to take, as in Keras (of arrays: batches of
+            `batch_size`); None for all, which a stream without an end does not have.
+            Whether a generator ends is not known beforehand: with None it is read until
+            it does.
 
     Returns:
         `model`.
 
     Raises:
         ValueError: If the model has no stochastic batch normalization, if the data
-            are empty, not finite, or of fewer than 2 full batches, if statistics are
-            not finite, or if all layers are frozen. The layers then keep the moments
-            that they had.
+            are empty, not finite, without an end (and `steps=None`), or of fewer than 2
+            full batches, if statistics are not finite, or if all layers are frozen. The
+            layers then keep the moments that they had.
     """
     layers = stochastic_batch_normalizations(model)
     check_has_layers(model, layers)
     if batch_size is not None:
         positive_integer("batch_size", batch_size)
-    size, batches = sized_stream(
-        reshuffled(dataset, seed) if shuffle else dataset, batch_size, model
-    )
+    check_ends(dataset, steps)
+    data = reshuffled(dataset, seed) if shuffle else dataset
+    size, batches = sized_stream(data, batch_size, model, steps)
     first = next(batches)
     build(model, first)
     layers = [layer for layer in layers if layer.built]
     if not reset:
         _check_goes_on(layers, size)
     statistics = [v for layer in layers for v in layer.statistics_variables]
-    progress = Progress(number_of_batches(dataset, size), verbose)
+    progress = Progress(number_of_batches(dataset, size, steps), verbose)
     with restored_on_error(statistics), restored(changing(model, statistics)):
         if reset:
             for variable in statistics:
@@ -84,7 +96,7 @@ def calibrate(
         step = compiled_for(model).get(_observing, writes=True)
         count = 0
         for batch in itertools.chain([first], batches):
-            if len(keras.tree.flatten(batch)[0]) == size:
+            if rows_of(batch) == size:
                 step(batch)
                 count += 1
                 progress.update(count)
@@ -92,8 +104,9 @@ def calibrate(
         if count < 2 and reset:
             raise ValueError(
                 "Calibration needs 2 or more batches to see how their statistics "
-                f"differ. Received: {count} full batches of {size} examples. Give "
-                "more data, or the batch size of the training if that is smaller."
+                f"differ. Received: {count} full batches of {size} examples of one "
+                "shape. Give more data, or the batch size of the training if that is "
+                "smaller."
             )
         frozen = [layer for layer in layers if not _count(layer)]
         _check(model, layers, frozen)

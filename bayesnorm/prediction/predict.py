@@ -16,6 +16,7 @@ from bayesnorm.layers.stochastic_batch_norm import batch_statistics
 from bayesnorm.measurement.minibatch import record_statistics, source_of
 from bayesnorm.moments import propagate
 from bayesnorm.prediction.average import average_networks, samples_a_pass
+from bayesnorm.prediction.batches import Padding, check_one_shape
 from bayesnorm.prediction.networks import Noise, check_any_batch, single_output
 from bayesnorm.prediction.outputs import (
     entropy_and_information,
@@ -26,7 +27,8 @@ from bayesnorm.prediction.outputs import (
 )
 from bayesnorm.prediction.prediction import Prediction
 from bayesnorm.prediction.sampling import SamplingModel
-from bayesnorm.streams.batches import number_of_batches, pad, stream
+from bayesnorm.streams.arrays import rows_of
+from bayesnorm.streams.batches import number_of_batches, stream
 from bayesnorm.streams.progress import Progress
 
 _METHODS = ("sample", "mean", "moments", "minibatch")
@@ -49,6 +51,7 @@ def predict(
     verbose="auto",
     train_data=None,
     train_batch_size=None,
+    steps=None,
 ):
     """Predicts with the networks of a posterior, and says how far they agree.
 
@@ -83,8 +86,10 @@ def predict(
             average is over members and their samples.
         x: Inputs: an array, a nest of arrays for a model of several inputs, or
             a stream of batches of any length: a `tf.data.Dataset`, a
-            `keras.utils.PyDataset` or an iterable; of an element that is a tuple,
-            as in `(inputs, labels)`, the first entry counts.
+            `keras.utils.PyDataset` or an iterable; of an element that is a tuple or a
+            list, as in `(inputs, labels)`, the first entry counts. Batches may differ
+            in the shape of their examples (lengths, image sizes) where the model takes
+            them and its outputs have one shape.
         samples: Number of networks.
         method: `"sample"`, `"minibatch"`, `"mean"` or `"moments"`.
         batch_size: Examples at a time, whatever the batches of `x`.
@@ -99,9 +104,14 @@ def predict(
             which bounds the memory; at least the batch. Defaults to 1024.
         verbose: Whether to show a progress bar; `"auto"`: on a terminal.
         train_data: For `"minibatch"`: the training inputs, arrays (gone through in a
-            random order, which follows from the seed) or a stream with enough batches.
+            random order, which follows from the seed) or a stream with enough batches,
+            of which no more are read than samples need.
         train_batch_size: For `"minibatch"`: what the network was trained with. None
             for that of its calibration, or else of the stream; 32 for arrays.
+        steps: Number of the batches of `x` to take, as in Keras (of arrays: batches of
+            `batch_size`); None for all, which a stream without an end does not have.
+            Whether a generator ends is not known beforehand: with None it is read until
+            it does.
 
     Returns:
         A `Prediction`. The variance of a regression is that over the networks
@@ -111,8 +121,8 @@ def predict(
 
     Raises:
         ValueError: If an argument is not as above, the data are empty, not finite
-            or of another shape than the model's inputs, or the outputs are not
-            finite.
+            or of another shape than the model's inputs, or without an end (and
+            `steps=None`), or the outputs are not finite or of different shapes.
         TypeError: If `x` is no data.
 
     Reference:
@@ -141,6 +151,7 @@ def predict(
         kinds = [None] * len(members)
     else:
         kinds = [find_from_logits(member, from_logits) for member in members]
+    batches = stream(x, batch_size, members[0], steps)
     recorded = [None] * len(members)
     if method == "minibatch":
         if train_data is None:
@@ -154,26 +165,25 @@ def predict(
             for i, member in enumerate(members)
         ]
     runs, parts, done = None, [], 0
-    progress = Progress(number_of_batches(x, batch_size), verbose)
-    for batch in stream(x, batch_size, members[0]):
-        rows = len(keras.tree.flatten(batch)[0])
+    padded = Padding(batch_size)
+    progress = Progress(number_of_batches(x, batch_size, steps), verbose)
+    for batch in batches:
+        rows = rows_of(batch)
         if runs is None:
-            # A short first batch is the only one: padding it to a power of 2
-            # bounds the number of compilations.
-            size = min(batch_size, 1 << (rows - 1).bit_length())
             engines = [_engine(member, batch) for member in members]
             if method == "sample":
                 _warn_deterministic(members, engines)
-            plan = _Plan(method, samples, max(1, chunk_size // size), keep_samples)
+            plan = _Plan(method, samples, chunk_size, keep_samples)
             runs = [
                 engine.run(plan, kind, seed, i, statistics)
                 for i, (engine, kind, statistics) in enumerate(
                     zip(engines, kinds, recorded, strict=True)
                 )
             ]
-        results = [run(pad(batch, size), rows) for run in runs]
+        results = [run(padded(batch), rows) for run in runs]
         parts.append(_combine(results, task, method))
         _check_outputs(parts[-1], done)
+        check_one_shape(_values(parts[0]), _values(parts[-1]), done)
         done += rows
         progress.update(len(parts))
     progress.finish()
@@ -186,7 +196,7 @@ class _Plan:
 
     method: str
     samples: int
-    samples_a_pass: int
+    chunk_size: int
     keep_samples: bool
 
 
@@ -222,23 +232,28 @@ class _Engine:
             for layer in stochastic_layers(self._model):
                 layer.check_noise()
         if plan.method in _SAMPLING and self.noise.size:
-            each = samples_a_pass(plan.samples, plan.samples_a_pass)
             draws = self._get(_draws, plan.samples)(backend.seed_from_int(seed), member)
             if recorded is not None:
                 draws = ops.concatenate([draws, recorded.values], axis=1)
                 recorded = recorded.layers
-            step = self._get(
-                _sample_step, kind, plan.samples, each, plan.keep_samples, recorded
-            )
-            arguments, networks = (draws,), plan.samples
+            make, arguments, networks = _sample_step, (draws,), plan.samples
         else:
             moments = plan.method == "moments"
-            step = self._get(_moments_step if moments else _mean_step, kind)
+            make = _moments_step if moments else _mean_step
             arguments, networks = (), 1
             if plan.keep_samples:
                 repeats = plan.samples if plan.method in _SAMPLING else 1
 
+        def step_of(size):
+            if make is not _sample_step:
+                return self._get(make, kind)
+            each = samples_a_pass(plan.samples, max(1, plan.chunk_size // size))
+            return self._get(
+                make, kind, plan.samples, each, plan.keep_samples, recorded
+            )
+
         def run(batch, rows):
+            step = step_of(rows_of(batch))
             values, spread, samples = (
                 None if y is None else ops.convert_to_numpy(y)
                 for y in step(batch, *arguments)
@@ -343,8 +358,12 @@ def _join(parts):
     )
 
 
+def _values(part):
+    return part.mean if part.probs is None else part.probs
+
+
 def _check_outputs(part, done):
-    values = part.mean if part.probs is None else part.probs
+    values = _values(part)
     if np.isfinite(values).all():
         return
     bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
