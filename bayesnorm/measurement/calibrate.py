@@ -45,8 +45,8 @@ def calibrate(
     `training=False` in a node of a Functional graph is none of these: Keras hands the
     `training=True` of `fit` over it, and so does this.
 
-    Batches smaller than `batch_size` (the last one, or the last before the examples have
-    another shape) are left out: their statistics follow another law.
+    Batches smaller than `batch_size` (the last one, or the last before the examples
+    have another shape) are left out: their statistics follow another law.
 
     Args:
         model: A model with stochastic batch normalizations (`to_stochastic`).
@@ -61,8 +61,8 @@ def calibrate(
         reset: Whether to start anew; False goes on counting from the last
             calibration, with more data.
         verbose: Whether to show a progress bar; `"auto"`: on a terminal.
-        steps: Number of the stream's batches to take, as in Keras (of arrays: batches of
-            `batch_size`); None for all, which a stream without an end does not have.
+        steps: Number of the stream's batches to take, as in Keras (of arrays: batches
+            of `batch_size`); None for all, which a stream without an end does not have.
             Whether a generator ends is not known beforehand: with None it is read until
             it does.
 

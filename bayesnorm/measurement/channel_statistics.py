@@ -35,8 +35,8 @@ def channel_statistics(model, images, layer_names=None, batch_size=256, steps=No
             `bayesnorm.predict`.
         layer_names: Names of layers of the model; None for all normalizations.
         batch_size: Examples at a time.
-        steps: Number of the stream's batches to take, as in Keras (of arrays: batches of
-            `batch_size`); None for all, which a stream without an end does not have.
+        steps: Number of the stream's batches to take, as in Keras (of arrays: batches
+            of `batch_size`); None for all, which a stream without an end does not have.
             Whether a generator ends is not known beforehand: with None it is read until
             it does.
 

@@ -17,6 +17,7 @@ from bayesnorm.measurement.minibatch import record_statistics, source_of
 from bayesnorm.moments import propagate
 from bayesnorm.prediction.average import average_networks, samples_a_pass
 from bayesnorm.prediction.batches import Padding, check_one_shape
+from bayesnorm.prediction.memory import rows_that_fit
 from bayesnorm.prediction.networks import Noise, check_any_batch, single_output
 from bayesnorm.prediction.outputs import (
     entropy_and_information,
@@ -135,9 +136,8 @@ def predict(
     check_choice("task", task, _TASKS)
     samples = positive_integer("samples", samples)
     batch_size = positive_integer("batch_size", batch_size)
-    if chunk_size is None:
-        chunk_size = max(_ROWS, batch_size)
-    chunk_size = positive_integer("chunk_size", chunk_size)
+    if chunk_size is not None:
+        chunk_size = positive_integer("chunk_size", chunk_size)
     seed = seed_integer(seed)
     members = _members(model)
     for member in members:
@@ -151,7 +151,18 @@ def predict(
         kinds = [None] * len(members)
     else:
         kinds = [find_from_logits(member, from_logits) for member in members]
-    batches = stream(x, batch_size, members[0], steps)
+    plan = _Plan(method, samples, batch_size, chunk_size, keep_samples)
+    engines = []
+
+    def most(batch):
+        if not engines:
+            made = zip(members, kinds, recorded, strict=True)
+            for i, (member, kind, statistics) in enumerate(made):
+                build(member, batch)
+                engines.append(_Engine(member, plan, kind, seed, i, statistics))
+        return min(engine.most_examples(batch) for engine in engines)
+
+    batches = stream(x, batch_size, members[0], steps, most)
     recorded = [None] * len(members)
     if method == "minibatch":
         if train_data is None:
@@ -164,23 +175,15 @@ def predict(
             )
             for i, member in enumerate(members)
         ]
-    runs, parts, done = None, [], 0
-    padded = Padding(batch_size)
-    progress = Progress(number_of_batches(x, batch_size, steps), verbose)
+    parts, done, padded = [], 0, Padding(batch_size)
     for batch in batches:
         rows = rows_of(batch)
-        if runs is None:
-            engines = [_engine(member, batch) for member in members]
+        if not parts:
+            number = number_of_batches(x, batch_size, steps, rows)
+            progress = Progress(number, verbose)
             if method == "sample":
                 _warn_deterministic(members, engines)
-            plan = _Plan(method, samples, chunk_size, keep_samples)
-            runs = [
-                engine.run(plan, kind, seed, i, statistics)
-                for i, (engine, kind, statistics) in enumerate(
-                    zip(engines, kinds, recorded, strict=True)
-                )
-            ]
-        results = [run(padded(batch), rows) for run in runs]
+        results = [engine.run(padded(batch), rows) for engine in engines]
         parts.append(_combine(results, task, method))
         _check_outputs(parts[-1], done)
         check_one_shape(_values(parts[0]), _values(parts[-1]), done)
@@ -196,7 +199,8 @@ class _Plan:
 
     method: str
     samples: int
-    chunk_size: int
+    batch_size: int
+    chunk_size: int | None
     keep_samples: bool
 
 
@@ -220,55 +224,66 @@ class _Engine:
     `kind` is the `from_logits` of a classifier's outputs, None for regression.
     """
 
-    def __init__(self, model):
-        self._model = model
+    def __init__(self, model, plan, kind, seed, member, recorded=None):
+        self._model, self._plan, self._kind = model, plan, kind
         self._get = compiled_for(model).get
         self.noise = Noise(model)
-
-    def run(self, plan, kind, seed, member, recorded=None):
-        """Returns the function `(batch, rows) -> _Result`."""
-        repeats = None
         if plan.method in ("sample", "moments"):
-            for layer in stochastic_layers(self._model):
+            for layer in stochastic_layers(model):
                 layer.check_noise()
-        if plan.method in _SAMPLING and self.noise.size:
+        self._samples = plan.method in _SAMPLING and bool(self.noise.size)
+        self._recorded, self._arguments = None, ()
+        if self._samples:
             draws = self._get(_draws, plan.samples)(backend.seed_from_int(seed), member)
             if recorded is not None:
                 draws = ops.concatenate([draws, recorded.values], axis=1)
-                recorded = recorded.layers
-            make, arguments, networks = _sample_step, (draws,), plan.samples
-        else:
-            moments = plan.method == "moments"
-            make = _moments_step if moments else _mean_step
-            arguments, networks = (), 1
-            if plan.keep_samples:
-                repeats = plan.samples if plan.method in _SAMPLING else 1
+                self._recorded = recorded.layers
+            self._arguments = (draws,)
 
-        def step_of(size):
-            if make is not _sample_step:
-                return self._get(make, kind)
-            each = samples_a_pass(plan.samples, max(1, plan.chunk_size // size))
-            return self._get(
-                make, kind, plan.samples, each, plan.keep_samples, recorded
+    def most_examples(self, batch):
+        """Returns how many examples like those of a batch may go in at a time."""
+        if self._plan.chunk_size is not None:
+            return self._plan.batch_size
+        return self._rows(batch)
+
+    def _rows(self, batch):
+        """Returns the rows of a pass."""
+        plan = self._plan
+        if plan.chunk_size is not None:
+            return plan.chunk_size
+        one = [draws[:1] for draws in self._arguments]
+        fit = rows_that_fit(self._model, *self._step(1, 1, False), batch, *one)
+        return min(fit, max(_ROWS, plan.batch_size))
+
+    def _step(self, samples, each, keep_samples):
+        """Returns the function that makes a step, and its arguments."""
+        if self._samples:
+            return _sample_step, (
+                self._kind,
+                samples,
+                each,
+                keep_samples,
+                self._recorded,
             )
+        moments = self._plan.method == "moments"
+        return _moments_step if moments else _mean_step, (self._kind,)
 
-        def run(batch, rows):
-            step = step_of(rows_of(batch))
-            values, spread, samples = (
-                None if y is None else ops.convert_to_numpy(y)
-                for y in step(batch, *arguments)
-            )
-            if repeats:
-                samples = np.broadcast_to(values, (repeats, *values.shape))
-            samples = None if samples is None else samples[:, :rows]
-            return _Result(values[:rows], spread[:rows], samples, networks)
-
-        return run
-
-
-def _engine(model, batch):
-    build(model, batch)
-    return _Engine(model)
+    def run(self, batch, rows):
+        """Returns the `_Result` of the first `rows` examples of a batch."""
+        plan = self._plan
+        most = max(1, self._rows(batch) // rows_of(batch))
+        each = samples_a_pass(plan.samples, most)
+        make, arguments = self._step(plan.samples, each, plan.keep_samples)
+        values, spread, samples = (
+            None if y is None else ops.convert_to_numpy(y)
+            for y in self._get(make, *arguments)(batch, *self._arguments)
+        )
+        networks = plan.samples if self._samples else 1
+        if plan.keep_samples and not self._samples:
+            repeats = plan.samples if plan.method in _SAMPLING else 1
+            samples = np.broadcast_to(values, (repeats, *values.shape))
+        samples = None if samples is None else samples[:, :rows]
+        return _Result(values[:rows], spread[:rows], samples, networks)
 
 
 def _mean_step(model, kind):

@@ -86,12 +86,21 @@ def reshuffled(x, seed, epoch=0):
     return keras.tree.map_structure(lambda array: array[order], arrays)
 
 
-def number_of_batches(x, batch_size, steps=None):
-    """Returns the number of batches, None where it is not known beforehand."""
+def number_of_batches(x, batch_size, steps=None, rows=None):
+    """Returns the number of batches, None where it is not known beforehand.
+
+    Args:
+        x: As for `stream`.
+        batch_size: As for `stream`.
+        steps: As for `stream`.
+        rows: Integer, the most examples that a batch has; None for `batch_size`.
+    """
     if not is_array_nest(x):
         return None
-    number = -(-rows_of(as_arrays(x)) // batch_size)
-    return number if steps is None else min(number, steps)
+    examples = rows_of(as_arrays(x))
+    if steps is not None:
+        examples = min(examples, steps * batch_size)
+    return -(-examples // (rows or batch_size))
 
 
 def _batches(found, batch_size, model, most=None):
@@ -121,14 +130,14 @@ def _checked(found, model):
 
 def _recut(found, batch_size, most):
     for _, group in itertools.groupby(found, shapes_of):
-        first = next(group)
-        size = min(batch_size, most(first)) if most else batch_size
-        yield from _recut_group(itertools.chain([first], group), size)
+        yield from _recut_group(group, batch_size, most)
 
 
-def _recut_group(group, size):
-    waiting, rows = [], 0
+def _recut_group(group, batch_size, most):
+    size, waiting, rows = None, [], 0
     for batch in group:
+        if size is None:
+            size = min(batch_size, most(batch)) if most else batch_size
         waiting.append(batch)
         rows += rows_of(batch)
         if rows < size:

@@ -88,7 +88,7 @@ def _inputs(batches, steps):
 
 
 def _inputs_of(element):
-    """Returns the inputs of `(inputs, labels, ...)`, a tuple or, as in Keras, a list."""
+    """Returns the inputs of `(inputs, labels, ...)`: a tuple, or as in Keras a list."""
     several = isinstance(element, list | tuple) and not is_plain_list(element)
     if not several:
         return element
