@@ -10,6 +10,7 @@ import keras
 
 if keras.backend.backend() == "tensorflow":
     from bayesnorm.backend.tensorflow import (
+        MEMORY_OVERHEAD,
         add_bias,
         compiled,
         compiled_loop,
@@ -32,6 +33,7 @@ if keras.backend.backend() == "tensorflow":
     )
 elif keras.backend.backend() == "jax":
     from bayesnorm.backend.jax import (
+        MEMORY_OVERHEAD,
         add_bias,
         compiled,
         compiled_loop,
@@ -60,6 +62,7 @@ else:
     )
 
 __all__ = [
+    "MEMORY_OVERHEAD",
     "add_bias",
     "compiled",
     "compiled_loop",

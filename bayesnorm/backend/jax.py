@@ -8,6 +8,7 @@ import keras
 from tensorflow_probability.substrates import jax as tfp
 
 __all__ = [
+    "MEMORY_OVERHEAD",
     "add_bias",
     "compiled",
     "compiled_loop",
@@ -29,6 +30,10 @@ __all__ = [
     "value_and_gradients",
 ]
 
+
+# Memory held for a byte of the tensors in use: copies that XLA makes in a loop.
+# Measured 3.0 for convolutions of 3x3 on a CPU.
+MEMORY_OVERHEAD = 4.0
 
 _UNROLLED = 16
 

@@ -6,13 +6,11 @@ from bayesnorm import backend
 from bayesnorm.graph import compiled_for
 from bayesnorm.streams.arrays import shapes_of
 
-# Above the model, by default. TensorFlow and XLA hold somewhat more than the tensors
-# that are in use: allocated blocks, the workspaces of convolutions.
-_BYTES = 2**29
+_BYTES = 2**30  # Above the model.
 
 
 def rows_that_fit(model, make, arguments, batch, *others):
-    """Returns the rows of a pass that fit into half a gibibyte, a power of 2.
+    """Returns the rows of a pass that fit into a gibibyte, a power of 2.
 
     Args:
         model: A built model.
@@ -30,7 +28,8 @@ def rows_that_fit(model, make, arguments, batch, *others):
 
     shapes = shapes_of(batch), tuple(x.dtype.str for x in keras.tree.flatten(batch))
     found = compiled_for(model).remember((make, *arguments, shapes), measure)
-    return 1 << max(0, (_BYTES // max(found, 1)).bit_length() - 1)
+    rows = int(_BYTES / (backend.MEMORY_OVERHEAD * max(found, 1)))
+    return 1 << max(0, rows.bit_length() - 1)
 
 
 def peak_bytes(inputs, operations):

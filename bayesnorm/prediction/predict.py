@@ -93,7 +93,7 @@ def predict(
             them and its outputs have one shape.
         samples: Number of networks.
         method: `"sample"`, `"minibatch"`, `"mean"` or `"moments"`.
-        batch_size: Examples at a time, whatever the batches of `x`.
+        batch_size: Examples at a time, at most, whatever the batches of `x`.
         seed: Integer from 0; None for new draws at each call.
         keep_samples: Whether to return what each network says, too.
         from_logits: Whether a classifier's outputs are logits; None to read it
@@ -102,7 +102,10 @@ def predict(
         task: `"classification"`, or `"regression"` for mean and variance of the
             outputs.
         chunk_size: Rows (samples times examples) of one pass through the network,
-            which bounds the memory; at least the batch. Defaults to 1024.
+            which bounds the memory; at least the batch. None: 1024 or the batch, but
+            no more than take about 1 GiB above the model, its inputs and the result,
+            by the sizes of all tensors of the network for one such example; where these
+            are large, fewer examples than `batch_size` go in at a time.
         verbose: Whether to show a progress bar; `"auto"`: on a terminal.
         train_data: For `"minibatch"`: the training inputs, arrays (gone through in a
             random order, which follows from the seed) or a stream with enough batches,
