@@ -10,6 +10,7 @@ import keras
 
 if keras.backend.backend() == "tensorflow":
     from bayesnorm.backend.tensorflow import (
+        MEMORY_OVERHEAD,
         add_bias,
         compiled,
         compiled_loop,
@@ -20,6 +21,7 @@ if keras.backend.backend() == "tensorflow":
         fold_in,
         fused,
         input_gradient,
+        operations,
         replica_id,
         replicas,
         scalar_writer,
@@ -31,6 +33,7 @@ if keras.backend.backend() == "tensorflow":
     )
 elif keras.backend.backend() == "jax":
     from bayesnorm.backend.jax import (
+        MEMORY_OVERHEAD,
         add_bias,
         compiled,
         compiled_loop,
@@ -41,6 +44,7 @@ elif keras.backend.backend() == "jax":
         fold_in,
         fused,
         input_gradient,
+        operations,
         replica_id,
         replicas,
         scalar_writer,
@@ -58,6 +62,7 @@ else:
     )
 
 __all__ = [
+    "MEMORY_OVERHEAD",
     "add_bias",
     "compiled",
     "compiled_loop",
@@ -68,6 +73,7 @@ __all__ = [
     "fold_in",
     "fused",
     "input_gradient",
+    "operations",
     "replica_id",
     "replicas",
     "scalar_writer",

@@ -8,6 +8,7 @@ import keras
 from tensorflow_probability.substrates import jax as tfp
 
 __all__ = [
+    "MEMORY_OVERHEAD",
     "add_bias",
     "compiled",
     "compiled_loop",
@@ -18,6 +19,7 @@ __all__ = [
     "fold_in",
     "fused",
     "input_gradient",
+    "operations",
     "replica_id",
     "replicas",
     "scalar_writer",
@@ -28,6 +30,10 @@ __all__ = [
     "value_and_gradients",
 ]
 
+
+# Memory held for a byte of the tensors in use: copies that XLA makes in a loop.
+# Measured 3.0 for convolutions of 3x3 on a CPU.
+MEMORY_OVERHEAD = 4.0
 
 _UNROLLED = 16
 
@@ -115,6 +121,45 @@ def compiled_step(function, variables):
         return outputs
 
     return run
+
+
+def operations(function, variables, *arguments):
+    """Returns what a function computes, operation by operation.
+
+    Args:
+        function: A function of tensors, in nests, to tensors, in nests.
+        variables: The Keras variables that it reads.
+        *arguments: Arrays, of which shape and dtype count.
+
+    Returns:
+        `(inputs, operations)`: the bytes of each argument's tensor, a dict by a key of
+        its own, and in the order in which they may run `(reads, writes)`: the keys of
+        the tensors that an operation reads (at last the function's outputs, by one that
+        writes none), and the bytes of those that it writes, a dict by key.
+    """
+    variables = list(variables)
+
+    def run(values, arguments):
+        mapping = list(zip(variables, values, strict=True))
+        with keras.StatelessScope(state_mapping=mapping):
+            return function(*arguments)
+
+    values, arguments = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+        ([v.value for v in variables], jax.tree.map(jnp.asarray, arguments)),
+    )
+    traced = jax.make_jaxpr(run)(values, arguments).jaxpr
+
+    def bytes_of(tensors):
+        return {id(x): x.aval.size * x.aval.dtype.itemsize for x in tensors}
+
+    inputs = bytes_of(traced.invars[len(values) :])
+    found = [
+        ([id(x) for x in equation.invars], bytes_of(equation.outvars))
+        for equation in traced.eqns
+    ]
+    # The keys are of `traced`, which stays alive until here.
+    return inputs, [*found, ([id(x) for x in traced.outvars], {})]
 
 
 def fused(function):

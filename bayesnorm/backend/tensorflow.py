@@ -6,6 +6,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 __all__ = [
+    "MEMORY_OVERHEAD",
     "add_bias",
     "compiled",
     "compiled_loop",
@@ -16,6 +17,7 @@ __all__ = [
     "fold_in",
     "fused",
     "input_gradient",
+    "operations",
     "replica_id",
     "replicas",
     "scalar_writer",
@@ -25,6 +27,10 @@ __all__ = [
     "tfp",
     "value_and_gradients",
 ]
+
+# Memory held for a byte of the tensors in use: freed blocks, workspaces of
+# convolutions. Measured 1.4 for convolutions of 3x3.
+MEMORY_OVERHEAD = 2.0
 
 # The default algorithm gives other numbers under XLA than without it.
 _ALGORITHM = "philox"
@@ -102,6 +108,36 @@ def _graph(function, **options):
 def compiled_step(function, variables):
     """Compiles `function`, which reads and writes `variables`, as `compiled`."""
     return compiled(function, variables)
+
+
+def operations(function, variables, *arguments):
+    """Returns what a function computes, operation by operation.
+
+    Args:
+        function: A function of tensors, in nests, to tensors, in nests.
+        variables: The Keras variables that it reads.
+        *arguments: Arrays, of which shape and dtype count.
+
+    Returns:
+        `(inputs, operations)`: the bytes of each argument's tensor, a dict by a key of
+        its own, and in the order in which they may run `(reads, writes)`: the keys of
+        the tensors that an operation reads (at last the function's outputs, by one that
+        writes none), and the bytes of those that it writes, a dict by key. A size that
+        depends on the values is left out.
+    """
+    del variables
+    specs = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), arguments)
+    traced = _graph(function).get_concrete_function(*specs)
+
+    def bytes_of(tensors):
+        return {x.name: (x.shape.num_elements() or 0) * x.dtype.size for x in tensors}
+
+    inputs = traced.inputs[: len(traced.inputs) - len(traced.captured_inputs)]
+    found = [
+        ([x.name for x in operation.inputs], bytes_of(operation.outputs))
+        for operation in traced.graph.get_operations()
+    ]
+    return bytes_of(inputs), [*found, ([x.name for x in traced.outputs], {})]
 
 
 def fused(function):

@@ -34,6 +34,7 @@ class Compiled:
         self._variables = list(model.variables)
         self._settings = _settings(model)
         self._functions = {}
+        self._found = {}
 
     def serves(self, model):
         """Whether the functions are right for the model as it is now."""
@@ -60,6 +61,12 @@ class Compiled:
             function = make(self._model, *arguments)
             self._functions[key] = compiler(function, self._variables)
         return self._functions[key]
+
+    def remember(self, key, find):
+        """Returns what `find()` returned the first time that the key was asked for."""
+        if key not in self._found:
+            self._found[key] = find()
+        return self._found[key]
 
 
 def _settings(model):

@@ -47,7 +47,7 @@ class BatchNoise:
     chi_square_p: float
 
 
-def batch_noise(model, data, batch_size, batches=200, seed=0):
+def batch_noise(model, data, batch_size, batches=200, seed=0, steps=None):
     """Measures the noise of every batch normalization of a trained network.
 
     Sends random training batches through the network in training mode. With M and S^2
@@ -63,6 +63,8 @@ def batch_noise(model, data, batch_size, batches=200, seed=0):
         batch_size: Integer.
         batches: Integer from 2, the number of batches.
         seed: Integer from 0, of their order.
+        steps: Number of the stream's batches to go through before it is started anew;
+            None for all, as many as it takes of a stream without an end.
 
     Returns:
         A list of `BatchNoise`, one for each call of a normalization, in order.
@@ -91,7 +93,7 @@ def batch_noise(model, data, batch_size, batches=200, seed=0):
     )
     if any(plain) or not stochastic_batch_normalizations(model):
         model = to_stochastic(model)
-    recorded = record_statistics(model, data, batches, batch_size, seed)
+    recorded = record_statistics(model, data, batches, batch_size, seed, steps)
     found = []
     for layer, mean, log_variance in recorded.by_call():
         mean, log_variance = mean.astype("float64"), log_variance.astype("float64")

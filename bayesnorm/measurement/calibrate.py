@@ -3,7 +3,6 @@
 import itertools
 import warnings
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -16,7 +15,9 @@ from bayesnorm.layers.stochastic_batch_norm import (
     stochastic_batch_normalizations,
 )
 from bayesnorm.measurement.state import changing, restored, restored_on_error
+from bayesnorm.streams.arrays import rows_of
 from bayesnorm.streams.batches import number_of_batches, reshuffled, sized_stream
+from bayesnorm.streams.elements import check_ends
 from bayesnorm.streams.progress import Progress
 
 # Standard errors that a difference from the moving averages may come of, and what is
@@ -33,6 +34,7 @@ def calibrate(
     reset=True,
     verbose="auto",
     frozen=False,
+    steps=None,
 ):
     """Computes the moments of the batch statistics in one pass over training data.
 
@@ -50,8 +52,8 @@ def calibrate(
     a node of a Functional graph is none of these: Keras hands the `training=True` of
     `fit` over it, and so does this.
 
-    Batches smaller than `batch_size` (the last one) are left out: their statistics
-    follow another law.
+    Batches smaller than `batch_size` (the last one, or the last before the examples
+    have another shape) are left out: their statistics follow another law.
 
     Args:
         model: A model with stochastic batch normalizations (`to_stochastic`).
@@ -69,15 +71,19 @@ def calibrate(
         frozen: Whether frozen layers take part: those of a backbone that was trained
             by batches once, and stood still while a head was. Their statistics are
             then those of `dataset`, which may be another one than the backbone's.
+        steps: Number of the stream's batches to take, as in Keras (of arrays: batches
+            of `batch_size`); None for all, which a stream without an end does not have.
+            Whether a generator ends is not known beforehand: with None it is read until
+            it does.
 
     Returns:
         `model`.
 
     Raises:
         ValueError: If the model has no stochastic batch normalization, if the data
-            are empty, not finite, or of fewer than 2 full batches, if statistics are
-            not finite, or if all layers are frozen. The layers then keep the moments
-            that they had.
+            are empty, not finite, without an end (and `steps=None`), or of fewer than 2
+            full batches, if statistics are not finite, or if all layers are frozen. The
+            layers then keep the moments that they had.
 
     Warns:
         UserWarning: Names the frozen layers; and those whose batch statistics lie far
@@ -90,16 +96,16 @@ def calibrate(
     check_has_layers(model, layers)
     if batch_size is not None:
         positive_integer("batch_size", batch_size)
-    size, batches = sized_stream(
-        reshuffled(dataset, seed) if shuffle else dataset, batch_size, model
-    )
+    check_ends(dataset, steps)
+    data = reshuffled(dataset, seed) if shuffle else dataset
+    size, batches = sized_stream(data, batch_size, model, steps)
     first = next(batches)
     build(model, first)
     layers = [layer for layer in layers if layer.built]
     if not reset:
         _check_goes_on(layers, size, frozen)
     statistics = [v for layer in layers for v in layer.statistics_variables]
-    progress = Progress(number_of_batches(dataset, size), verbose)
+    progress = Progress(number_of_batches(dataset, size, steps), verbose)
     with restored_on_error(statistics), restored(changing(model, statistics)):
         if reset:
             for variable in statistics:
@@ -107,7 +113,7 @@ def calibrate(
         step = compiled_for(model).get(_observing, frozen, writes=True)
         count = 0
         for batch in itertools.chain([first], batches):
-            if len(keras.tree.flatten(batch)[0]) == size:
+            if rows_of(batch) == size:
                 step(batch)
                 count += 1
                 progress.update(count)
@@ -115,8 +121,9 @@ def calibrate(
         if count < 2 and reset:
             raise ValueError(
                 "Calibration needs 2 or more batches to see how their statistics "
-                f"differ. Received: {count} full batches of {size} examples. Give "
-                "more data, or the batch size of the training if that is smaller."
+                f"differ. Received: {count} full batches of {size} examples of one "
+                "shape. Give more data, or the batch size of the training if that is "
+                "smaller."
             )
         unmet = [layer for layer in layers if not _count(layer)]
         _check(model, layers, unmet)

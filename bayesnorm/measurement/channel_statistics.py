@@ -5,7 +5,9 @@ import dataclasses
 import keras
 import numpy as np
 
+from bayesnorm.arguments import positive_integer
 from bayesnorm.layers import AnalyticNormalization, WeightNormalization
+from bayesnorm.streams.batches import stream
 
 _NORMALIZATIONS = (
     AnalyticNormalization,
@@ -22,22 +24,30 @@ class ChannelStatistics:
     stddev: np.ndarray
 
 
-def channel_statistics(model, images, layer_names=None, batch_size=256):
+def channel_statistics(model, images, layer_names=None, batch_size=256, steps=None):
     """Measures mean and standard deviation of the channels of normalizations.
 
     After an ideal normalization they are 0 and 1 over the training set.
 
     Args:
         model: A Functional or Sequential model.
-        images: Array, the model's inputs.
+        images: The model's inputs: arrays or a stream of batches, as for
+            `bayesnorm.predict`.
         layer_names: Names of layers of the model; None for all normalizations.
         batch_size: Examples at a time.
+        steps: Number of the stream's batches to take, as in Keras (of arrays: batches
+            of `batch_size`); None for all, which a stream without an end does not have.
+            Whether a generator ends is not known beforehand: with None it is read until
+            it does.
 
     Returns:
         A dictionary from the layer's name to its `ChannelStatistics`, in order.
 
     Raises:
-        ValueError: If the model has no such layer or the data are empty.
+        ValueError: If the model has no such layer, or the data are empty, not finite,
+            of another shape than the model's inputs, or without an end (and
+            `steps=None`).
+        TypeError: If `images` are no data.
     """
     layers = [
         layer
@@ -52,12 +62,11 @@ def channel_statistics(model, images, layer_names=None, batch_size=256):
             f"{[layer.name for layer in model.layers]} (normalizations when none "
             f"are given). Received: layer_names={layer_names!r}"
         )
-    if not len(images):
-        raise ValueError("`images` is empty: one example or more are needed.")
+    positive_integer("batch_size", batch_size)
     probe = keras.Model(model.inputs, [layer.output for layer in layers])
     totals = [_Moments() for _ in layers]
-    for start in range(0, len(images), batch_size):
-        outputs = probe.predict_on_batch(images[start : start + batch_size])
+    for batch in stream(images, batch_size, model, steps):
+        outputs = probe.predict_on_batch(batch)
         outputs = outputs if isinstance(outputs, list) else [outputs]
         for total, output in zip(totals, outputs, strict=True):
             total.update(np.asarray(output, "float64"))

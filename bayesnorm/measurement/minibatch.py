@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -15,6 +14,7 @@ from bayesnorm.layers.stochastic_batch_norm import (
 )
 from bayesnorm.measurement.calibrate import check_has_layers
 from bayesnorm.measurement.state import changing, restored
+from bayesnorm.streams.arrays import rows_of
 from bayesnorm.streams.batches import reshuffled, sized_stream
 
 
@@ -44,16 +44,19 @@ class RecordedStatistics:
             yield layer, mean, log_variance
 
 
-def record_statistics(model, data, number, batch_size=None, seed=0):
+def record_statistics(model, data, number, batch_size=None, seed=0, steps=None):
     """Records the batch statistics of `number` random training batches.
 
     Args:
         model: A model with stochastic batch normalizations.
         data: Training inputs, as for `bayesnorm.calibrate`. Arrays are gone through in
             a random order, data sets in theirs, as often as needed; an iterator once.
+            No more is read than it takes, so a stream may be without an end.
         number: Integer.
         batch_size: Integer; None for that of the calibration.
         seed: Integer from 0, of the order.
+        steps: Number of the stream's batches to go through before it is started anew;
+            None for all.
 
     Returns:
         The `RecordedStatistics`.
@@ -65,7 +68,7 @@ def record_statistics(model, data, number, batch_size=None, seed=0):
     layers = stochastic_batch_normalizations(model)
     check_has_layers(model, layers)
     batch_size = batch_size or layers[0].calibration_batch_size
-    batches = _full_batches(model, data, number, batch_size, seed)
+    batches = _full_batches(model, data, number, batch_size, seed, steps)
     first = next(batches)
     build(model, first)
     with restored(changing(model)):
@@ -108,24 +111,26 @@ def _statistics(model, batch, calls=None):
     return ops.concatenate(met)
 
 
-def _full_batches(model, data, number, batch_size, seed):
+def _full_batches(model, data, number, batch_size, seed, steps=None):
     taken, passes = 0, 0
-    while taken < number:
+    while True:
         before = taken
-        size, batches = sized_stream(reshuffled(data, seed, passes), batch_size, model)
+        order = reshuffled(data, seed, passes)
+        size, batches = sized_stream(order, batch_size, model, steps)
         for batch in batches:
-            if len(keras.tree.flatten(batch)[0]) == size and taken < number:
+            if rows_of(batch) == size:
                 taken += 1
                 yield batch
+            if taken == number:
+                return
         passes += 1
         once = hasattr(data, "__next__")  # An iterator, which has an end.
         if once or taken == before:
             break
-    if taken < number:
-        raise ValueError(
-            f"{number} samples need as many training batches. Received: {taken} full "
-            "batches. Give arrays, a longer stream or a smaller train_batch_size."
-        )
+    raise ValueError(
+        f"{number} samples need as many training batches. Received: {taken} full "
+        "batches. Give arrays, a longer stream or a smaller train_batch_size."
+    )
 
 
 def source_of(layers, values):

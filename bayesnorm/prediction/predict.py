@@ -1,38 +1,22 @@
 """Predictions averaged over the networks of a posterior."""
 
-import contextlib
 import dataclasses
-import warnings
 
 import keras
 import numpy as np
-from keras import ops
 
-from bayesnorm import backend
 from bayesnorm.arguments import check_choice, positive_integer, seed_integer
-from bayesnorm.graph import apply, build, compiled_for
-from bayesnorm.layers.noise import noise_mode, stochastic_layers
-from bayesnorm.layers.stochastic_batch_norm import batch_statistics
-from bayesnorm.measurement.minibatch import record_statistics, source_of
-from bayesnorm.moments import propagate
-from bayesnorm.prediction.average import average_networks, samples_a_pass
-from bayesnorm.prediction.networks import Noise, check_any_batch
-from bayesnorm.prediction.outputs import (
-    entropy_and_information,
-    finish,
-    finish_moments,
-    unbiased,
-    yes,
-)
+from bayesnorm.measurement.minibatch import record_statistics
+from bayesnorm.prediction.batches import Padding, check_one_shape
+from bayesnorm.prediction.engine import Ensemble, Plan
+from bayesnorm.prediction.networks import check_any_batch
 from bayesnorm.prediction.prediction import Prediction
 from bayesnorm.prediction.sampling import SamplingModel
-from bayesnorm.prediction.tasks import outputs_of
-from bayesnorm.streams.batches import number_of_batches, pad, stream
+from bayesnorm.streams.arrays import rows_of
+from bayesnorm.streams.batches import number_of_batches, stream
 from bayesnorm.streams.progress import Progress
 
 _METHODS = ("sample", "mean", "moments", "minibatch")
-_SAMPLING = ("sample", "minibatch")
-_ROWS = 1024  # Of a pass, by default: large enough to keep the cores busy.
 
 
 def predict(
@@ -49,6 +33,7 @@ def predict(
     verbose="auto",
     train_data=None,
     train_batch_size=None,
+    steps=None,
 ):
     """Predicts with the networks of a posterior, and says how far they agree.
 
@@ -86,8 +71,10 @@ def predict(
             members and their samples.
         x: Inputs: an array, a nest of arrays for a model of several inputs, or
             a stream of batches of any length: a `tf.data.Dataset`, a
-            `keras.utils.PyDataset` or an iterable; of an element that is a tuple,
-            as in `(inputs, labels)`, the first entry counts.
+            `keras.utils.PyDataset` or an iterable; of an element that is a tuple or a
+            list, as in `(inputs, labels)`, the first entry counts. Batches may differ
+            in the shape of their examples (lengths, image sizes) where the model takes
+            them and its outputs have one shape.
         samples: Number of networks.
         method: `"sample"`, `"minibatch"`, `"mean"` or `"moments"`.
         batch_size: Examples at a time, whatever the batches of `x`.
@@ -102,12 +89,20 @@ def predict(
             several outputs also one for each: a dict by output name, or the nest of
             the outputs.
         chunk_size: Rows (samples times examples) of one pass through the network,
-            which bounds the memory; at least the batch. Defaults to 1024.
+            which bounds the memory; at least the batch. None: 1024 or the batch, but
+            no more than take about 1 GiB above the model, its inputs and the result,
+            by the sizes of all tensors of the network for one such example; where these
+            are large, fewer examples than `batch_size` go in at a time.
         verbose: Whether to show a progress bar; `"auto"`: on a terminal.
         train_data: For `"minibatch"`: the training inputs, arrays (gone through in a
-            random order, which follows from the seed) or a stream with enough batches.
+            random order, which follows from the seed) or a stream with enough batches,
+            of which no more are read than samples need.
         train_batch_size: For `"minibatch"`: what the network was trained with. None
             for that of its calibration, or else of the stream; 32 for arrays.
+        steps: Number of the batches of `x` to take, as in Keras (of arrays: batches of
+            `batch_size`); None for all, which a stream without an end does not have.
+            Whether a generator ends is not known beforehand: with None it is read until
+            it does.
 
     Returns:
         A `Prediction`, or a nest of them. The variance of a regression is that over
@@ -118,8 +113,8 @@ def predict(
 
     Raises:
         ValueError: If an argument is not as above, the data are empty, not finite
-            or of another shape than the model's inputs, or the outputs are not
-            finite.
+            or of another shape than the model's inputs, or without an end (and
+            `steps=None`), or the outputs are not finite or of different shapes.
         TypeError: If `x` is no data.
 
     Reference:
@@ -131,9 +126,8 @@ def predict(
     check_choice("method", method, _METHODS)
     samples = positive_integer("samples", samples)
     batch_size = positive_integer("batch_size", batch_size)
-    if chunk_size is None:
-        chunk_size = max(_ROWS, batch_size)
-    chunk_size = positive_integer("chunk_size", chunk_size)
+    if chunk_size is not None:
+        chunk_size = positive_integer("chunk_size", chunk_size)
     seed = seed_integer(seed)
     members = _members(model)
     for member in members:
@@ -145,228 +139,34 @@ def predict(
         )
     if method == "minibatch" and train_data is None:
         raise ValueError("method='minibatch' needs training inputs: pass train_data=.")
-    runs, parts, done = None, [], 0
-    progress = Progress(number_of_batches(x, batch_size), verbose)
-    for batch in stream(x, batch_size, members[0]):
-        rows = len(keras.tree.flatten(batch)[0])
-        if runs is None:
-            # A short first batch is the only one: padding it to a power of 2
-            # bounds the number of compilations.
-            size = min(batch_size, 1 << (rows - 1).bit_length())
-            outputs = _outputs(members, batch, task, from_logits)
-            recorded = [None] * len(members)
-            if method == "minibatch":
-                recorded = [
-                    record_statistics(
-                        member,
-                        train_data,
-                        samples,
-                        train_batch_size,
-                        (seed + i) % 2**32,
-                    )
-                    for i, member in enumerate(members)
-                ]
-            engines = [_Engine(member) for member in members]
-            if method == "sample":
-                _warn_deterministic(members, engines)
-            plan = _Plan(method, samples, max(1, chunk_size // size), keep_samples)
-            runs = [
-                engine.run(plan, about.each, seed, i, statistics)
-                for i, (engine, about, statistics) in enumerate(
-                    zip(engines, outputs, recorded, strict=True)
-                )
-            ]
-        results = [run(pad(batch, size), rows) for run in runs]
-        parts.append(
-            [
-                _combine(of_members, output, method)
-                for of_members, output in zip(
-                    zip(*results, strict=True), outputs[0].each, strict=True
-                )
-            ]
+
+    def statistics(i, member):
+        if method != "minibatch":
+            return None
+        return record_statistics(
+            member, train_data, samples, train_batch_size, (seed + i) % 2**32
         )
-        for part, output in zip(parts[-1], outputs[0].each, strict=True):
+
+    plan = Plan(method, samples, batch_size, chunk_size, keep_samples, seed)
+    ensemble = Ensemble(members, plan, task, from_logits, statistics)
+    parts, done, padded = [], 0, Padding(batch_size)
+    for batch in stream(x, batch_size, members[0], steps, ensemble.most_examples):
+        rows = rows_of(batch)
+        if not parts:
+            number = number_of_batches(x, batch_size, steps, rows)
+            progress = Progress(number, verbose)
+            if method == "sample":
+                ensemble.warn_deterministic()
+        parts.append(ensemble.run(padded(batch), rows))
+        for first, part, output in zip(
+            parts[0], parts[-1], ensemble.outputs.each, strict=True
+        ):
             _check_outputs(part, output, done)
+            check_one_shape(_values(first), _values(part), done)
         done += rows
         progress.update(len(parts))
     progress.finish()
-    return outputs[0].pack([_join(pieces) for pieces in zip(*parts, strict=True)])
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """How each batch is worked through."""
-
-    method: str
-    samples: int
-    samples_a_pass: int
-    keep_samples: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class _Result:
-    """What one model says of an output for a batch.
-
-    `values` are mean probabilities or numbers; `spread` the mean entropy of a
-    network, or the outputs' variance over the networks; `networks` their number.
-    """
-
-    values: np.ndarray
-    spread: np.ndarray
-    samples: np.ndarray | None
-    networks: int
-
-
-class _Engine:
-    """Works through batches with one model."""
-
-    def __init__(self, model):
-        self._model = model
-        self._get = compiled_for(model).get
-        self.noise = Noise(model)
-
-    def run(self, plan, outputs, seed, member, recorded=None):
-        """Returns the function `(batch, rows) -> _Result`s, one for each output."""
-        repeats = None
-        if plan.method in ("sample", "moments"):
-            for layer in stochastic_layers(self._model):
-                layer.check_noise()
-        if plan.method in _SAMPLING and self.noise.size:
-            each = samples_a_pass(plan.samples, plan.samples_a_pass)
-            draws = self._get(_draws, plan.samples)(backend.seed_from_int(seed), member)
-            if recorded is not None:
-                draws = ops.concatenate([draws, recorded.values], axis=1)
-                recorded = recorded.layers
-            step = self._get(
-                _sample_step, outputs, plan.samples, each, plan.keep_samples, recorded
-            )
-            arguments, networks = (draws,), plan.samples
-        else:
-            moments = plan.method == "moments"
-            step = self._get(_moments_step if moments else _mean_step, outputs)
-            arguments, networks = (), 1
-            if plan.keep_samples:
-                repeats = plan.samples if plan.method in _SAMPLING else 1
-
-        def result(values, spread, samples, rows):
-            values, spread, samples = (
-                None if y is None else ops.convert_to_numpy(y)
-                for y in (values, spread, samples)
-            )
-            if repeats:
-                samples = np.broadcast_to(values, (repeats, *values.shape))
-            samples = None if samples is None else samples[:, :rows]
-            return _Result(values[:rows], spread[:rows], samples, networks)
-
-        return lambda batch, rows: [
-            result(*said, rows) for said in step(batch, *arguments)
-        ]
-
-
-def _outputs(members, batch, task, from_logits):
-    """Returns the `Outputs` of each member."""
-    example = keras.tree.map_structure(lambda x: x[:1], batch)
-    found = []
-    for member in members:
-        build(member, batch)
-        with noise_mode("mean"):
-            found.append(outputs_of(member, example, task, from_logits))
-    names = [[output.name for output in outputs.each] for outputs in found]
-    if any(other != names[0] for other in names):
-        raise ValueError(
-            "The members of an ensemble must have the same outputs. Received: "
-            + "; ".join(
-                f"{member.name!r} with {own}"
-                for member, own in zip(members, names, strict=True)
-            )
-        )
-    return found
-
-
-def _mean_step(model, outputs):
-    def step(batch):
-        with noise_mode("mean"):
-            said = keras.tree.flatten(apply(model(), batch))
-        found = []
-        for x, output in zip(said, outputs, strict=True):
-            values, spread = finish(x, output)
-            spread = ops.zeros_like(values) if spread is None else spread
-            found.append((values, spread, None))
-        return found
-
-    return step
-
-
-def _moments_step(model, outputs):
-    def step(batch):
-        said = keras.tree.flatten(propagate(model(), batch, 0.0))
-        return [
-            (*finish_moments(moments.mean, moments.variance, output), None)
-            for moments, output in zip(said, outputs, strict=True)
-        ]
-
-    return step
-
-
-def _draws(model, networks):
-    noise = Noise(model())
-
-    def draws(seed, member):
-        return noise.draw(backend.fold_in(seed, member), ops.arange(networks))
-
-    return draws
-
-
-def _sample_step(model, outputs, samples, each, keep_samples, recorded):
-    """Behind the draws of a network stand the statistics of the layers `recorded`."""
-    noise = Noise(model())
-
-    def step(batch, draws):
-        @contextlib.contextmanager
-        def mode(numbers):
-            rows = ops.take(draws, numbers, axis=0)
-            statistics = contextlib.nullcontext()
-            if recorded is not None:
-                source = source_of(recorded, rows[:, noise.size :])
-                statistics = batch_statistics(source)
-            with noise.mode(rows), statistics:
-                yield
-
-        return average_networks(
-            model(), batch, mode, samples, each, outputs, keep_samples
-        )
-
-    return step
-
-
-def _combine(results, output, method):
-    """Puts the members of an ensemble together, each with the same weight."""
-    values = np.stack([r.values for r in results]).astype("float64")
-    spread = np.stack([r.spread for r in results]).mean(axis=0, dtype="float64")
-    mean = values.mean(axis=0)
-    samples = None
-    if results[0].samples is not None:
-        samples = np.concatenate([r.samples for r in results])
-    if output.task == "regression":
-        variance = spread + values.var(axis=0)
-        if method != "moments":
-            variance *= unbiased(sum(r.networks for r in results))
-        return Prediction(
-            mean=_float32(mean), variance=_float32(variance), samples=samples
-        )
-    entropy, information = entropy_and_information(mean, spread, np)
-    if output.task == "multilabel":
-        mean, samples = yes(mean), None if samples is None else yes(samples)
-    return Prediction(
-        probs=_float32(mean),
-        entropy=_float32(entropy),
-        mutual_information=_float32(information),
-        samples=samples,
-    )
-
-
-def _float32(x):
-    return x.astype("float32")
+    return ensemble.outputs.pack([_join(pieces) for pieces in zip(*parts, strict=True)])
 
 
 def _join(parts):
@@ -381,8 +181,12 @@ def _join(parts):
     )
 
 
+def _values(part):
+    return part.mean if part.probs is None else part.probs
+
+
 def _check_outputs(part, output, done):
-    values = part.mean if part.probs is None else part.probs
+    values = _values(part)
     if np.isfinite(values).all():
         return
     bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
@@ -397,15 +201,6 @@ def _check_outputs(part, output, done):
             "its weights may have diverged."
         )
     )
-
-
-def _warn_deterministic(members, engines):
-    if len(members) == 1 and not engines[0].noise.size:
-        warnings.warn(
-            f"Model {members[0].name!r} has no layer that draws noise: all its samples "
-            "are equal, and it is run once.",
-            stacklevel=3,
-        )
 
 
 def _members(model):

@@ -1,0 +1,288 @@
+"""The engines of `predict`: a batch through the networks of each member."""
+
+import contextlib
+import dataclasses
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from bayesnorm import backend
+from bayesnorm.graph import apply, build, compiled_for
+from bayesnorm.layers.noise import noise_mode, stochastic_layers
+from bayesnorm.layers.stochastic_batch_norm import batch_statistics
+from bayesnorm.measurement.minibatch import source_of
+from bayesnorm.moments import propagate
+from bayesnorm.prediction.average import average_networks, samples_a_pass
+from bayesnorm.prediction.memory import rows_that_fit
+from bayesnorm.prediction.networks import Noise
+from bayesnorm.prediction.outputs import (
+    entropy_and_information,
+    finish,
+    finish_moments,
+    unbiased,
+    yes,
+)
+from bayesnorm.prediction.prediction import Prediction
+from bayesnorm.prediction.tasks import outputs_of
+from bayesnorm.streams.arrays import rows_of
+
+SAMPLING = ("sample", "minibatch")
+_ROWS = 1024  # Of a pass, by default: large enough to keep the cores busy.
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How each batch is worked through: arguments of `predict`."""
+
+    method: str
+    samples: int
+    batch_size: int
+    chunk_size: int | None
+    keep_samples: bool
+    seed: int
+
+
+class Ensemble:
+    """The engines of all members, made when a first batch shows what they take.
+
+    Args:
+        members: List of models.
+        plan: The `Plan`.
+        task: As of `predict`.
+        from_logits: As of `predict`.
+        statistics: Function `(i, member)` that returns the `RecordedStatistics` of a
+            member, or None for other methods than `"minibatch"`.
+    """
+
+    def __init__(self, members, plan, task, from_logits, statistics):
+        self._members, self._plan = members, plan
+        self._task, self._from_logits = task, from_logits
+        self._statistics = statistics
+        self._engines = []
+        self.outputs = None
+
+    def _start(self, batch):
+        example = keras.tree.map_structure(lambda x: x[:1], batch)
+        found = []
+        for member in self._members:
+            build(member, batch)
+            with noise_mode("mean"):
+                found.append(outputs_of(member, example, self._task, self._from_logits))
+        _check_same(self._members, found)
+        self.outputs = found[0]
+        self._engines = [
+            _Engine(member, self._plan, outputs.each, i, self._statistics(i, member))
+            for i, (member, outputs) in enumerate(
+                zip(self._members, found, strict=True)
+            )
+        ]
+
+    def most_examples(self, batch):
+        """Returns how many examples like those of a batch may go in at a time."""
+        if not self._engines:
+            self._start(batch)
+        return min(engine.most_examples(batch) for engine in self._engines)
+
+    def warn_deterministic(self):
+        """Warns the caller of `predict` of a model that has nothing to sample."""
+        if len(self._engines) == 1 and not self._engines[0].samples:
+            warnings.warn(
+                f"Model {self._members[0].name!r} has no layer that draws noise: all "
+                "its samples are equal, and it is run once.",
+                stacklevel=3,
+            )
+
+    def run(self, batch, rows):
+        """Returns a `Prediction` of the first `rows` examples for each output."""
+        results = [engine.run(batch, rows) for engine in self._engines]
+        return [
+            _combine(of_members, output, self._plan.method)
+            for of_members, output in zip(
+                zip(*results, strict=True), self.outputs.each, strict=True
+            )
+        ]
+
+
+def _check_same(members, found):
+    names = [[output.name for output in outputs.each] for outputs in found]
+    if any(other != names[0] for other in names):
+        raise ValueError(
+            "The members of an ensemble must have the same outputs. Received: "
+            + "; ".join(
+                f"{member.name!r} with {own}"
+                for member, own in zip(members, names, strict=True)
+            )
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Result:
+    """What one model says of an output for a batch.
+
+    `values` are mean probabilities or numbers; `spread` the mean entropy of a
+    network, or the outputs' variance over the networks; `networks` their number.
+    """
+
+    values: np.ndarray
+    spread: np.ndarray
+    samples: np.ndarray | None
+    networks: int
+
+
+class _Engine:
+    """Works through batches with one model, number `member` of the ensemble."""
+
+    def __init__(self, model, plan, outputs, member, recorded):
+        self._model, self._plan, self._outputs = model, plan, outputs
+        self._get = compiled_for(model).get
+        noise = Noise(model)
+        if plan.method in ("sample", "moments"):
+            for layer in stochastic_layers(model):
+                layer.check_noise()
+        self.samples = plan.method in SAMPLING and bool(noise.size)
+        self._recorded, self._arguments = None, ()
+        if self.samples:
+            draw = self._get(_draws, plan.samples)
+            draws = draw(backend.seed_from_int(plan.seed), member)
+            if recorded is not None:
+                draws = ops.concatenate([draws, recorded.values], axis=1)
+                self._recorded = recorded.layers
+            self._arguments = (draws,)
+
+    def most_examples(self, batch):
+        """Returns how many examples like those of a batch may go in at a time."""
+        if self._plan.chunk_size is not None:
+            return self._plan.batch_size
+        return self._rows(batch)
+
+    def _rows(self, batch):
+        """Returns the rows of a pass."""
+        plan = self._plan
+        if plan.chunk_size is not None:
+            return plan.chunk_size
+        one = [draws[:1] for draws in self._arguments]
+        fit = rows_that_fit(self._model, *self._step(1, 1, False), batch, *one)
+        return min(fit, max(_ROWS, plan.batch_size))
+
+    def _step(self, samples, each, keep_samples):
+        """Returns the function that makes a step, and its arguments."""
+        if self.samples:
+            return _sample_step, (
+                self._outputs,
+                samples,
+                each,
+                keep_samples,
+                self._recorded,
+            )
+        moments = self._plan.method == "moments"
+        return _moments_step if moments else _mean_step, (self._outputs,)
+
+    def run(self, batch, rows):
+        """Returns a `_Result` of the first `rows` examples for each output."""
+        plan = self._plan
+        most = max(1, self._rows(batch) // rows_of(batch))
+        each = samples_a_pass(plan.samples, most)
+        make, arguments = self._step(plan.samples, each, plan.keep_samples)
+        said = self._get(make, *arguments)(batch, *self._arguments)
+        return [self._result(*of_output, rows) for of_output in said]
+
+    def _result(self, values, spread, samples, rows):
+        plan = self._plan
+        values, spread, samples = (
+            None if y is None else ops.convert_to_numpy(y)
+            for y in (values, spread, samples)
+        )
+        if plan.keep_samples and not self.samples:
+            repeats = plan.samples if plan.method in SAMPLING else 1
+            samples = np.broadcast_to(values, (repeats, *values.shape))
+        samples = None if samples is None else samples[:, :rows]
+        networks = plan.samples if self.samples else 1
+        return _Result(values[:rows], spread[:rows], samples, networks)
+
+
+def _mean_step(model, outputs):
+    def step(batch):
+        with noise_mode("mean"):
+            said = keras.tree.flatten(apply(model(), batch))
+        found = []
+        for x, output in zip(said, outputs, strict=True):
+            values, spread = finish(x, output)
+            spread = ops.zeros_like(values) if spread is None else spread
+            found.append((values, spread, None))
+        return found
+
+    return step
+
+
+def _moments_step(model, outputs):
+    def step(batch):
+        said = keras.tree.flatten(propagate(model(), batch, 0.0))
+        return [
+            (*finish_moments(moments.mean, moments.variance, output), None)
+            for moments, output in zip(said, outputs, strict=True)
+        ]
+
+    return step
+
+
+def _draws(model, networks):
+    noise = Noise(model())
+
+    def draws(seed, member):
+        return noise.draw(backend.fold_in(seed, member), ops.arange(networks))
+
+    return draws
+
+
+def _sample_step(model, outputs, samples, each, keep_samples, recorded):
+    """Behind the draws of a network stand the statistics of the layers `recorded`."""
+    noise = Noise(model())
+
+    def step(batch, draws):
+        @contextlib.contextmanager
+        def mode(numbers):
+            rows = ops.take(draws, numbers, axis=0)
+            statistics = contextlib.nullcontext()
+            if recorded is not None:
+                source = source_of(recorded, rows[:, noise.size :])
+                statistics = batch_statistics(source)
+            with noise.mode(rows), statistics:
+                yield
+
+        return average_networks(
+            model(), batch, mode, samples, each, outputs, keep_samples
+        )
+
+    return step
+
+
+def _combine(results, output, method):
+    """Puts the members of an ensemble together, each with the same weight."""
+    values = np.stack([r.values for r in results]).astype("float64")
+    spread = np.stack([r.spread for r in results]).mean(axis=0, dtype="float64")
+    mean = values.mean(axis=0)
+    samples = None
+    if results[0].samples is not None:
+        samples = np.concatenate([r.samples for r in results])
+    if output.task == "regression":
+        variance = spread + values.var(axis=0)
+        if method != "moments":
+            variance *= unbiased(sum(r.networks for r in results))
+        return Prediction(
+            mean=_float32(mean), variance=_float32(variance), samples=samples
+        )
+    entropy, information = entropy_and_information(mean, spread, np)
+    if output.task == "multilabel":
+        mean, samples = yes(mean), None if samples is None else yes(samples)
+    return Prediction(
+        probs=_float32(mean),
+        entropy=_float32(entropy),
+        mutual_information=_float32(information),
+        samples=samples,
+    )
+
+
+def _float32(x):
+    return x.astype("float32")
