@@ -25,6 +25,8 @@ _TINY = 1e-30
 class AnalyticNormalization(NormalizedLinear):
     """Analytic normalization of a linear layer: `x_hat = (w.x - mean) / stddev`.
 
+    The output is `activation(x_hat + bias)`, x_hat itself where neither is asked for.
+
     `mean` and `stddev` are those of `w.x` over the training set, per filter. They
     are computed, not measured: means and variances per channel are propagated
     from the data through the layers before this one (`bayesnorm.moments`),
@@ -41,7 +43,7 @@ class AnalyticNormalization(NormalizedLinear):
 
     Args:
         layer: A linear Keras layer (Dense, Conv1D-3D, Conv1D-3DTranspose,
-            DepthwiseConv, SeparableConv). Its `use_bias` is ignored.
+            DepthwiseConv, SeparableConv). Its activation is applied at the end.
         projection: Whether the kernel is projected on `||w|| = 1` per filter
             when it is built and after every step of the optimizer.
         input_mean: Number or vector over the channels, the mean of the layer's
@@ -49,6 +51,10 @@ class AnalyticNormalization(NormalizedLinear):
         input_variance: The same for the variance.
         epsilon: Number added to the variance of the input, so that the output
             stays independent of the scale of w.
+        use_bias: Whether to add a bias behind the normalization, `[filters]`, with the
+            layer's `bias_initializer`. None: with an activation what the layer says in
+            its own `use_bias`; without one not, a scale and bias can follow.
+        activation: Function or its name, applied at the end; None for the layer's.
 
     Input shape:
         The layer's.
@@ -57,9 +63,9 @@ class AnalyticNormalization(NormalizedLinear):
         The layer's.
 
     Raises:
-        ValueError: If the layer is not linear, was built with a bias, or if the
-            graph before it cannot be seen or holds a layer without a rule
-            (`bayesnorm.moments.register`).
+        ValueError: If the layer is not linear, is quantized or was built with a bias,
+            if there are two activations, or if the graph before it cannot be seen or
+            holds a layer without a rule (`bayesnorm.moments.register`).
 
     Reference:
         Shekhovtsov & Flach, 2018, "Stochastic Normalizations as Bayesian
@@ -122,7 +128,7 @@ class AnalyticNormalization(NormalizedLinear):
 
     def _input_moments(self, input_shape):
         if self.input_mean is not None:
-            shape, axis = (None, *input_shape[1:]), self._channel_axis
+            shape, axis = (None, *input_shape[1:]), self.channel_axis
             mean, variance = (
                 self._per_channel(name, shape[axis])
                 for name in ("input_mean", "input_variance")
@@ -147,18 +153,13 @@ class AnalyticNormalization(NormalizedLinear):
             )
         return ops.convert_to_tensor(np.broadcast_to(value, (channels,)))
 
-    def call(self, inputs):
+    def normalized(self, inputs):
         """Returns `(w.x - mean) / stddev`."""
         mean, stddev = self.statistics(inputs.shape)
         with self.kernel_over(stddev):
             outputs = self.layer(inputs)
-        axis = self._channel_axis % len(outputs.shape)
+        axis = self.channel_axis % len(outputs.shape)
         return add_along(outputs, -mean / stddev, axis)
-
-    @property
-    def _channel_axis(self):
-        data_format = getattr(self.layer, "data_format", "channels_last")
-        return 1 if data_format == "channels_first" else -1
 
     def get_config(self):
         """Returns the constructor's arguments."""
@@ -178,9 +179,11 @@ def _as_list(value):
 def _moments(layer, moments):
     if moments.stationary:
         shape = layer.compute_output_shape(moments.shape)
-        return Moments.standardized(shape, axis=layer._channel_axis)
+        standardized = Moments.standardized(shape, axis=layer.channel_axis)
+        return layer.output_moments(standardized)
     mean, stddev = layer.statistics(moments.shape)
     with layer.kernel_over(stddev):
         outputs = rule_for(layer.layer)(layer.layer, moments)
-    shift = outputs.along(mean / stddev, layer._channel_axis)
-    return dataclasses.replace(outputs, mean=outputs.mean - shift)
+    shift = outputs.along(mean / stddev, layer.channel_axis)
+    outputs = dataclasses.replace(outputs, mean=outputs.mean - shift)
+    return layer.output_moments(outputs)

@@ -44,6 +44,16 @@ def output_kernel(layer):
     return layer.kernel, (-1,)
 
 
+def kernel_variable(layer):
+    """Returns the variable behind the kernel of `output_kernel`.
+
+    With LoRA the kernel is a sum, of this variable and a product of two small ones.
+    """
+    if getattr(layer, "lora_enabled", False):
+        return next(v for v in layer.weights if v.name == "kernel")
+    return output_kernel(layer)[0]
+
+
 def filter_norms(layer):
     """Returns `||w||` of each filter of the linear map, `[filters]`, float32.
 

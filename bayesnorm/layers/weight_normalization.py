@@ -11,6 +11,8 @@ from bayesnorm.moments import register, rule_for
 class WeightNormalization(NormalizedLinear):
     """Weight normalization of a linear layer: `x_hat = w.x / ||w||`.
 
+    The output is `activation(x_hat + bias)`, x_hat itself where neither is asked for.
+
     `||w||` is taken per output filter over every other axis of the kernel, so
     that the output does not depend on the scale of w and the gradient is
     orthogonal to it. A scale and bias follow as a layer of their own:
@@ -23,9 +25,13 @@ class WeightNormalization(NormalizedLinear):
 
     Args:
         layer: A linear Keras layer (Dense, Conv1D-3D, Conv1D-3DTranspose,
-            DepthwiseConv, SeparableConv). Its `use_bias` is ignored.
+            DepthwiseConv, SeparableConv). Its activation is applied at the end.
         projection: Whether the kernel is projected on `||w|| = 1` per filter
             when it is built and after every step of the optimizer.
+        use_bias: Whether to add a bias behind the normalization, `[filters]`, with the
+            layer's `bias_initializer`. None: with an activation what the layer says in
+            its own `use_bias`; without one not, a scale and bias can follow.
+        activation: Function or its name, applied at the end; None for the layer's.
 
     Input shape:
         The layer's.
@@ -34,8 +40,8 @@ class WeightNormalization(NormalizedLinear):
         The layer's.
 
     Raises:
-        ValueError: If the layer is of another type, has an activation, or was
-            built with a bias.
+        ValueError: If the layer is of another type, is quantized or was built with a
+            bias, or if there are two activations.
 
     Reference:
         Salimans & Kingma, 2016, "Weight Normalization", eqs. (2)-(3);
@@ -43,7 +49,7 @@ class WeightNormalization(NormalizedLinear):
         Learning", section 2.
     """
 
-    def call(self, inputs):
+    def normalized(self, inputs):
         """Returns `w.x / ||w||`."""
         with self.kernel_over(filter_norms(self.layer)):
             return self.layer(inputs)
@@ -52,4 +58,5 @@ class WeightNormalization(NormalizedLinear):
 @register(WeightNormalization)
 def _moments(layer, moments):
     with layer.kernel_over(filter_norms(layer.layer)):
-        return rule_for(layer.layer)(layer.layer, moments)
+        moments = rule_for(layer.layer)(layer.layer, moments)
+    return layer.output_moments(moments)

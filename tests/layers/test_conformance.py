@@ -63,6 +63,18 @@ CASES = {
         ),
         IMAGE,
     ),
+    "weight-activation": (
+        lambda **kw: bayesnorm.WeightNormalization(
+            L.Conv1D(4, 3, activation="tanh", bias_initializer="ones"), **kw
+        ),
+        SERIES,
+    ),
+    "analytic-activation": (
+        lambda **kw: bayesnorm.AnalyticNormalization(
+            L.Conv2D(4, 3, padding="same"), use_bias=True, activation="softplus", **kw
+        ),
+        IMAGE,
+    ),
     "scale": (lambda **kw: bayesnorm.ScaleNorm(**kw), IMAGE),
     "scale-axis1": (lambda **kw: bayesnorm.ScaleNorm(axis=1, **kw), IMAGE),
     "stochastic_scale": (lambda **kw: bayesnorm.StochasticScaleNorm(**kw), IMAGE),

@@ -311,17 +311,98 @@ def test_the_wrapped_layers_bias_is_ignored():
     assert len(layer.weights) == 1
 
 
-@pytest.mark.parametrize(
+WRAPPERS = pytest.mark.parametrize(
     "wrapper", [bayesnorm.WeightNormalization, bayesnorm.AnalyticNormalization]
 )
+
+
+@WRAPPERS
+@pytest.mark.parametrize(
+    ("given", "wanted", "bias", "activation"),
+    [
+        ({"activation": "tanh"}, {}, True, "tanh"),
+        ({"activation": "tanh", "use_bias": False}, {}, False, "tanh"),
+        ({"activation": "tanh"}, {"use_bias": False}, False, "tanh"),
+        ({}, {"use_bias": True, "activation": "relu"}, True, "relu"),
+        ({}, {}, False, "linear"),
+    ],
+)
+def test_a_bias_and_an_activation_stand_behind_the_normalization(
+    wrapper, given, wanted, bias, activation, rng, tmp_path
+):
+    shape = (7, 3)
+    layer = wrapper(L.Conv1D(4, 3, bias_initializer="ones", **given), **wanted)
+    plain = wrapper(L.Conv1D(4, 3))
+    model, normalized = _model(layer, shape), _model(plain, shape)
+    plain.layer.kernel.assign(layer.layer.kernel)
+    assert (layer.bias is not None) == bias
+    x = rng.normal(size=(5, *shape)).astype("float32")
+    expected = ops.convert_to_numpy(normalized(x)) + float(bias)
+    expected = ops.convert_to_numpy(keras.activations.get(activation)(expected))
+    np.testing.assert_allclose(model(x), expected, rtol=1e-5, atol=1e-6)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(x), ops.convert_to_numpy(model(x)))
+
+
+@WRAPPERS
+def test_quantization_leaves_the_wrapped_layer_as_it_is_and_says_so(wrapper, rng):
+    model = keras.Sequential(
+        [keras.Input((6,)), wrapper(L.Dense(5), name="norm"), L.Dense(4)]
+    )
+    x = rng.normal(size=(3, 6)).astype("float32")
+    expected = model.predict(x, verbose=0)
+    with pytest.warns(UserWarning, match="wrapper 'norm' stays in floating point"):
+        model.quantize("int8")
+    np.testing.assert_allclose(
+        model.predict(x, verbose=0), expected, atol=0.05 * np.abs(expected).max()
+    )
+    with pytest.raises(NotImplementedError, match="plain layer with the divided"):
+        model.layers[0].layer.quantize("int8")
+
+
+@WRAPPERS
+@pytest.mark.parametrize("kind", ["dense", "conv2d"])
+def test_lora_in_the_wrapper_is_of_the_kernel_that_is_normalized(
+    wrapper, kind, rng, tmp_path
+):
+    factory, shape = LAYERS[kind]
+    layer = wrapper(factory())
+    model = _model(layer, shape)
+    x = rng.normal(size=(8, *shape)).astype("float32")
+    before = ops.convert_to_numpy(model(x))
+    layer.layer.enable_lora(2)
+    np.testing.assert_allclose(model(x), before, rtol=1e-5, atol=1e-6)
+    frozen = ops.convert_to_numpy(layer.layer._kernel).copy()
+    model.compile(keras.optimizers.SGD(0.5), "mse")
+    model.fit(x, np.ones_like(before), epochs=3, verbose=0)
+    np.testing.assert_array_equal(layer.layer._kernel, frozen)
+    after = ops.convert_to_numpy(model(x))
+    assert np.abs(after - before).max() > 0.01
+    whole = _model(wrapper(factory()), shape)
+    whole.layers[-1].layer.kernel.assign(layer.layer.kernel)
+    np.testing.assert_allclose(after, whole(x), rtol=1e-4, atol=1e-5)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded(x), after, rtol=1e-4, atol=1e-5)
+
+
+@WRAPPERS
 class TestWrapperErrors:
     def test_other_layer(self, wrapper):
         with pytest.raises(ValueError, match=r"wraps a linear Keras layer .*LSTM"):
             wrapper(L.LSTM(3))
 
-    def test_activation(self, wrapper):
-        with pytest.raises(ValueError, match="activation='relu'"):
-            wrapper(L.Dense(3, activation="relu"))
+    def test_two_activations(self, wrapper):
+        with pytest.raises(ValueError, match="activation='tanh'"):
+            wrapper(L.Dense(3, activation="relu"), activation="tanh")
+
+    def test_a_quantized_layer(self, wrapper):
+        dense = L.Dense(3, use_bias=False)
+        dense.build((None, 2))
+        dense.quantize("int8")
+        with pytest.raises(ValueError, match=r"'dense.*stays in floating point"):
+            wrapper(dense)
 
     def test_built_with_bias(self, wrapper):
         dense = L.Dense(3)
