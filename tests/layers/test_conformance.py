@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from test_posterior import NoisyBias, documented
+from tests.layers.test_posterior import NoisyBias, documented
 
 import bayesnorm
 from bayesnorm.layers import posterior_layers
