@@ -8,16 +8,25 @@ import dataclasses
 from typing import Any
 
 import keras
+from keras.src.activations.activations import ReLU as ReluOperation
+from keras.src.applications.convnext import LayerScale, StochasticDepth
+from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 from keras.src.backend import AutocastScope, get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.export.export_utils import get_input_signature
 from keras.src.ops import core as core_ops
+from keras.src.ops import math as math_ops
 from keras.src.ops import nn as nn_ops
 from keras.src.ops import numpy as numpy_ops
 
 __all__ = [
     "AutocastScope",
+    "CustomScaleLayer",
+    "LayerScale",
     "Node",
+    "ReluOperation",
+    "StochasticDepth",
+    "attends_over_positions",
     "call_context",
     "core_ops",
     "functional",
@@ -29,6 +38,7 @@ __all__ = [
     "is_symbolic",
     "lambda_output_shape",
     "layers_of",
+    "math_ops",
     "nn_ops",
     "node_of",
     "nodes_of",
@@ -172,3 +182,9 @@ def call_context(layer):
 def lambda_output_shape(layer):
     """Returns the `output_shape` that a `Lambda` layer was made with."""
     return layer._output_shape
+
+
+def attends_over_positions(layer):
+    """Whether a MultiHeadAttention has no gate, window or axes of its own."""
+    plain = not getattr(layer, "_use_gate", False)
+    return plain and getattr(layer, "_sliding_window", None) is None

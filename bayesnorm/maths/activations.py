@@ -102,7 +102,10 @@ def leaky_relu_map_moments(mean, variance, slope=0.2):
     gain = 0.5 * (1.0 + slope) + half * error
     spread = variance * (0.5 * (1.0 + slope**2) + 0.5 * (1.0 - slope**2) * error)
     spread = spread + (scaled - excess) * (scaled + excess)
-    return 0.5 * (1.0 + slope) * mean + excess, ops.maximum(spread, 0.0), gain
+    # At most the variance of the steepest line: rounding cannot make noise of none.
+    steepest = ops.maximum(ops.square(ops.convert_to_tensor(slope, mean.dtype)), 1.0)
+    spread = ops.clip(spread, 0.0, variance * steepest)
+    return 0.5 * (1.0 + slope) * mean + excess, spread, gain
 
 
 def elementwise_moments(fn, mean, variance, points=32, kink=None):
@@ -115,9 +118,9 @@ def elementwise_moments(fn, mean, variance, points=32, kink=None):
         points: int, nodes of the Gauss-Hermite rule. For `fn` analytic in the strip
             `|Im x| < d` (tanh: pi/2; sigmoid, softplus, SiLU: pi) the error is at
             most `12 exp(d^2 / (2 v) - 2 d sqrt(points / v))`.
-        kink: number where `fn` is not smooth, or None. The range is then cut
-            there and each side gets a Gauss-Legendre rule of `points` nodes
-            over nine standard deviations.
+        kink: number where `fn` is not smooth, a tuple of such numbers, or None. The
+            range is then cut there and each part gets a Gauss-Legendre rule of
+            `points` nodes, over nine standard deviations to either side.
 
     Returns:
         `(mean, variance)`.
@@ -135,19 +138,18 @@ def elementwise_moments(fn, mean, variance, points=32, kink=None):
 
 def _nodes(mean, variance, points, kink):
     """Yields nodes and weights of E f(X), each in the shape of `mean`."""
+    stddev = safe_sqrt(variance)
     if kink is None:
-        stddev = safe_sqrt(variance)
         for node, weight in zip(*hermite_nodes(points), strict=True):
             yield mean + node * stddev, weight
         return
     reach = 9.0
-    z, _ = standardize(mean - kink, variance)
-    cut = ops.clip(-z, -reach, reach)
-    stddev = safe_sqrt(variance)
-    for sign in (-1.0, 1.0):
-        width = reach - sign * cut
+    kinks = sorted(kink) if isinstance(kink, tuple) else (kink,)
+    cuts = [ops.clip(-standardize(mean - k, variance)[0], -reach, reach) for k in kinks]
+    for low, high in zip((-reach, *cuts), (*cuts, reach), strict=True):
+        width = high - low
         for node, weight in zip(*legendre_nodes(points), strict=True):
-            t = cut + sign * node * width
+            t = low + node * width
             yield mean + t * stddev, weight * width * pdf(t)
 
 

@@ -160,3 +160,43 @@ def _larger(first, second):
     )
     shared = ops.square(share * safe_sqrt(shared1) + (1 - share) * safe_sqrt(shared2))
     return mean, variance, ops.minimum(shared, variance)
+
+
+def max_over_axis(mean, variance, shared, axis):
+    """Moments of the maximum over an axis of unequal Gaussian variables.
+
+    A knockout: halves meet element by element, each maximum counts as Gaussian again
+    (see `max_pool_maps`).
+
+    Args:
+        mean: tensor.
+        variance: tensor like `mean`.
+        shared: the part of `variance` that the elements have in common, or None.
+        axis: int, of known size; it stays, with size 1.
+
+    Returns:
+        `(mean, variance, shared)`.
+    """
+
+    def part(x, start, stop):
+        where = [slice(None)] * len(x.shape)
+        where[axis] = slice(start, stop)
+        return x[tuple(where)]
+
+    def both(values, start, stop):
+        return tuple(v if v is None else part(v, start, stop) for v in values)
+
+    values = (mean, variance, shared)
+    size = mean.shape[axis]
+    while size > 1:
+        half = size // 2
+        first, second = both(values, 0, half), both(values, half, 2 * half)
+        won = _larger(first, second)
+        if size % 2:
+            odd = both(values, 2 * half, size)
+            won = tuple(
+                a if a is None else ops.concatenate([a, b], axis)
+                for a, b in zip(won, odd, strict=True)
+            )
+        values, size = won, half + size % 2
+    return values

@@ -9,9 +9,15 @@ Reference:
 """
 
 from bayesnorm.moments import (  # noqa: F401  (each registers its rules)
-    layer_rules,
+    attention_rules,
     linear_rules,
+    merge_rules,
+    noise_rules,
+    normalization_rules,
     op_rules,
+    op_shape_rules,
+    pooling_rules,
+    shape_rules,
 )
 from bayesnorm.moments.activation_rules import register_activation
 from bayesnorm.moments.moments import Moments

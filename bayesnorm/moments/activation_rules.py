@@ -8,7 +8,7 @@ from keras import activations, layers, ops
 from bayesnorm import backend
 from bayesnorm.maths import activations as maths
 from bayesnorm.maths.softmax import log_softmax_moments, softmax_moments
-from bayesnorm.moments.registry import register
+from bayesnorm.moments.registry import register, rule_for
 
 _ACTIVATIONS = {}
 
@@ -45,6 +45,8 @@ def activate(function, moments):
     """
     if function is None or function is activations.linear:
         return moments
+    if isinstance(function, layers.Layer):
+        return rule_for(function)(function, moments)
     if function in _SLOPES:
         return rectify(moments, _SLOPES[function])
     if function in (activations.softmax, activations.log_softmax):
@@ -56,8 +58,28 @@ def activate(function, moments):
             f"Register one with @bayesnorm.moments.register_activation({name}), a "
             "function (mean, variance) -> (mean, variance)."
         )
-    mean, variance = _ACTIVATIONS[function](moments.mean, moments.variance)
+    return elementwise(_ACTIVATIONS[function], moments)
+
+
+def elementwise(rule, moments):
+    """Applies a function `(mean, variance) -> (mean, variance)`."""
+    mean, variance = rule(moments.mean, moments.variance)
     return moments.replace(mean=mean, variance=variance)
+
+
+def by_quadrature(function, moments, kink=None):
+    """Moments of a function that works element by element."""
+    return elementwise(
+        functools.partial(maths.elementwise_moments, function, kink=kink), moments
+    )
+
+
+def rectify_limited(moments, function, slope, limit, threshold):
+    """Moments of the ReLU of Keras with all its arguments, `function`."""
+    if limit is None and not threshold:
+        return rectify(moments, float(slope))
+    kinks = (float(threshold),) if limit is None else (float(threshold), float(limit))
+    return by_quadrature(function, moments, kinks)
 
 
 def along_channels(function, moments, axis):
@@ -122,19 +144,24 @@ _ACTIVATIONS.update(
         activations.silu: maths.silu_moments,
     }
 )
-# Smooth ones by Gauss-Hermite, the others cut at their kink at 0.
-for _function, _kink in {
+# Smooth ones by Gauss-Hermite, the others cut at their kinks.
+KINKS = {
     activations.mish: None,
     activations.softsign: 0.0,
     activations.celu: 0.0,
     activations.log_sigmoid: None,
     activations.squareplus: None,
     activations.tanh_shrink: None,
-    activations.relu6: 0.0,
-    activations.hard_sigmoid: 0.0,
-    activations.hard_tanh: 0.0,
-    activations.hard_silu: 0.0,
-}.items():
+    activations.relu6: (0.0, 6.0),
+    activations.hard_sigmoid: (-3.0, 3.0),
+    activations.hard_tanh: (-1.0, 1.0),
+    activations.hard_silu: (-3.0, 3.0),
+    activations.hard_shrink: (-0.5, 0.5),
+    activations.soft_shrink: (-0.5, 0.5),
+    activations.sparse_plus: (-1.0, 1.0),
+    activations.sparse_sigmoid: (-1.0, 1.0),
+}
+for _function, _kink in KINKS.items():
     _ACTIVATIONS[_function] = functools.partial(
         maths.elementwise_moments, _function, kink=_kink
     )
@@ -153,13 +180,9 @@ def _activation(layer, moments):
 
 @register(layers.ReLU)
 def _relu(layer, moments):
-    slope, limit, threshold = layer.negative_slope, layer.max_value, layer.threshold
-    if limit is None and not threshold:
-        return rectify(moments, float(slope))
-    mean, variance = maths.elementwise_moments(
-        layer.call, moments.mean, moments.variance, kink=float(threshold)
+    return rectify_limited(
+        moments, layer.call, layer.negative_slope, layer.max_value, layer.threshold
     )
-    return moments.replace(mean=mean, variance=variance)
 
 
 @register(layers.LeakyReLU)
@@ -183,9 +206,9 @@ def _prelu(layer, moments):
 
 @register(layers.ELU)
 def _elu(layer, moments):
-    alpha = float(layer.alpha)
-    mean, variance = maths.elu_moments(moments.mean, moments.variance, alpha)
-    return moments.replace(mean=mean, variance=variance)
+    return elementwise(
+        functools.partial(maths.elu_moments, alpha=float(layer.alpha)), moments
+    )
 
 
 @register(layers.Softmax)

@@ -34,9 +34,10 @@ class Moments:
         shared: Per example, the part of `variance` that is the same noise at all
             positions of a channel and has come through at least one linear layer
             or shift; broadcasts against `variance`; None for zero.
-        factor: Per example, the signed standard deviation that the draw of the
-            last stochastic scale gives each position, `(mean + bias) stddev(S)`; a
-            tensor like `variance` (which contains its square), or None.
+        factor: Per example, the signed standard deviation that one draw for each
+            channel, the last stochastic scale's, gives each position: behind the
+            scale `(mean + bias) stddev(S)`. A tensor like `variance` (which contains
+            its square), or None.
         correlation: Data-set level, correlation between neighbouring positions of
             a channel, for pooling layers.
         assumed: Whether nobody declared these moments: those of a graph's Input,
@@ -108,7 +109,7 @@ class Moments:
 
         None where there is no such noise.
         """
-        return _common_variance(self.variance, self.shared, self.factor)
+        return common_variance(self.variance, self.shared, self.factor)
 
     def mean_common_variance(self, average):
         """Variance of the average over positions of the noise that they share.
@@ -160,6 +161,10 @@ class Moments:
             axis=axis if axis != rank - 1 else -1,
         )
 
+    def constant(self, value):
+        """Returns a constant, a weight of any float type say, in the type of `mean`."""
+        return ops.cast(ops.convert_to_tensor(value), self.mean.dtype)
+
     def along(self, vector, axis=None):
         """Returns a vector over the channels in a shape to meet `mean`.
 
@@ -167,6 +172,7 @@ class Moments:
             vector: Tensor `[channels]`.
             axis: Integer, the channel axis; None for that of the moments.
         """
+        vector = self.constant(vector)
         if self.stationary:
             return vector
         axis = (self.axis if axis is None else axis) % len(self.shape)
@@ -174,6 +180,7 @@ class Moments:
 
     def affine(self, scale, shift=0.0):
         """Moments of `scale * x + shift`, vectors that meet `mean`."""
+        scale, shift = self.constant(scale), self.constant(shift)
         squared = ops.square(scale)
         return self.replace(
             mean=self.mean * scale + shift,
@@ -253,7 +260,8 @@ class Moments:
         )
 
 
-def _common_variance(variance, shared, factor):
+def common_variance(variance, shared, factor):
+    """Variance of the noise that positions share, None for none; see `Moments`."""
     if shared is None and factor is None:
         return None
     common = 0.0 if shared is None else shared
@@ -265,7 +273,7 @@ def _common_variance(variance, shared, factor):
 @backend.fused
 def _scale_maps(mean, variance, shared, factor, scale, noise, bias):
     # Noise of an earlier scale loses its own pattern over the positions.
-    shared = _common_variance(variance, shared, factor)
+    shared = common_variance(variance, shared, factor)
     if shared is not None:
         shared = shared * (ops.square(scale) + noise)
     factor = (mean + bias) * ops.sqrt(noise)

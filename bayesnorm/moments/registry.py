@@ -117,6 +117,30 @@ def register_elementwise(layer_type):
     return decorator
 
 
+# Layer types without a rule, and why.
+_REFUSED: dict[type, str] = {}
+
+
+def refuse(layer_type, reason):
+    """Notes why a layer type has no rule, for the error that names the layer.
+
+    Args:
+        layer_type: As in `register`, which overrides it.
+        reason: A sentence.
+    """
+    _REFUSED[layer_type] = reason
+
+
+def refuse_stationary(layer, moments):
+    """Raises a ValueError for moments at data-set level."""
+    if moments.stationary:
+        raise ValueError(
+            f"Layer {layer.name!r} ({type(layer).__name__}) mixes elements in a way "
+            "that one mean and variance per channel does not describe. Its moments "
+            "are known per example only: give a batch of inputs as the mean."
+        )
+
+
 def rule_for(layer):
     """Returns the rule of a layer, by its type or the nearest base type.
 
@@ -129,12 +153,16 @@ def rule_for(layer):
     Raises:
         ValueError: If there is none.
     """
+    reason = ""
     for base in type(layer).__mro__:
         if base in _RULES:
             return _RULES[base]
+        if base in _REFUSED:
+            reason = _REFUSED[base] + " "
+            break
     name = type(layer).__name__
     raise ValueError(
         f"No rule takes means and variances through layer {layer.name!r} of type "
-        f"{name}. Register one with @bayesnorm.moments.register({name}), a function "
-        "(layer, moments) -> moments."
+        f"{name}. {reason}Register one with @bayesnorm.moments.register({name}), a "
+        "function (layer, moments) -> moments."
     )

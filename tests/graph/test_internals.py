@@ -45,5 +45,11 @@ def test_internals_are_where_the_package_looks_for_them():
     assert issubclass(internals.numpy_ops.Add, keras.Operation)
     assert issubclass(internals.nn_ops.Relu, keras.Operation)
     assert issubclass(internals.core_ops.Cast, keras.Operation)
+    assert issubclass(internals.math_ops.Rsqrt, keras.Operation)
+    assert issubclass(internals.ReluOperation, keras.Operation)
+    assert internals.attends_over_positions(layers.MultiHeadAttention(2, 3))
+    assert internals.CustomScaleLayer(0.5).scale == 0.5
+    assert internals.LayerScale(0.5, 3).projection_dim == 3
+    assert internals.StochasticDepth(0.5).drop_path_rate == 0.5
     with internals.AutocastScope(None):
         pass
