@@ -28,7 +28,7 @@ __all__ = [
     "value_and_gradients",
 ]
 
-# Memory held for a byte of the tensors in use: freed blocks, workspaces of convolutions.
+# Memory held for a byte of tensors in use: freed blocks, workspaces of convolutions.
 # Measured 1.4 for convolutions of 3x3.
 MEMORY_OVERHEAD = 2.0
 
