@@ -28,8 +28,8 @@ __all__ = [
     "value_and_gradients",
 ]
 
-# Memory held for a byte of the tensors in use: freed blocks, workspaces of
-# convolutions. Measured 1.4 for convolutions of 3x3.
+# Memory held for a byte of tensors in use: freed blocks, workspaces of convolutions.
+# Measured 1.4 for convolutions of 3x3.
 MEMORY_OVERHEAD = 2.0
 
 # The default algorithm gives other numbers under XLA than without it.

@@ -6,15 +6,18 @@ import shutil
 import tempfile
 
 import keras
+import numpy as np
 
 from bayesnorm.arguments import check_model, positive_integer
-from bayesnorm.graph import functional, is_graph
+from bayesnorm.graph import apply, functional, is_graph
 from bayesnorm.graph.internals import get_input_signature
-from bayesnorm.layers.noise import stochastic_layers
+from bayesnorm.layers.noise import noise_mode, stochastic_layers
+from bayesnorm.prediction.memory import rows_that_fit
 from bayesnorm.prediction.networks import check_any_batch
 from bayesnorm.prediction.sampling import SamplingModel
 from bayesnorm.prediction.tasks import outputs_of
 
+_ROWS = 1024  # Of a pass, by default, as in `predict`.
 _README = """# {name}
 
 A TensorFlow SavedModel that answers with Monte Carlo uncertainty: {samples} networks
@@ -56,7 +59,7 @@ def export(
     samples=30,
     from_logits=None,
     task="classification",
-    chunk_size=1024,
+    chunk_size=None,
 ):
     """Writes a SavedModel that answers with Monte Carlo uncertainty.
 
@@ -92,7 +95,9 @@ def export(
         from_logits: As for `bayesnorm.predict`.
         task: As for `bayesnorm.predict`.
         chunk_size: Rows (networks times examples) of one pass through the
-            network, which bounds the memory of a request.
+            network, which bounds the memory of a request; at least its examples. None:
+            1024, but no more than take about 1 GiB (1024 where the model leaves the
+            shape of an example open).
 
     Raises:
         ValueError: If an argument is not as above, there is something at `path`,
@@ -106,7 +111,8 @@ def export(
             "load it there and export."
         )
     samples = positive_integer("samples", samples)
-    chunk_size = positive_integer("chunk_size", chunk_size)
+    if chunk_size is not None:
+        chunk_size = positive_integer("chunk_size", chunk_size)
     check_model(model)
     model = model.model if isinstance(model, SamplingModel) else model
     if not model.built:
@@ -129,6 +135,7 @@ def export(
         )
     from bayesnorm.serving import saved_model
 
+    chunk_size = chunk_size or _rows_of_a_pass(model, signature)
     path.parent.mkdir(parents=True, exist_ok=True)
     # A server that watches the folder must not see half a model.
     draft = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
@@ -158,6 +165,26 @@ def _signature(model):
         for x, name in zip(flat, names, strict=True)
     ]
     return keras.tree.pack_sequence_as(nest, named)
+
+
+def _rows_of_a_pass(model, signature):
+    if any(None in x.shape[1:] for x in keras.tree.flatten(signature)):
+        return _ROWS
+    example = keras.tree.map_structure(
+        lambda x: np.zeros(
+            (1, *x.shape[1:]), object if x.dtype == "string" else x.dtype
+        ),
+        signature,
+    )
+    return min(_ROWS, rows_that_fit(model, _pass, (), example))
+
+
+def _pass(model):
+    def step(batch):
+        with noise_mode("mean"):
+            return apply(model(), batch)
+
+    return step
 
 
 def _readme(model, path, samples, signature, outputs):

@@ -457,3 +457,18 @@ def test_bad_arguments(model, tmp_path, arguments, match):
 def test_other_backends_say_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="KERAS_BACKEND=tensorflow"):
         export(make_model(), tmp_path / "1", from_logits=True)
+
+
+@needs_tensorflow
+def test_rows_of_a_pass_follow_the_size_of_an_example(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(
+        "bayesnorm.serving.saved_model.write", lambda *args: written.append(args[-1])
+    )
+    for i, shape in enumerate([(4,), (512, 512, 24), (None, 24)]):
+        inputs = keras.Input(shape)
+        model = keras.Model(inputs, bayesnorm.StochasticScaleNorm()(inputs))
+        export(model, tmp_path / str(i), from_logits=True)
+    small, large, open_ = written
+    assert small == open_ == 1024
+    assert large in (4, 8)  # One tensor of an example takes 24 MiB.
