@@ -180,7 +180,8 @@ def _said(record):
     [
         (keras.Model, _fit, {}, "counted 32 examples"),
         (keras.Model, _fit, {"steps_per_epoch": 2}, "counted 16 examples"),
-        (keras.Model, _on_batches, {}, "counted 8 examples"),
+        # Keras resets metrics in `train_on_batch` from 3.11 on.
+        (keras.Model, _on_batches, {}, "counted 8 examples|in a loop of your own"),
         (OwnMetrics, _fit, {}, "a model whose `metrics` leave out"),
         (keras.Model, _by_hand, {}, "in a loop of your own"),
     ],
@@ -194,7 +195,7 @@ def test_a_weight_that_may_be_wrong_is_said_once(rng, cls, train, arguments, rea
         train(model, _values(rng, 32, 4), **arguments)
     (message,) = _said(record)
     assert "Layer 'first'" in message
-    assert reason in message
+    assert re.search(reason, message)
     assert "num_examples=N" in message
 
 
