@@ -299,11 +299,15 @@ class VariationalLayer(StochasticLayer):
     def check_noise(self):
         """Warns of a posterior that was trained without its KL."""
         super().check_noise()
+        if not self.built:
+            return
         if _number(self.examples_seen) > 0 and not _number(self.kl_weight_variable):
-            warnings.warn(
-                f"The KL of layer {self.name!r} weighed nothing in the training so "
-                f"far: what it learned is no posterior. {_MEND}",
-                stacklevel=3,
+            (self._step or _Step(self)).warn_once(
+                self,
+                "no KL",
+                f"The KL of layer {self.name!r}, and of any other of its model that "
+                "counts examples, weighed nothing in the training so far: what it "
+                f"learned is no posterior. {_MEND}",
             )
 
     def standard_normal(self, name, batch_size, training):

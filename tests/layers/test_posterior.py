@@ -180,7 +180,8 @@ def _said(record):
     [
         (keras.Model, _fit, {}, "counted 32 examples"),
         (keras.Model, _fit, {"steps_per_epoch": 2}, "counted 16 examples"),
-        (keras.Model, _on_batches, {}, "counted 8 examples"),
+        # Keras resets metrics in `train_on_batch` from 3.11 on.
+        (keras.Model, _on_batches, {}, "counted 8 examples|in a loop of your own"),
         (OwnMetrics, _fit, {}, "a model whose `metrics` leave out"),
         (keras.Model, _by_hand, {}, "in a loop of your own"),
     ],
@@ -194,19 +195,21 @@ def test_a_weight_that_may_be_wrong_is_said_once(rng, cls, train, arguments, rea
         train(model, _values(rng, 32, 4), **arguments)
     (message,) = _said(record)
     assert "Layer 'first'" in message
-    assert reason in message
+    assert re.search(reason, message)
     assert "num_examples=N" in message
 
 
 def test_a_posterior_without_its_kl_is_not_sampled_in_silence(rng, recwarn):
     """One single epoch of `fit`: the weight comes when it is over."""
-    model, _ = _model(name="bias")
+    model = keras.Sequential([keras.Input((4,)), NoisyBias(name="bias"), NoisyBias()])
     x = _values(rng, 16, 4)
     model.compile("sgd", "mse")
     model.fit(x, x, epochs=1, verbose=0)
     assert not _said(recwarn)
-    with pytest.warns(UserWarning, match="KL of layer 'bias' weighed nothing"):
+    with pytest.warns(UserWarning, match="KL of layer 'bias'"):
         bayesnorm.predict(model, x, task="regression")
+    bayesnorm.predict(model, x, task="regression")
+    assert len(_said(recwarn)) == 0
 
 
 def test_measurements_are_no_training(rng, recwarn):
