@@ -464,3 +464,23 @@ def test_float64(everywhere, rng):
     finally:
         keras.config.set_floatx("float32")
     assert np.abs(got.probs - mean.probs).max() < 0.1
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.LayerNormalization,
+        layers.RMSNormalization,
+        layers.UnitNormalization,
+        lambda: layers.GroupNormalization(1),
+    ],
+)
+def test_normalizations_of_few_elements_and_little_noise(layer, rng):
+    """What an element does to its own mean and divisor counts where there are few."""
+    model = keras.Sequential([keras.Input((4,)), layer()])
+    mean = rng.normal(size=4).astype("float32")
+    variance = rng.uniform(1e-4, 4e-4, 4).astype("float32")
+    got = propagate(model, mean[None], variance[None])
+    x = rng.normal(mean, variance**0.5, size=(SAMPLES, 4)).astype("float32")
+    y = np.array(model(x))
+    assert_meet(y, np.array(got.mean[0]), np.array(got.variance[0]), 0.02)
