@@ -170,13 +170,13 @@ def _signature(model):
 def _rows_of_a_pass(model, signature):
     if any(None in x.shape[1:] for x in keras.tree.flatten(signature)):
         return _ROWS
-    example = keras.tree.map_structure(
-        lambda x: np.zeros(
-            (1, *x.shape[1:]), object if x.dtype == "string" else x.dtype
-        ),
-        signature,
-    )
+    example = keras.tree.map_structure(_zeros, signature)
     return min(_ROWS, rows_that_fit(model, _pass, (), example))
+
+
+def _zeros(x):
+    dtype = object if x.dtype == "string" else x.dtype
+    return np.zeros((1, *x.shape[1:]), dtype)
 
 
 def _pass(model):

@@ -6,6 +6,7 @@ import pytest
 from keras import layers, ops
 
 import bayesnorm
+from bayesnorm.streams.arrays import as_arrays
 
 
 def batch_normalized(shape=(4,)):
@@ -276,6 +277,8 @@ def test_data_frames(x):
     columns = scaled(*(keras.Input((1,), name=name) for name in "abcd"))
     got = bayesnorm.predict(columns, [Frame(c) for c in x.T], **ARGUMENTS)
     assert got.mean.shape == (48, 2)
+    # A Series is a column, as in Keras, also where no graph says so.
+    assert as_arrays(Frame(x[:, 0])).shape == (48, 1)
     mixed = np.array([[True, "a", 1.0, 2]], object)
     with pytest.raises(ValueError, match=r"bool, float, int, str.*columns of one type"):
         bayesnorm.predict(model, mixed, **ARGUMENTS)
