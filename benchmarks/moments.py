@@ -149,6 +149,9 @@ def table(rows, settings):
             f"| {row['network']} | {row['sampled']:.2e} | {row['moments']:.2e} "
             f"| {ratio:.2f} | {row['difference']:.3f} |"
         )
+    missing = [n for n in NETWORKS if n not in {row["network"] for row in rows}]
+    if missing:
+        lines += ["", f"Not run: {', '.join(missing)}."]
     return "\n".join([*lines, ""])
 
 
