@@ -308,7 +308,8 @@ def of_texts():
     vectorization.adapt(TEXTS)
     inputs = keras.Input((), dtype="string")
     x = layers.GlobalAveragePooling1D()(layers.Embedding(10, 4)(vectorization(inputs)))
-    x = layers.BatchNormalization()(x)
+    # TextVectorization of Keras 3.10 hides the number of channels from what follows.
+    x = layers.BatchNormalization()(layers.Dense(4)(x))
     return keras.Model(inputs, layers.Dense(2)(x))
 
 
