@@ -308,8 +308,8 @@ def of_texts():
     vectorization.adapt(TEXTS)
     inputs = keras.Input((), dtype="string")
     x = layers.GlobalAveragePooling1D()(layers.Embedding(10, 4)(vectorization(inputs)))
-    # TextVectorization of Keras 3.10 hides the number of channels from what follows.
-    x = layers.BatchNormalization()(layers.Dense(4)(x))
+    # With Keras 3.10 its input does not show the number of channels when it runs.
+    x = layers.BatchNormalization()(x)
     return keras.Model(inputs, layers.Dense(2)(x))
 
 
