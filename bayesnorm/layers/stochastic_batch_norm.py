@@ -329,7 +329,8 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
         if self.center:
             shift = shift + ops.cast(self.beta, shift.dtype)
         rank, axis = len(x.shape), self.axis % len(x.shape)
-        shape = broadcast_shape(axis, rank, x.shape[axis], -1)  # Of 1 or more rows.
+        (channels,) = self.moving_mean.shape  # Of a tensor it may not be known.
+        shape = broadcast_shape(axis, rank, channels, -1)  # Of 1 or more rows.
         scale, shift = (
             ops.cast(ops.reshape(value, shape), x.dtype) for value in (scale, shift)
         )

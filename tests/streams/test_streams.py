@@ -308,6 +308,7 @@ def of_texts():
     vectorization.adapt(TEXTS)
     inputs = keras.Input((), dtype="string")
     x = layers.GlobalAveragePooling1D()(layers.Embedding(10, 4)(vectorization(inputs)))
+    # With Keras 3.10 its input does not show the number of channels when it runs.
     x = layers.BatchNormalization()(x)
     return keras.Model(inputs, layers.Dense(2)(x))
 
