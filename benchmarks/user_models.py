@@ -4,10 +4,10 @@
 python -m benchmarks.user_models --models 200 --output benchmarks/results/user_models
 ```
 
-Each network is converted, calibrated, predicted with by every method, saved, loaded and
-(with TensorFlow) exported. A step is *right* if what it gives is what Keras, or the step
-before, says it must be; *refused* if it ends with an error that names a layer, an output
-or an argument; else it is *wrong*. The command ends with exit code 1 if any is.
+Each network is converted, calibrated, predicted with by every method, saved, loaded
+and (with TensorFlow) exported. A step is *right* if what it gives is what Keras, or the
+step before, says it must be; *refused* if it ends with an error that names a layer, an
+output or an argument; else it is *wrong*. The command ends with exit code 1 if any is.
 """
 
 import collections
@@ -352,18 +352,25 @@ def _cut(prediction, rows):
     return bayesnorm.Prediction(**values)
 
 
+def _hold(what, condition):
+    if not np.all(condition):
+        raise AssertionError(f"does not hold: {what}")
+
+
 def _meaningful(prediction):
     """Probabilities are some, and entropies and variances in their bounds."""
     if prediction.probs is None:
-        assert np.isfinite(prediction.mean).all() and (prediction.variance >= 0).all()
+        _hold("finite means", np.isfinite(prediction.mean))
+        _hold("variance >= 0", prediction.variance >= 0)
         return
     labels = prediction.entropy.ndim == prediction.probs.ndim
     classes = 2 if labels else prediction.probs.shape[-1]
     if not labels:
         _equal([prediction.probs.sum(-1)], [np.ones(len(prediction))])
-    assert (prediction.entropy <= np.log(classes) + 1e-5).all()
-    assert (prediction.mutual_information <= prediction.entropy + 1e-5).all()
-    assert (prediction.mutual_information >= 0).all()
+    entropy, information = prediction.entropy, prediction.mutual_information
+    _hold("entropy <= log(classes)", entropy <= np.log(classes) + 1e-5)
+    _hold("information <= entropy", information <= entropy + 1e-5)
+    _hold("information >= 0", information >= 0)
 
 
 def _is_of(prediction, outputs):
@@ -428,7 +435,7 @@ def _page(counts, others):
             "",
             f"`{command}`",
             "",
-            timing.hardware() if hasattr(timing, "hardware") else "",
+            timing.hardware(),
             "",
             "| step | right | refused by name | wrong |",
             "| --- | --- | --- | --- |",
@@ -440,10 +447,5 @@ def _page(counts, others):
     )
 
 
-def run():
-    """Runs the program."""
-    app.run(main)
-
-
 if __name__ == "__main__":
-    run()
+    app.run(main)
