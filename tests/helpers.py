@@ -2,11 +2,17 @@
 
 import keras
 import numpy as np
+import pytest
 from keras import layers, ops
 
 from bayesnorm.graph import layers_of
 
 DTYPES = ["float32"] + ["float64"] * (keras.backend.backend() == "tensorflow")
+
+
+def long(*values):
+    """A case that only `pytest -m slow` runs: the default suite has its like."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def tensor(x, dtype="float32"):

@@ -12,6 +12,7 @@ from keras import layers
 import bayesnorm
 from bayesnorm import backend
 from bayesnorm.prediction import memory
+from tests.helpers import long
 
 MEASURED = """
 import resource, sys
@@ -38,7 +39,7 @@ print(peak() - before)
 """
 
 
-@pytest.mark.parametrize(("method", "images"), [("sample", 6), ("mean", 40)])
+@pytest.mark.parametrize(("method", "images"), [("sample", 6), long("mean", 40)])
 def test_large_images_stay_below_a_gibibyte(method, images):
     """Of 24 channels one takes 24 MiB: in one pass 1.5 and 1 GiB for each tensor."""
     found = subprocess.run(

@@ -11,6 +11,7 @@ import pytest
 from absl.testing import flagsaver
 
 import bayesnorm
+from tests.helpers import long
 from trainers import all_cnn, report, session
 from trainers.flags import FLAGS
 
@@ -125,7 +126,7 @@ def test_a_workdir_of_other_flags_is_refused(finished):
     ("values", "keys"),
     [
         ({"norm": "none", "scale": "plain", "projection": False}, {"one_pass"}),
-        (
+        long(
             {"norm": "weight", "samples": 11},
             {"one_pass", "averaged_10", "averaged", "moments"},
         ),

@@ -11,6 +11,7 @@ from sklearn.metrics import jaccard_score
 
 import bayesnorm
 from bayesnorm import datasets, metrics, models
+from tests.helpers import long
 from trainers import all_cnn, cell_fcn, normalized, report
 from trainers.flags import FLAGS, defining_flags
 from trainers.sections import batch_noise, segmentation
@@ -128,7 +129,7 @@ def test_another_folder_of_images_is_another_run(tmp_path):
         assert "data_dir" not in defining_flags()
 
 
-@pytest.mark.parametrize("normalization_batch", [None, 1024])
+@pytest.mark.parametrize("normalization_batch", [long(None), 1024])
 def test_the_noise_of_a_set_of_one_batch_is_that_of_its_augmentations(
     tmp_path, normalization_batch
 ):
