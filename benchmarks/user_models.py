@@ -40,8 +40,8 @@ _FIELDS = ("probs", "entropy", "mutual_information", "mean", "variance")
 # --- networks ------------------------------------------------------------------------
 
 
-def _vectors(rng):
-    x = inputs = keras.Input((6,), name="vectors")
+def _vectors(rng, name="vectors"):
+    x = inputs = keras.Input((6,), name=name)
     for _ in range(rng.integers(1, 4)):
         x = _hidden(
             rng,
@@ -69,7 +69,7 @@ def _images(rng):
             lambda x: layers.SeparableConv2D(6, 3, padding="same")(x),
             lambda x: layers.DepthwiseConv2D(3, padding="same")(x),
             lambda x: layers.MaxPooling2D(padding="same")(x),
-            lambda x: layers.AveragePooling2D(padding="same")(x),
+            lambda x: layers.AveragePooling2D(2, padding="same")(x),
             lambda x: _squeeze_and_excite(x),
             lambda x: layers.GroupNormalization(1)(x),
         )
@@ -149,16 +149,17 @@ class _Subclassed(keras.Model):
 
 
 def make(seed):
-    """Returns `(model, inputs, task)` of a random network."""
+    """Returns `(model, inputs, task, from_logits)` of a random network.
+
+    `from_logits` says of each output what the losses say to the package.
+    """
     rng = np.random.default_rng(seed)
     keras.utils.set_random_seed(seed)
     bodies = (_vectors, _images, _words)
     inputs, x = bodies[rng.integers(3)](rng)
     if rng.random() < 0.3:  # A second input.
-        more, y = _vectors(rng)
+        more, y = _vectors(rng, "more")
         inputs, x = [*inputs, *more], layers.Concatenate()([x, y])
-        if inputs[0].name == inputs[1].name:
-            inputs[1].name = "more"
     x = layers.BatchNormalization()(layers.Dense(8)(x))
     if rng.random() < 0.4:
         nested = keras.Input((8,))
@@ -178,7 +179,8 @@ def make(seed):
     ]
     model.fit(data if len(data) > 1 else data[0], _labels(model, tasks, rng), verbose=0)
     task = tasks[0] if one else {f"head_{i}": t for i, t in enumerate(tasks)}
-    return model, data if len(data) > 1 else data[0], task
+    from_logits = [getattr(loss, "from_logits", False) for loss in losses]
+    return model, data if len(data) > 1 else data[0], task, from_logits
 
 
 def _labels(model, tasks, rng):
@@ -224,7 +226,7 @@ def _stream(x, kind):
 
 def check(seed):
     """Returns `{step: "right", "refused: ..." or "wrong: ..."}` of one network."""
-    model, x, task = make(seed)
+    model, x, task, from_logits = make(seed)
     rng = np.random.default_rng(seed)
     kinds = ["arrays", "tuples", "PyDataset"]
     kinds += ["tf.data"] * (keras.backend.backend() == "tensorflow")
@@ -262,8 +264,8 @@ def check(seed):
             _meaningful(p)
 
     def mean():
-        for p, y in zip(predict(method="mean"), expected, strict=True):
-            _is_of(p, y)
+        for p, *said in zip(predict(method="mean"), expected, from_logits, strict=True):
+            _is_of(p, *said)
 
     def moments():
         for p in predict(method="moments"):
@@ -373,7 +375,7 @@ def _meaningful(prediction):
     _hold("information >= 0", information >= 0)
 
 
-def _is_of(prediction, outputs):
+def _is_of(prediction, outputs, from_logits):
     """The prediction of one network says what the model's output does."""
     if prediction.probs is None:
         _equal([prediction.mean], [outputs])
@@ -381,9 +383,7 @@ def _is_of(prediction, outputs):
     probs = prediction.probs
     if prediction.entropy.ndim < probs.ndim and outputs.shape[-1] == 1:
         probs = probs[..., 1:]
-    if (outputs < 0).any() or (
-        outputs > 1
-    ).any():  # Logits: of a softmax, or of labels.
+    if from_logits:
         several = prediction.entropy.ndim < prediction.probs.ndim
         if several and outputs.shape[-1] > 1:
             outputs = ops.convert_to_numpy(ops.softmax(outputs))

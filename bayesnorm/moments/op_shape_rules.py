@@ -13,7 +13,7 @@ from bayesnorm.maths.pooling import (
     max_pool_moments,
 )
 from bayesnorm.moments.merge_rules import concatenate_moments
-from bayesnorm.moments.registry import refuse_stationary, register
+from bayesnorm.moments.registry import refuse, refuse_stationary, register
 from bayesnorm.moments.shape_rules import (
     moved,
     reshape_moments,
@@ -289,3 +289,11 @@ def _extreme(sign):
 
 register(numpy.Max)(_extreme(1.0))
 register(numpy.Min)(_extreme(-1.0))
+
+
+for _name in ("NotEqual", "Equal", "Less", "Greater", "LogicalAnd", "LogicalOr", "Any"):
+    refuse(
+        getattr(numpy, _name),
+        "What is true or false, a mask say (of an Embedding with mask_zero=True, of a "
+        "Masking layer), has no mean and variance: use method='sample'.",
+    )
