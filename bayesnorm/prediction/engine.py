@@ -26,7 +26,7 @@ from bayesnorm.prediction.outputs import (
 )
 from bayesnorm.prediction.prediction import Prediction
 from bayesnorm.prediction.tasks import outputs_of
-from bayesnorm.streams.arrays import rows_of
+from bayesnorm.streams.arrays import rows_of, shapes_of
 
 SAMPLING = ("sample", "minibatch")
 _ROWS = 1024  # Of a pass, by default: large enough to keep the cores busy.
@@ -137,6 +137,7 @@ class _Engine:
     def __init__(self, model, plan, outputs, member, recorded):
         self._model, self._plan, self._outputs = model, plan, outputs
         self._get = compiled_for(model).get
+        self._fit = {}  # By the shapes of an example: the rows that fit.
         noise = Noise(model)
         if plan.method in ("sample", "moments"):
             for layer in stochastic_layers(model):
@@ -162,9 +163,12 @@ class _Engine:
         plan = self._plan
         if plan.chunk_size is not None:
             return plan.chunk_size
-        one = [draws[:1] for draws in self._arguments]
-        fit = rows_that_fit(self._model, *self._step(1, 1, False), batch, *one)
-        return min(fit, max(_ROWS, plan.batch_size))
+        shapes = shapes_of(batch)
+        if shapes not in self._fit:
+            one = [draws[:1] for draws in self._arguments]
+            step = self._step(1, 1, False)
+            self._fit[shapes] = rows_that_fit(self._model, *step, batch, *one)
+        return min(self._fit[shapes], max(_ROWS, plan.batch_size))
 
     def _step(self, samples, each, keep_samples):
         """Returns the function that makes a step, and its arguments."""
