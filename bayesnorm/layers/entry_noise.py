@@ -98,6 +98,34 @@ class EntryNoise(StochasticLayer):
         return input_shape
 
 
+class MaskNoise(EntryNoise):
+    """Base of the layers that put another number in the place of a share of entries.
+
+    Args:
+        rate: Number in [0, 1), the share.
+        noise_shape: As for `EntryNoise`.
+        seed: Integer, None for a random one.
+    """
+
+    def __init__(self, rate, noise_shape=None, seed=None, **kwargs):
+        super().__init__(noise_shape=noise_shape, seed=seed, **kwargs)
+        check_rate(rate)
+        self.rate = rate
+
+    @property
+    def amount(self):
+        """The rate."""
+        return self.rate
+
+    def get_config(self):
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "rate": self.rate,
+            "noise_shape": self.noise_shape,
+        }
+
+
 def kept(draws, rate, dtype):
     """Returns a mask, 1 with probability `1 - rate`, of standard normal draws."""
     return ops.cast(draws < float(special.ndtri(1 - rate)), dtype)

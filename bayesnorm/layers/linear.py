@@ -115,8 +115,8 @@ class NormalizedLinear(keras.layers.Wrapper):
         """Returns the moments of the outputs from those of `x_hat`."""
         if self.use_bias:
             moments = moments.over(self.channel_axis)
-            bias = ops.cast(ops.convert_to_tensor(self.bias), moments.mean.dtype)
-            moments = moments.affine(1.0, moments.along(bias, self.channel_axis))
+            shift = moments.along(self.bias, self.channel_axis)
+            moments = moments.affine(1.0, shift)
         return activate(self.activation, moments)
 
     @contextlib.contextmanager

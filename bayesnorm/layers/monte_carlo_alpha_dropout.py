@@ -3,15 +3,13 @@
 import keras
 from keras import ops
 
-from bayesnorm.layers.entry_noise import EntryNoise, check_rate, kept
+from bayesnorm.layers.entry_noise import MaskNoise, kept
+from bayesnorm.maths.activations import SELU_LIMIT
 from bayesnorm.moments import register
-
-# What SELU goes to at minus infinity: -scale * alpha of Klambauer et al.
-_LOW = -1.0507009873554805 * 1.6732632423543772
 
 
 @keras.saving.register_keras_serializable("bayesnorm")
-class MonteCarloAlphaDropout(EntryNoise):
+class MonteCarloAlphaDropout(MaskNoise):
     """Alpha dropout in training, and in evaluation when asked for noise.
 
     `y = a (x k + low (1 - k)) + b`, k 1 with probability `1 - rate` and 0 otherwise,
@@ -38,43 +36,25 @@ class MonteCarloAlphaDropout(EntryNoise):
         Klambauer et al., 2017, "Self-Normalizing Neural Networks".
     """
 
-    def __init__(self, rate, noise_shape=None, seed=None, **kwargs):
-        super().__init__(noise_shape=noise_shape, seed=seed, **kwargs)
-        check_rate(rate)
-        self.rate = rate
-
-    @property
-    def amount(self):
-        """The rate."""
-        return self.rate
-
     @property
     def affine(self):
         """The numbers `(a, b)`."""
-        a = ((1 - self.rate) * (1 + self.rate * _LOW**2)) ** -0.5
-        return a, -a * _LOW * self.rate
+        a = ((1 - self.rate) * (1 + self.rate * SELU_LIMIT**2)) ** -0.5
+        return a, -a * SELU_LIMIT * self.rate
 
     def apply_noise(self, inputs, draws):
         """Returns the inputs, some of them at the lower limit of SELU."""
         a, b = self.affine
         mask = kept(draws, self.rate, inputs.dtype)
-        return a * (inputs * mask + _LOW * (1 - mask)) + b
-
-    def get_config(self):
-        """Returns the constructor's arguments."""
-        return {
-            **super().get_config(),
-            "rate": self.rate,
-            "noise_shape": self.noise_shape,
-        }
+        return a * (inputs * mask + SELU_LIMIT * (1 - mask)) + b
 
 
 @register(MonteCarloAlphaDropout)
 def _moments(layer, moments):
     (a, b), rate = layer.affine, layer.rate
-    mask = (1 - rate) * rate * ops.square(moments.mean - _LOW)
+    mask = (1 - rate) * rate * ops.square(moments.mean - SELU_LIMIT)
     # What an entry gains is its own; what entries share comes through where it is kept.
-    passed = moments.affine(a * (1 - rate), a * rate * _LOW + b)
+    passed = moments.affine(a * (1 - rate), a * rate * SELU_LIMIT + b)
     return moments.replace(
         mean=passed.mean,
         variance=a**2 * ((1 - rate) * moments.variance + mask),

@@ -2,17 +2,12 @@
 
 import keras
 
-from bayesnorm.layers.entry_noise import (
-    EntryNoise,
-    check_rate,
-    kept,
-    multiplicative_moments,
-)
+from bayesnorm.layers.entry_noise import MaskNoise, kept, multiplicative_moments
 from bayesnorm.moments import register
 
 
 @keras.saving.register_keras_serializable("bayesnorm")
-class MonteCarloDropout(EntryNoise):
+class MonteCarloDropout(MaskNoise):
     """Dropout in training, and in evaluation when asked for noise.
 
     `y = x mask / (1 - rate)`, each entry of the mask 1 with probability `1 - rate`.
@@ -41,16 +36,6 @@ class MonteCarloDropout(EntryNoise):
         Gal & Ghahramani, 2016, "Dropout as a Bayesian Approximation".
     """
 
-    def __init__(self, rate, noise_shape=None, seed=None, **kwargs):
-        super().__init__(noise_shape=noise_shape, seed=seed, **kwargs)
-        check_rate(rate)
-        self.rate = rate
-
-    @property
-    def amount(self):
-        """The rate."""
-        return self.rate
-
     def train(self, inputs, shape):
         """Returns the inputs, dropped as by Keras."""
         return keras.random.dropout(inputs, self.rate, shape, self.seed_generator)
@@ -58,14 +43,6 @@ class MonteCarloDropout(EntryNoise):
     def apply_noise(self, inputs, draws):
         """Returns the inputs, some of them dropped."""
         return inputs * kept(draws, self.rate, inputs.dtype) / (1 - self.rate)
-
-    def get_config(self):
-        """Returns the constructor's arguments."""
-        return {
-            **super().get_config(),
-            "rate": self.rate,
-            "noise_shape": self.noise_shape,
-        }
 
 
 register(MonteCarloDropout)(multiplicative_moments)

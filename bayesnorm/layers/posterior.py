@@ -345,12 +345,7 @@ class VariationalLayer(StochasticLayer):
 
     def load_own_variables(self, store):
         """Loads the weights, the state of the noise, and whether N is counted."""
-        values = {k: store[k] for k in store.keys()}  # noqa: SIM118 (an h5 group)
-        # Files of before 2027 say so beside the variables.
-        given = not values.pop("counts_examples", True)
-        super().load_own_variables(values)
-        if given:
-            self.examples_seen.assign(_GIVEN)
+        super().load_own_variables(store)
         self._follow_variables()
 
     def get_config(self):

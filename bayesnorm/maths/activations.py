@@ -14,6 +14,10 @@ from bayesnorm.maths.gaussian import cdf, hermite_nodes, legendre_nodes, pdf
 # Beyond this many standard deviations the density is 0 in the dtype.
 _HORIZON = 40.0
 
+# Klambauer et al., 2017, "Self-Normalizing Neural Networks".
+SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
+SELU_LIMIT = -SELU_SCALE * SELU_ALPHA  # Where it goes to at minus infinity.
+
 
 def safe_sqrt(x):
     """`sqrt(x)` of `x >= 0` with derivative 0, not infinity, at 0."""
@@ -164,7 +168,7 @@ def elu_moments(mean, variance, alpha=1.0):
 
 def selu_moments(mean, variance):
     """Moments of the SELU; `(0, 1)` is its fixed point."""
-    scale, alpha = 1.0507009873554805, 1.6732632423543772
+    scale, alpha = SELU_SCALE, SELU_ALPHA
     mean, variance = elu_moments(mean, variance, alpha)
     return scale * mean, scale**2 * variance
 

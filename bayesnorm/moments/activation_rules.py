@@ -192,7 +192,7 @@ def _leaky_relu(layer, moments):
 
 @register(layers.PReLU)
 def _prelu(layer, moments):
-    slope = ops.cast(ops.convert_to_tensor(layer.alpha), moments.mean.dtype)
+    slope = moments.constant(layer.alpha)
     if moments.stationary:
         if max((1, *slope.shape[:-1])) > 1:
             raise ValueError(

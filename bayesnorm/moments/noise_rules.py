@@ -2,6 +2,7 @@
 
 from keras import layers, ops
 
+from bayesnorm.maths.activations import SELU_LIMIT
 from bayesnorm.moments.registry import register
 
 
@@ -75,7 +76,7 @@ def _gaussian_noise(layer, moments):
 def _alpha_dropout(layer, moments):
     if not moments.stationary or not layer.rate:
         return moments
-    rate, low = layer.rate, -1.0507009873554805 * 1.6732632423543772
+    rate, low = layer.rate, SELU_LIMIT
     scale = ((1.0 - rate) * (1.0 + rate * low**2)) ** -0.5
     kept = 1.0 - rate
     spread = kept * moments.variance + kept * rate * ops.square(moments.mean - low)

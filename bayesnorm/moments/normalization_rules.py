@@ -12,10 +12,6 @@ from bayesnorm.moments.registry import register
 from bayesnorm.moments.shape_rules import averaged_over_positions, spread
 
 
-def _constant(value, like):
-    return ops.cast(ops.convert_to_tensor(value), like.dtype)
-
-
 @register(layers.Normalization, accepts_unknown=True)
 def _normalization(layer, moments):
     _check_adapted(layer)
@@ -29,8 +25,8 @@ def _normalization(layer, moments):
             f"Normalization {layer.name!r} with invert=True needs moments of its "
             "input, and those of the model's input are not declared."
         )
-    mean = _constant(layer.mean, moments.mean)
-    variance = _constant(layer.variance, moments.mean)
+    mean = moments.constant(layer.mean)
+    variance = moments.constant(layer.variance)
     stddev = ops.maximum(ops.sqrt(variance), keras.config.epsilon())
     if layer.invert:
         scale, shift = stddev, mean
@@ -63,7 +59,7 @@ def _rescaling(layer, moments):
     if not moments.known or moments.assumed:
         # Not standardized any more: unknown until a Normalization.
         return Moments(None, None, moments.shape, axis=moments.axis)
-    scale, shift = (_constant(v, moments.mean) for v in (layer.scale, layer.offset))
+    scale, shift = (moments.constant(v) for v in (layer.scale, layer.offset))
     if moments.stationary and max(len(scale.shape), len(shift.shape)) > 1:
         raise ValueError(
             f"Rescaling {layer.name!r} has constants of shape {tuple(scale.shape)}, "
@@ -77,16 +73,16 @@ def _batch_normalization(layer, moments):
     if moments.stationary:
         # What it is there for; its moving statistics are late in training.
         x = Moments.standardized(moments.shape, axis=layer.axis).over(layer.axis)
-        scale = _constant(layer.gamma, x.mean) if layer.scale else 1.0
-        return x.affine(scale, _constant(layer.beta, x.mean) if layer.center else 0.0)
+        scale = x.constant(layer.gamma) if layer.scale else 1.0
+        return x.affine(scale, x.constant(layer.beta) if layer.center else 0.0)
     x = moments
-    variance = _constant(layer.moving_variance, x.mean)
+    variance = x.constant(layer.moving_variance)
     scale = 1.0 / ops.sqrt(variance + layer.epsilon)
     if layer.scale:
-        scale = scale * _constant(layer.gamma, x.mean)
-    shift = -_constant(layer.moving_mean, x.mean) * scale
+        scale = scale * x.constant(layer.gamma)
+    shift = -x.constant(layer.moving_mean) * scale
     if layer.center:
-        shift = shift + _constant(layer.beta, x.mean)
+        shift = shift + x.constant(layer.beta)
     return x.affine(x.along(scale, layer.axis), x.along(shift, layer.axis))
 
 

@@ -15,21 +15,20 @@ from bayesnorm.layers.stochastic_batch_norm import batch_statistics
 from bayesnorm.measurement.minibatch import source_of
 from bayesnorm.moments import propagate
 from bayesnorm.prediction.average import average_networks, samples_a_pass
-from bayesnorm.prediction.memory import rows_that_fit
+from bayesnorm.prediction.memory import ROWS, rows_that_fit
 from bayesnorm.prediction.networks import Noise
 from bayesnorm.prediction.outputs import (
     entropy_and_information,
     finish,
     finish_moments,
+    told,
     unbiased,
-    yes,
 )
 from bayesnorm.prediction.prediction import Prediction
 from bayesnorm.prediction.tasks import outputs_of
 from bayesnorm.streams.arrays import rows_of, shapes_of
 
 SAMPLING = ("sample", "minibatch")
-_ROWS = 1024  # Of a pass, by default: large enough to keep the cores busy.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +167,7 @@ class _Engine:
             one = [draws[:1] for draws in self._arguments]
             step = self._step(1, 1, False)
             self._fit[shapes] = rows_that_fit(self._model, *step, batch, *one)
-        return min(self._fit[shapes], max(_ROWS, plan.batch_size))
+        return min(self._fit[shapes], max(ROWS, plan.batch_size))
 
     def _step(self, samples, each, keep_samples):
         """Returns the function that makes a step, and its arguments."""
@@ -278,10 +277,10 @@ def _combine(results, output, method):
             mean=_float32(mean), variance=_float32(variance), samples=samples
         )
     entropy, information = entropy_and_information(mean, spread, np)
-    if output.task == "multilabel":
-        mean, samples = yes(mean), None if samples is None else yes(samples)
+    if samples is not None:
+        samples = told(samples, output)
     return Prediction(
-        probs=_float32(mean),
+        probs=_float32(told(mean, output)),
         entropy=_float32(entropy),
         mutual_information=_float32(information),
         samples=samples,

@@ -7,6 +7,7 @@ from bayesnorm.graph import compiled_for
 from bayesnorm.streams.arrays import shapes_of
 
 _BYTES = 2**30  # Above the model.
+ROWS = 1024  # Of a pass, by default: large enough to keep the cores busy.
 
 
 def rows_that_fit(model, make, arguments, batch, *others):

@@ -75,9 +75,12 @@ def entropy_and_information(probs, mean_entropy, numbers=ops):
     return entropy, numbers.maximum(entropy - mean_entropy, 0.0)
 
 
-def yes(probs):
-    """Returns the probabilities of labels, of the two classes that `finish` gave."""
-    return probs[..., 1]
+def told(probs, output):
+    """Returns the probabilities that are told, of those that `finish` gave.
+
+    Of a label, for which these are of two classes, that of yes.
+    """
+    return probs[..., 1] if output.task == "multilabel" else probs
 
 
 def unbiased(networks):

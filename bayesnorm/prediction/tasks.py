@@ -113,7 +113,7 @@ def outputs_of(model, inputs, task="classification", from_logits=None):
     tasks = _by_output("task", task, nest, names)
     answers = _by_output("from_logits", from_logits, nest, names)
     losses = _losses(model, nest, names)
-    each = []
+    index, each = Index(model), []
     for i, (name, tensor) in enumerate(zip(names, tensors, strict=True)):
         check_choice("task", tasks[i], TASKS)
         from_logits = None
@@ -125,7 +125,7 @@ def outputs_of(model, inputs, task="classification", from_logits=None):
                 tasks[i],
                 several,
                 answers[i],
-                _last_activation(model, i),
+                _last_activation(model, index, i),
                 losses[i],
             )
         each.append(Output(name, tasks[i], from_logits))
@@ -269,11 +269,11 @@ def _of_loss(loss):
     )
 
 
-def _last_activation(model, i):
+def _last_activation(model, index, i):
     """Name of the last activation of an output; None where there is no graph."""
     if not is_graph(model):
         return None
-    index, tensor, name = Index(model), functional(model).outputs[i], None
+    tensor, name = functional(model).outputs[i], None
     # A nested model that is called twice has two makers of its Input: either will do.
     while calls := index.producers(tensor):
         operation, inputs = calls[0].operation, calls[0].inputs

@@ -12,12 +12,11 @@ from bayesnorm.arguments import check_model, positive_integer
 from bayesnorm.graph import apply, functional, is_graph
 from bayesnorm.graph.internals import get_input_signature
 from bayesnorm.layers.noise import noise_mode, stochastic_layers
-from bayesnorm.prediction.memory import rows_that_fit
+from bayesnorm.prediction.memory import ROWS, rows_that_fit
 from bayesnorm.prediction.networks import check_any_batch
 from bayesnorm.prediction.sampling import SamplingModel
 from bayesnorm.prediction.tasks import outputs_of
 
-_ROWS = 1024  # Of a pass, by default, as in `predict`.
 _README = """# {name}
 
 A TensorFlow SavedModel that answers with Monte Carlo uncertainty: {samples} networks
@@ -169,9 +168,9 @@ def _signature(model):
 
 def _rows_of_a_pass(model, signature):
     if any(None in x.shape[1:] for x in keras.tree.flatten(signature)):
-        return _ROWS
+        return ROWS
     example = keras.tree.map_structure(_zeros, signature)
-    return min(_ROWS, rows_that_fit(model, _pass, (), example))
+    return min(ROWS, rows_that_fit(model, _pass, (), example))
 
 
 def _zeros(x):

@@ -14,8 +14,8 @@ from bayesnorm.prediction.networks import Noise
 from bayesnorm.prediction.outputs import (
     entropy_and_information,
     finish,
+    told,
     unbiased,
-    yes,
 )
 
 
@@ -86,7 +86,7 @@ class _Served:
         said = self._average(inputs, draws, keep_samples=True)
         return self._entries(
             lambda values, output: {
-                "samples": tf.experimental.numpy.swapaxes(_told(values, output), 0, 1)
+                "samples": tf.experimental.numpy.swapaxes(told(values, output), 0, 1)
             },
             [values for _, _, values in said],
         )
@@ -99,7 +99,7 @@ class _Served:
             values, entropy = finish(x, output)
             if entropy is None:
                 return {"mean": values}
-            return {"probs": _told(values, output), "entropy": entropy}
+            return {"probs": told(values, output), "entropy": entropy}
 
         return self._entries(entries, outputs)
 
@@ -110,7 +110,7 @@ class _Served:
                 return {"mean": mean, "variance": spread * unbiased(self._samples)}
             entropy, information = entropy_and_information(mean, spread)
             return {
-                "probs": _told(mean, output),
+                "probs": told(mean, output),
                 "entropy": entropy,
                 "mutual_information": information,
             }
@@ -176,11 +176,6 @@ class _Served:
             self._outputs,
             keep_samples,
         )
-
-
-def _told(probs, output):
-    """Returns the probabilities that are told: of a label that of yes."""
-    return yes(probs) if output.task == "multilabel" else probs
 
 
 def _checked(inputs):
