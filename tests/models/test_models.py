@@ -6,6 +6,7 @@ import pytest
 
 import bayesnorm
 from bayesnorm import models
+from tests.helpers import long
 
 
 @pytest.mark.parametrize("norm", [None, "batch"])
@@ -176,7 +177,9 @@ def test_cell_fcn_is_the_papers_network():
     assert model.output_shape == (None, None, None, 2)
 
 
-@pytest.mark.parametrize("activation", ["softmax", "leaky_relu", "softplus"])
+@pytest.mark.parametrize(
+    "activation", [long("softmax"), "leaky_relu", long("softplus")]
+)
 def test_cell_fcn_with_analytic_normalization(activation, rng):
     model = models.cell_fcn(
         (40, 40, 1), width=0.25, activation=activation, scale="plain", seed=1

@@ -138,6 +138,7 @@ def test_other_networks(tmp_path, no_export, values, keys):
     assert found == keys
 
 
+@pytest.mark.slow
 def test_the_noise_of_batch_normalization_goes_into_another_run(tmp_path, no_export):
     figures = run_main(tmp_path / "bn", norm="batch", scale="plain", epochs=2)
     page = (tmp_path / "bn" / "report.md").read_text()
@@ -202,6 +203,7 @@ def test_perturbed_accuracy_starts_at_that_of_the_test_part(finished):
     assert attacked[-1] < attacked[0]
 
 
+@pytest.mark.slow
 def test_the_learning_rate_is_searched_for_once(tmp_path, no_export):
     search = {"learning_rate": "auto", "search_epochs": 1, "search_evaluations": 3}
     figures = run_main(tmp_path, epochs=1, **search)

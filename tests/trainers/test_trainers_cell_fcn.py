@@ -11,7 +11,6 @@ from sklearn.metrics import jaccard_score
 
 import bayesnorm
 from bayesnorm import datasets, metrics, models
-from tests.helpers import long
 from trainers import all_cnn, cell_fcn, normalized, report
 from trainers.flags import FLAGS, defining_flags
 from trainers.sections import batch_noise, segmentation
@@ -59,6 +58,7 @@ def test_a_run_leaves_a_report_with_maps(finished):
     assert figures["test/examples_one_pass"] == 18 * 64 * 64
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_saved_model(finished):
     path, figures = finished
     model = keras.models.load_model(path / "model.keras")
@@ -75,6 +75,7 @@ def test_figures_are_those_of_the_saved_model(finished):
         assert figures[f"test/iou_{method}"] == pytest.approx(expected, abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_to_the_same_figures(finished, monkeypatch):
     path, figures = finished
     monkeypatch.setattr(report, "_export", lambda *args: "")
@@ -129,7 +130,8 @@ def test_another_folder_of_images_is_another_run(tmp_path):
         assert "data_dir" not in defining_flags()
 
 
-@pytest.mark.parametrize("normalization_batch", [long(None), 1024])
+@pytest.mark.slow
+@pytest.mark.parametrize("normalization_batch", [None, 1024])
 def test_the_noise_of_a_set_of_one_batch_is_that_of_its_augmentations(
     tmp_path, normalization_batch
 ):

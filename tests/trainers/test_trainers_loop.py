@@ -7,6 +7,7 @@ from scipy import special
 
 import bayesnorm.layers as layers
 from bayesnorm import datasets
+from tests.helpers import long
 from trainers.checkpoints import Checkpoints
 from trainers.loop import (
     Config,
@@ -472,7 +473,7 @@ def assert_rows_agree(together, k, alone):
         assert row[name] == pytest.approx(alone[name], rel=2e-5, abs=1e-6), name
 
 
-@pytest.mark.parametrize("steps_per_call", [2, 100])
+@pytest.mark.parametrize("steps_per_call", [2, long(100)])
 def test_networks_trained_at_once_are_those_trained_alone(splits, steps_per_call):
     config = {"kl_warmup_epochs": 1, "augment_validation": True}
     together = Loops(seeded_loops(splits, steps_per_call=steps_per_call, **config))
