@@ -1,7 +1,7 @@
 """Random networks such as people bring, through everything that is done to a network.
 
 ```
-python -m benchmarks.user_models --models 200 --output benchmarks/results/user_models
+python -m benchmarks.user_models --jobs 2 --output benchmarks/results/user_models
 ```
 
 Each network is converted, calibrated, predicted with by every method, saved, loaded
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import warnings
 
+import joblib
 import keras
 import numpy as np
 from absl import app, flags
@@ -30,6 +31,7 @@ from benchmarks import timing
 
 _MODELS = flags.DEFINE_integer("models", 200, "Number of networks.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the first; the next is one higher.")
+_JOBS = flags.DEFINE_integer("jobs", 1, "Networks at a time.", 1)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the table.")
 
 _EXAMPLES, _BATCH = 40, 10
@@ -137,15 +139,6 @@ def _heads(rng, x):
         for i, (units, activation, _, _) in enumerate(chosen)
     ]
     return outputs, [task for *_, task, _ in chosen], [loss for *_, loss in chosen]
-
-
-class _Subclassed(keras.Model):
-    def __init__(self, model):
-        super().__init__()
-        self.inner = model
-
-    def call(self, x):
-        return self.inner(x)
 
 
 def make(seed):
@@ -313,6 +306,7 @@ def check(seed):
             step("save and load", lambda: save(folder))
             if keras.backend.backend() == "tensorflow":
                 step("export", lambda: export(folder))
+    keras.backend.clear_session()
     return outcome
 
 
@@ -400,14 +394,17 @@ def main(argv):
     del argv
     counts = collections.defaultdict(collections.Counter)
     others = []
-    for seed in range(_SEED.value, _SEED.value + _MODELS.value):
-        for step, outcome in check(seed).items():
+    seeds = range(_SEED.value, _SEED.value + _MODELS.value)
+    outcomes = joblib.Parallel(_JOBS.value, return_as="generator")(
+        joblib.delayed(check)(seed) for seed in seeds
+    )
+    for seed, outcome_of in zip(seeds, outcomes, strict=True):
+        for step, outcome in outcome_of.items():
             kind, _, reason = outcome.partition(": ")
             counts[step][kind] += 1
             if reason:
                 others.append({"seed": seed, "step": step, "outcome": outcome})
                 print(f"{seed} {step}: {outcome}", flush=True)
-        keras.backend.clear_session()
     page = _page(counts, others)
     print(page)
     if _OUTPUT.value:

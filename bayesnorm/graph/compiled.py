@@ -21,9 +21,9 @@ def compiled_for(model):
 class Compiled:
     """What is compiled for a model, without a reference to it.
 
-    It serves until the model has other variables, a layer is frozen or thawed, or the
-    default precision changes: all that a compiled function depends on besides the
-    values of its variables.
+    It serves until the model has other layers or variables, a layer is frozen or
+    thawed, or the default precision changes: all that a compiled function depends on
+    besides the values of its variables.
 
     Args:
         model: A built model.
@@ -70,4 +70,5 @@ class Compiled:
 
 
 def _settings(model):
-    return [layer.trainable for layer in layers_of(model)], keras.config.floatx()
+    layers = [(weakref.ref(layer), layer.trainable) for layer in layers_of(model)]
+    return layers, keras.config.floatx()

@@ -301,7 +301,7 @@ class VariationalLayer(StochasticLayer):
         super().check_noise()
         if not self.built:
             return
-        if _number(self.examples_seen) > 0 and not _number(self.kl_weight_variable):
+        if not _number(self.kl_weight_variable) and _number(self.examples_seen) > 0:
             (self._step or _Step(self)).warn_once(
                 self,
                 "no KL",
@@ -358,7 +358,7 @@ class VariationalLayer(StochasticLayer):
 
 
 def _number(variable):
-    return float(ops.convert_to_numpy(variable.value))
+    return float(variable.value)
 
 
 def posterior_layers(model):

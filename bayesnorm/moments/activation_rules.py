@@ -43,6 +43,7 @@ def activate(function, moments):
     Raises:
         ValueError: If the function is not known.
     """
+    function = _TWINS.get(function, function)
     if function is None or function is activations.linear:
         return moments
     if isinstance(function, layers.Layer):
@@ -165,6 +166,19 @@ for _function, _kink in KINKS.items():
     _ACTIVATIONS[_function] = functools.partial(
         maths.elementwise_moments, _function, kink=_kink
     )
+
+
+# Functions of `keras.ops` that are what the activation of their name is.
+_TWINS = {
+    getattr(ops, function.__name__): function
+    for function in [*_SLOPES, *_OF_SOFTMAX, *_ACTIVATIONS]
+    if hasattr(ops, function.__name__)
+}
+# That of `keras.ops` approximates unless told otherwise.
+del _TWINS[ops.gelu]
+_ACTIVATIONS[ops.gelu] = functools.partial(
+    maths.elementwise_moments, ops.gelu, kink=None
+)
 
 
 @register_activation(activations.exponential)

@@ -135,7 +135,7 @@ class _Engine:
 
     def __init__(self, model, plan, outputs, member, recorded):
         self._model, self._plan, self._outputs = model, plan, outputs
-        self._get = compiled_for(model).get
+        self._compiled = compiled_for(model)
         self._fit = {}  # By the shapes of an example: the rows that fit.
         noise = Noise(model)
         if plan.method in ("sample", "moments"):
@@ -144,7 +144,7 @@ class _Engine:
         self.samples = plan.method in SAMPLING and bool(noise.size)
         self._recorded, self._arguments = None, ()
         if self.samples:
-            draw = self._get(_draws, plan.samples)
+            draw = self._compiled.get(_draws, plan.samples)
             draws = draw(backend.seed_from_int(plan.seed), member)
             if recorded is not None:
                 draws = ops.concatenate([draws, recorded.values], axis=1)
@@ -164,9 +164,10 @@ class _Engine:
             return plan.chunk_size
         shapes = shapes_of(batch)
         if shapes not in self._fit:
-            one = [draws[:1] for draws in self._arguments]
             step = self._step(1, 1, False)
-            self._fit[shapes] = rows_that_fit(self._model, *step, batch, *one)
+            self._fit[shapes] = rows_that_fit(
+                self._model, self._compiled, *step, batch, *self._arguments
+            )
         return min(self._fit[shapes], max(ROWS, plan.batch_size))
 
     def _step(self, samples, each, keep_samples):
@@ -188,7 +189,7 @@ class _Engine:
         most = max(1, self._rows(batch) // rows_of(batch))
         each = samples_a_pass(plan.samples, most)
         make, arguments = self._step(plan.samples, each, plan.keep_samples)
-        said = self._get(make, *arguments)(batch, *self._arguments)
+        said = self._compiled.get(make, *arguments)(batch, *self._arguments)
         return [self._result(*of_output, rows) for of_output in said]
 
     def _result(self, values, spread, samples, rows):

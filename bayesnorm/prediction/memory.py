@@ -3,32 +3,32 @@
 import keras
 
 from bayesnorm import backend
-from bayesnorm.graph import compiled_for
 from bayesnorm.streams.arrays import shapes_of
 
 _BYTES = 2**30  # Above the model.
 ROWS = 1024  # Of a pass, by default: large enough to keep the cores busy.
 
 
-def rows_that_fit(model, make, arguments, batch, *others):
+def rows_that_fit(model, compiled, make, arguments, batch, *others):
     """Returns the rows of a pass that fit into a gibibyte, a power of 2.
 
     Args:
         model: A built model.
+        compiled: What is compiled for it.
         make: Function `(model, *arguments)`, `model` a function that returns it, of a
             step that takes a batch and `others`.
         arguments: What else the step depends on, hashable.
         batch: Nest of arrays, of which one example counts.
-        *others: Further arrays of the step.
+        *others: Further arrays of the step, of which one row counts.
     """
 
     def measure():
-        likes = keras.tree.map_structure(lambda x: x[:1], batch)
+        likes = keras.tree.map_structure(lambda x: x[:1], (batch, *others))
         step = make(lambda: model, *arguments)
-        return peak_bytes(*backend.operations(step, model.variables, likes, *others))
+        return peak_bytes(*backend.operations(step, model.variables, *likes))
 
     shapes = shapes_of(batch), tuple(x.dtype.str for x in keras.tree.flatten(batch))
-    found = compiled_for(model).remember((make, *arguments, shapes), measure)
+    found = compiled.remember((make, *arguments, shapes), measure)
     rows = int(_BYTES / (backend.MEMORY_OVERHEAD * max(found, 1)))
     return 1 << max(0, rows.bit_length() - 1)
 

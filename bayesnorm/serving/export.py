@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from bayesnorm.arguments import check_model, positive_integer
-from bayesnorm.graph import apply, functional, is_graph
+from bayesnorm.graph import apply, compiled_for, functional, is_graph
 from bayesnorm.graph.internals import get_input_signature
 from bayesnorm.layers.noise import noise_mode, stochastic_layers
 from bayesnorm.prediction.memory import ROWS, rows_that_fit
@@ -170,7 +170,7 @@ def _rows_of_a_pass(model, signature):
     if any(None in x.shape[1:] for x in keras.tree.flatten(signature)):
         return ROWS
     example = keras.tree.map_structure(_zeros, signature)
-    return min(ROWS, rows_that_fit(model, _pass, (), example))
+    return min(ROWS, rows_that_fit(model, compiled_for(model), _pass, (), example))
 
 
 def _zeros(x):

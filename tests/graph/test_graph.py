@@ -1,5 +1,6 @@
 """The graph room: networks run as Keras runs them, copies that are what they copy."""
 
+import functools
 import inspect
 import logging
 
@@ -509,3 +510,18 @@ def test_random_graphs_with_masks_run_as_keras_does(seed):
     x = np.random.default_rng(seed).integers(1, 7, size=(7, 5))
     x[np.arange(5) >= np.arange(1, 8)[:, None] % 6] = 0
     check_random_graph(random_sequence_graph(seed), x, ("sample",))
+
+
+def test_a_sequential_of_another_last_layer_is_compiled_anew(rng):
+    model = keras.Sequential(
+        [keras.Input((3,)), layers.Dense(2), layers.Activation("softmax")]
+    )
+    x = rng.normal(size=(4, 3)).astype("float32")
+    predict = functools.partial(
+        bayesnorm.predict, x=x, method="mean", task="regression", verbose=False
+    )
+    predict(model)
+    model.pop()
+    model.add(layers.Activation("tanh"))
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_allclose(predict(model).mean, expected, atol=1e-6)
