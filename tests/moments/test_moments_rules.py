@@ -334,6 +334,23 @@ def test_fused_activations_are_the_layers():
             np.testing.assert_allclose(a.variance, b.variance, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [ops.softplus, ops.gelu, ops.relu, ops.hard_silu, ops.squareplus, ops.leaky_relu],
+)
+def test_functions_of_keras_ops_given_as_activations(function):
+    mean, variance = np.array([[-1.2, 0.1, 2.0]], "float32"), 0.7
+    nodes = np.linspace(-8.0, 8.0, 20_001)[:, None]
+    weights = np.exp(-0.5 * nodes**2)
+    weights /= weights.sum()
+    y = np.array(function((mean + np.sqrt(variance) * nodes).astype("float32")))
+    expected = (weights * y).sum(0)
+    got = propagate(single(layers.Activation(function), (3,)), mean, variance)
+    np.testing.assert_allclose(got.mean[0], expected, atol=2e-3)
+    expected = (weights * np.square(y - expected)).sum(0)
+    np.testing.assert_allclose(got.variance[0], expected, atol=2e-3)
+
+
 def test_predictive_stddev_of_a_noisy_net():
     """Scales with 30 % noise, three convolutions, a global average: within 25 %."""
     import bayesnorm
