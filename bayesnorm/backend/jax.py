@@ -174,24 +174,34 @@ def fused(function):
     return function
 
 
-def scan(body, carry, steps, collect=False):
-    """Runs `body` a number of times, one step after the other.
+def scan(produce, merge, carry, steps, collect=None):
+    """Merges what steps produce, one step after the other.
 
     Args:
-        body: Function `(carry, i) -> (carry, output)` of the step's number; the output
-            is a list of float32 tensors if `collect`, None otherwise.
-        carry: Tuple of numbers, where it starts. `body` takes them as well as what it
+        produce: Function of the step's number to a nest of tensors (or None). It is
+            traced once, however large.
+        merge: Function `(carry, produced) -> carry`, small.
+        carry: Tuple of numbers, where it starts. `merge` takes them as well as what it
             returns: float32 tensors, whose start has every number repeated.
         steps: An integer; with TensorFlow also a scalar tensor.
-        collect: Whether to return the outputs.
+        collect: Function of what a step produces to the list of float32 tensors of it
+            to keep, or None for nothing.
 
     Returns:
-        `(carry, outputs)`, a list of outputs `[steps, ...]` or None.
+        `(carry, kept)`, a list of tensors `[steps, ...]`, or None.
     """
     if steps == 1:
-        carry, output = body(carry, 0)
-        return carry, [x[None] for x in output] if collect else None
-    shapes, _ = jax.eval_shape(lambda: body(carry, 0))
+        produced = produce(0)
+        kept = [x[None] for x in collect(produced)] if collect else None
+        return merge(carry, produced), kept
+    produce = jax.jit(produce)
+
+    def body(carry, i):
+        produced = produce(i)
+        return merge(carry, produced), collect(produced) if collect else None
+
+    numbers = jnp.arange(steps)
+    shapes, _ = jax.eval_shape(lambda: body(carry, numbers[0]))
     carry = tuple(
         jnp.full(like.shape, number, like.dtype)
         for number, like in zip(carry, shapes, strict=True)
@@ -199,7 +209,7 @@ def scan(body, carry, steps, collect=False):
     # On a CPU XLA runs what is inside a loop on one thread; written out it takes
     # longer to compile.
     unroll = _UNROLLED if jax.default_backend() == "cpu" else 1
-    return jax.lax.scan(body, carry, jnp.arange(steps), unroll=min(unroll, steps))
+    return jax.lax.scan(body, carry, numbers, unroll=min(unroll, steps))
 
 
 def _distinct(values):

@@ -153,43 +153,48 @@ def fused(function):
     return _graph(function, jit_compile=True)
 
 
-def scan(body, carry, steps, collect=False):
-    """Runs `body` a number of times, one step after the other.
+def scan(produce, merge, carry, steps, collect=None):
+    """Merges what steps produce, one step after the other.
 
     Args:
-        body: Function `(carry, i) -> (carry, output)` of the step's number; the output
-            is a list of float32 tensors if `collect`, None otherwise.
-        carry: Tuple of numbers, where it starts. `body` takes them as well as what it
+        produce: Function of the step's number to a nest of tensors (or None). It is
+            traced once, however large.
+        merge: Function `(carry, produced) -> carry`, small.
+        carry: Tuple of numbers, where it starts. `merge` takes them as well as what it
             returns: float32 tensors, whose start has every number repeated.
         steps: An integer; with TensorFlow also a scalar tensor.
-        collect: Whether to return the outputs.
+        collect: Function of what a step produces to the list of float32 tensors of it
+            to keep, or None for nothing.
 
     Returns:
-        `(carry, outputs)`, a list of outputs `[steps, ...]` or None.
+        `(carry, kept)`, a list of tensors `[steps, ...]`, or None.
     """
     if isinstance(steps, int) and steps == 1:
-        carry, output = body(carry, 0)
-        return carry, [x[None] for x in output] if collect else None
-    traced = _graph(lambda i: body(carry, i))
-    likes, outputs = traced.get_concrete_function(
-        tf.TensorSpec([], "int32")
-    ).structured_outputs
-    shapes = tuple(like.shape for like in likes)
+        produced = produce(0)
+        kept = [x[None] for x in collect(produced)] if collect else None
+        return merge(carry, produced), kept
+    produce = _graph(produce).get_concrete_function(tf.TensorSpec([], "int32"))
+    like = tf.nest.map_structure(
+        lambda x: None if x is None else tf.TensorSpec(x.shape, x.dtype),
+        produce.structured_outputs,
+    )
+    merged = _graph(lambda x: merge(carry, x)).get_concrete_function(like)
+    shapes = tuple(x.shape for x in merged.structured_outputs)
     # An axis of unknown length starts as one of 1, which broadcasts.
     carry = tuple(
         tf.fill([1 if size is None else size for size in shape], tf.constant(number))
         for number, shape in zip(carry, shapes, strict=True)
     )
     stacks = [
-        tf.TensorArray("float32", steps, element_shape=x.shape) for x in outputs or ()
+        tf.TensorArray("float32", steps, element_shape=x.shape)
+        for x in (collect(like) if collect else ())
     ]
 
     def step(i, carry, stacks):
-        carry, outputs = body(carry, i)
-        stacks = [
-            stack.write(i, x) for stack, x in zip(stacks, outputs or (), strict=True)
-        ]
-        return i + 1, carry, stacks
+        produced = produce(i)
+        kept = collect(produced) if collect else ()
+        stacks = [stack.write(i, x) for stack, x in zip(stacks, kept, strict=True)]
+        return i + 1, merge(carry, produced), stacks
 
     anything = [tf.TensorShape(None)] * len(stacks)
     _, carry, stacks = tf.while_loop(

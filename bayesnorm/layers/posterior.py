@@ -299,7 +299,7 @@ class VariationalLayer(StochasticLayer):
     def check_noise(self):
         """Warns of a posterior that was trained without its KL."""
         super().check_noise()
-        if not self.built:
+        if not (self.built and self._counts_examples):
             return
         if not _number(self.kl_weight_variable) and _number(self.examples_seen) > 0:
             (self._step or _Step(self)).warn_once(
@@ -358,7 +358,7 @@ class VariationalLayer(StochasticLayer):
 
 
 def _number(variable):
-    return float(variable.value)
+    return float(ops.convert_to_numpy(variable.value))
 
 
 def posterior_layers(model):

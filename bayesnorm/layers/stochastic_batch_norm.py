@@ -175,7 +175,7 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
 
     def check_noise(self):
         """Checks that the layer has seen batches enough to know how they differ."""
-        count = float(self.statistics_count.value)
+        count = float(ops.convert_to_numpy(self.statistics_count))
         if count < 2:
             raise ValueError(
                 f"Layer {self.name!r} cannot sample: it has the statistics of "

@@ -37,7 +37,7 @@ def average_networks(model, inputs, mode, samples, each, outputs, keep_samples=F
     """
     prefix = run_prefix(model, inputs)
 
-    def one_pass(state, i):
+    def one_pass(i):
         numbers = i * each + ops.arange(each)
         weights = ops.cast(numbers < samples, "float32")
         with mode(ops.minimum(numbers, samples - 1)):
@@ -49,12 +49,17 @@ def average_networks(model, inputs, mode, samples, each, outputs, keep_samples=F
             ]
             for x, output in zip(said, outputs, strict=True)
         ]
-        kept = [values for values, _ in said] if keep_samples else None
-        return _merge(state, said, weights), kept
+        return said, weights
 
     passes = -(-samples // each)
     start = (0.0,) * (1 + 2 * len(outputs))
-    (_, *averages), kept = backend.scan(one_pass, start, passes, collect=keep_samples)
+    (_, *averages), kept = backend.scan(
+        one_pass,
+        lambda state, produced: _merge(state, *produced),
+        start,
+        passes,
+        collect=_values if keep_samples else None,
+    )
     means, spreads = averages[::2], averages[1::2]
     if keep_samples:
         kept = [
@@ -62,6 +67,11 @@ def average_networks(model, inputs, mode, samples, each, outputs, keep_samples=F
             for values, mean in zip(kept, means, strict=True)
         ]
     return list(zip(means, spreads, kept or [None] * len(means), strict=True))
+
+
+def _values(produced):
+    said, _ = produced
+    return [values for values, _ in said]
 
 
 def _first(values, samples, shape):
