@@ -8,11 +8,12 @@ One member of each family of batch normalization in `keras.applications`, a smal
 vision transformer with a stochastic batch normalization in each block and a text
 classifier. Weights are random (`weights=None`); the statistics are those of a
 calibration on random inputs. `predict(method="moments")` is compared with
-`predict(method="sample")` on the same inputs.
+`predict(method="sample")` on the same inputs. A network that the folder has with the
+same settings is not run again, so that a broken run goes on.
 """
 
 import json
-import os
+import pathlib
 import shlex
 import sys
 
@@ -160,6 +161,7 @@ def main(argv):
     del argv
     settings = {
         "command": shlex.join(["python", "-m", "benchmarks.moments", *sys.argv[1:]]),
+        "size": _SIZE.value,
         "keras": keras.__version__,
         "backend": keras.backend.backend(),
         "hardware": timing.hardware(),
@@ -167,16 +169,27 @@ def main(argv):
         "examples": _EXAMPLES.value,
         "seed": _SEED.value,
     }
-    rows = []
+    rows = _earlier(settings)
     for name in _NETWORKS.value or NETWORKS:
-        rows.append(compare(name))
-        print(rows[-1], flush=True)
+        if name not in {row["network"] for row in rows}:
+            rows.append(compare(name))
+            print(rows[-1], flush=True)
         if _OUTPUT.value:
-            os.makedirs(_OUTPUT.value, exist_ok=True)
-            with open(os.path.join(_OUTPUT.value, "metrics.json"), "w") as file:
-                json.dump({**settings, "rows": rows}, file, indent=2)
-            with open(os.path.join(_OUTPUT.value, "report.md"), "w") as file:
-                file.write(table(rows, settings))
+            folder = pathlib.Path(_OUTPUT.value)
+            folder.mkdir(parents=True, exist_ok=True)
+            figures = json.dumps({**settings, "rows": rows}, indent=2)
+            (folder / "metrics.json").write_text(figures + "\n")
+            (folder / "report.md").write_text(table(rows, settings))
+
+
+def _earlier(settings):
+    """The rows that the folder has with the same settings."""
+    path = pathlib.Path(_OUTPUT.value or "", "metrics.json")
+    if not (_OUTPUT.value and path.exists()):
+        return []
+    found = json.loads(path.read_text())
+    same = all(found.get(k) == v for k, v in settings.items() if k != "command")
+    return found["rows"] if same else []
 
 
 if __name__ == "__main__":
