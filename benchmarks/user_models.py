@@ -8,11 +8,12 @@ Each network is converted, calibrated, predicted with by every method, saved, lo
 and (with TensorFlow) exported. A step is *right* if what it gives is what Keras, or the
 step before, says it must be; *refused* if it ends with an error that names a layer, an
 output or an argument; else it is *wrong*. The command ends with exit code 1 if any is.
+Networks that the folder has are not run again, so that a broken run goes on: after a
+change of the code give another folder.
 """
 
 import collections
 import json
-import os
 import pathlib
 import re
 import shlex
@@ -392,53 +393,66 @@ def _is_of(prediction, outputs, from_logits):
 def main(argv):
     """Prints the table, and writes it where asked."""
     del argv
-    counts = collections.defaultdict(collections.Counter)
-    others = []
+    folder = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else None
+    found = _earlier(folder)
     seeds = range(_SEED.value, _SEED.value + _MODELS.value)
+    missing = [seed for seed in seeds if seed not in found]
     outcomes = joblib.Parallel(_JOBS.value, return_as="generator")(
-        joblib.delayed(check)(seed) for seed in seeds
+        joblib.delayed(check)(seed) for seed in missing
     )
-    for seed, outcome_of in zip(seeds, outcomes, strict=True):
-        for step, outcome in outcome_of.items():
-            kind, _, reason = outcome.partition(": ")
-            counts[step][kind] += 1
-            if reason:
-                others.append({"seed": seed, "step": step, "outcome": outcome})
+    for seed, of_seed in zip(missing, outcomes, strict=True):
+        found[seed] = of_seed
+        for step, outcome in of_seed.items():
+            if outcome != "right":
                 print(f"{seed} {step}: {outcome}", flush=True)
-    page = _page(counts, others)
-    print(page)
-    if _OUTPUT.value:
-        os.makedirs(_OUTPUT.value, exist_ok=True)
-        folder = pathlib.Path(_OUTPUT.value)
-        (folder / "report.md").write_text(page)
-        figures = {"counts": counts, "others": others}
-        (folder / "metrics.json").write_text(json.dumps(figures, indent=1) + "\n")
-    if any(count["wrong"] for count in counts.values()):
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            page, text = _page(found, len(seeds)), json.dumps(found, indent=1)
+            (folder / "report.md").write_text(page)
+            (folder / "outcomes.json").write_text(text + "\n")
+    print(_page(found, len(seeds)))
+    if any(_kind(x) == "wrong" for of_seed in found.values() for x in of_seed.values()):
         sys.exit(1)
 
 
-def _page(counts, others):
+def _earlier(folder):
+    """What the folder has, seed -> step -> outcome."""
+    path = folder and folder / "outcomes.json"
+    if not (path and path.exists()):
+        return {}
+    return {int(seed): x for seed, x in json.loads(path.read_text()).items()}
+
+
+def _kind(outcome):
+    return outcome.partition(":")[0]
+
+
+def _page(found, number):
     command = shlex.join(["python", "-m", "benchmarks.user_models", *sys.argv[1:]])
+    counts, reasons = collections.defaultdict(collections.Counter), []
+    for of_seed in found.values():
+        for step, outcome in of_seed.items():
+            counts[step][_kind(outcome)] += 1
+            if outcome != "right":
+                reasons.append(f"{step}: " + re.sub(r"\d+", "n", outcome)[:140])
     rows = [
         f"| {step} | {count['right']} | {count['refused']} | {count['wrong']} |"
         for step, count in counts.items()
     ]
-    reasons = collections.Counter(
-        f"{x['step']}: " + re.sub(r"\d+", "n", x["outcome"])[:140] for x in others
-    )
+    settings = f"Keras {keras.__version__} on {keras.backend.backend()}"
     return "\n".join(
         [
             "# Random networks through every step",
             "",
             f"`{command}`",
             "",
-            timing.hardware(),
+            f"{len(found)} of {number} networks; {settings}, {timing.hardware()}.",
             "",
             "| step | right | refused by name | wrong |",
             "| --- | --- | --- | --- |",
             *rows,
             "",
-            *(f"- {number} x {reason}" for reason, number in reasons.most_common()),
+            *(f"- {n} x {x}" for x, n in collections.Counter(reasons).most_common()),
             "",
         ]
     )

@@ -13,6 +13,7 @@ ROOMS = (
     "_version",
     "arguments",
     "metrics",
+    "storage",
     "backend",
     "maths",
     "graph",

@@ -3,33 +3,17 @@
 import csv
 import dataclasses
 import io
-import json
-import os
 import pathlib
 import re
-import zipfile
 
 import keras
-import numpy as np
 
-
-def write_atomically(path, data):
-    """Writes a file that is never seen half written.
-
-    Args:
-        path: Path of the file.
-        data: Its content, bytes or text.
-    """
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+from bayesnorm.storage import (
+    ArchiveError,
+    read_archive,
+    write_archive,
+    write_atomically,
+)
 
 
 def write_history(path, history):
@@ -83,13 +67,9 @@ class Checkpoints:
 
     def save(self, values, history):
         """Writes a checkpoint and removes all but two."""
-        self.directory.mkdir(parents=True, exist_ok=True)
         header = {"backend": keras.backend.backend(), "history": history}
-        buffer = io.BytesIO()
         arrays = {f"variable_{i:05d}": value for i, value in enumerate(values)}
-        np.savez(buffer, header=np.array(json.dumps(header)), **arrays)
-        path = self.directory / f"epoch-{len(history):06d}.npz"
-        write_atomically(path, buffer.getvalue())
+        write_archive(self.directory / f"epoch-{len(history):06d}.npz", arrays, header)
         for old in self._paths()[2:]:
             old.unlink()
 
@@ -103,12 +83,9 @@ class Checkpoints:
         errors = []
         for path in self._paths():
             try:
-                with np.load(path, allow_pickle=False) as archive:
-                    header = json.loads(str(archive["header"]))
-                    names = sorted(set(archive.files) - {"header"})
-                    values = [archive[name] for name in names]
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
-                errors.append(f"{path.name}: {type(e).__name__}: {e}")
+                arrays, header = read_archive(path)
+            except ArchiveError as error:
+                errors.append(str(error))
                 continue
             if header["backend"] != keras.backend.backend():
                 raise ValueError(
@@ -116,6 +93,7 @@ class Checkpoints:
                     f"random states of {keras.backend.backend()!r} are others: set "
                     f"KERAS_BACKEND={header['backend']}, or take another directory."
                 )
+            values = [arrays[name] for name in sorted(arrays)]
             return Saved(values, header["history"])
         if errors:
             raise ValueError(

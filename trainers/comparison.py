@@ -25,8 +25,9 @@ import subprocess
 import sys
 import time
 
+from bayesnorm.storage import write_atomically
 from trainers import command, jobs
-from trainers.checkpoints import read_flags, write_atomically
+from trainers.checkpoints import read_flags
 from trainers.flags import FLAGS, NOISE_FLAGS
 
 # What the comparison itself takes; the runs get everything else.

@@ -8,8 +8,8 @@ import numpy as np
 from scipy import stats
 
 from bayesnorm import plots
+from bayesnorm.storage import write_atomically
 from trainers import command, comparison
-from trainers.checkpoints import write_atomically
 from trainers.flags import FLAGS
 from trainers.report import Section, rendered
 from trainers.sections import perturbations

@@ -5,7 +5,7 @@ import math
 
 from scipy import optimize
 
-from trainers.checkpoints import write_atomically
+from bayesnorm.storage import write_atomically
 
 # A finite loss that is worse than any real one. The logarithm of the rate is added:
 # between two rates that diverge the search must turn to the lower one.

@@ -17,7 +17,7 @@ from bayesnorm.layers import StochasticScaleNorm, posterior_layers
 from bayesnorm.layers.noise import stochastic_layers
 from bayesnorm.prediction.predict import predict
 from bayesnorm.serving.export import export
-from trainers.checkpoints import write_atomically
+from bayesnorm.storage import write_atomically
 
 _TITLES = {
     "digits": "scikit-learn digits",

@@ -26,6 +26,7 @@ import keras
 import numpy as np
 from absl import app, flags, logging
 
+from bayesnorm import storage
 from bayesnorm.datasets import division, pictures, tfds
 
 _PARTS = ("train", "validation", "test")
@@ -65,18 +66,11 @@ def convert(name, data_dir, output, split_seed=0, overwrite=False, form=None):
         chosen = division.permuted(len(files), share, split_seed)
         for part, indices in zip(("train", "validation"), chosen, strict=True):
             parts[part] = ([files[i] for i in indices], labels[indices])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with storage.drafted(path) as draft:
         write = _write_archive if form == "npz" else _write_folder
-        write(temporary, parts, name.split("/")[0], class_names)
+        write(draft, parts, name.split("/")[0], class_names)
         if path.is_dir():
             shutil.rmtree(path)
-        os.replace(temporary, path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
     return {part: len(parts[part][0]) for part in _PARTS if part in parts}
 
 

@@ -2,8 +2,6 @@
 
 import os
 import pathlib
-import shutil
-import tempfile
 
 import keras
 import numpy as np
@@ -16,6 +14,7 @@ from bayesnorm.prediction.memory import ROWS, rows_that_fit
 from bayesnorm.prediction.networks import check_any_batch
 from bayesnorm.prediction.sampling import SamplingModel
 from bayesnorm.prediction.tasks import outputs_of
+from bayesnorm.storage import drafted
 
 _README = """# {name}
 
@@ -135,18 +134,12 @@ def export(
     from bayesnorm.serving import saved_model
 
     chunk_size = chunk_size or _rows_of_a_pass(model, signature)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # A server that watches the folder must not see half a model.
-    draft = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
+    with drafted(path) as draft:
+        draft.mkdir()
         saved_model.write(model, draft, signature, samples, outputs, chunk_size)
         readme = _readme(model, path, samples, signature, outputs)
-        pathlib.Path(draft, "README.md").write_text(readme)
-        os.chmod(draft, 0o777 & ~_umask())
-        os.replace(draft, path)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+        (draft / "README.md").write_text(readme)
 
 
 def _signature(model):
@@ -211,9 +204,3 @@ def _readme(model, path, samples, signature, outputs):
         mean=entries(("mean",), ("probs", "entropy")),
         kept=entries(("samples",), ("samples",)),
     )
-
-
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -3,7 +3,8 @@
 import json
 import pathlib
 
-from trainers.checkpoints import differences, write_atomically
+from bayesnorm.storage import write_atomically
+from trainers.checkpoints import differences
 
 DONE, BEGUN, FAILED = "done", "begun", "failed"
 

@@ -11,10 +11,10 @@ import shutil
 import keras
 import numpy as np
 
+from bayesnorm.storage import write_atomically
 from benchmarks.accelerator import speed, training
 from benchmarks.accelerator.context import Piece, all_cnn_loop, held, networks
 from trainers import all_cnn, comparison, comparison_report, normalized, report, session
-from trainers.checkpoints import write_atomically
 from trainers.comparison import Outcome, ended_file, folder_of, slug
 from trainers.flags import FLAGS
 from trainers.sections import batch_noise

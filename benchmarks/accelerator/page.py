@@ -3,9 +3,9 @@
 import numpy as np
 
 from bayesnorm import backend
+from bayesnorm.storage import write_atomically
 from benchmarks.accelerator.ledger import DONE, FAILED
 from trainers import command
-from trainers.checkpoints import write_atomically
 from trainers.progress import duration
 
 

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from trainers.checkpoints import Checkpoints, Workdir, write_atomically, write_history
+from trainers.checkpoints import Checkpoints, Workdir, write_history
 
 
 def history(epochs):
@@ -59,20 +59,6 @@ def test_a_checkpoint_of_the_other_backend_is_refused(tmp_path, monkeypatch):
         checkpoints.save(VALUES, history(1))
     with pytest.raises(ValueError, match="KERAS_BACKEND=other"):
         checkpoints.latest()
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    write_atomically(path, "old")
-
-    def fail(*args):
-        raise OSError
-
-    monkeypatch.setattr("trainers.checkpoints.os.replace", fail)
-    with pytest.raises(OSError):
-        write_atomically(path, "new")
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-    assert path.read_text() == "old"
 
 
 def test_history_is_a_csv_with_all_digits(tmp_path):
