@@ -17,23 +17,26 @@ import pathlib
 
 import keras
 import numpy as np
-from absl import app, flags
 
 import bayesnorm
 from bayesnorm import datasets, models, plots
-from trainers import command
+from trainers import program
+from trainers.flags import Flag, command, define
+from trainers.groups import at_least
 
-_DATASET = flags.DEFINE_string("dataset", "digits", "Data set.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "TensorFlow Datasets directory.")
-_TITLE = flags.DEFINE_string("dataset_title", None, "Name of the data in the table.")
-_WIDTH = flags.DEFINE_float("width", 0.25, "Width factor of the untrained networks.")
-_EXAMPLES = flags.DEFINE_integer("examples", 10_000, "Training images measured on.", 1)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the initial weights.")
-_TRAINED = flags.DEFINE_list("trained", [], "Trained networks, NAME:WORKDIR each.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of table, figures and plot.")
+_GROUP = (
+    Flag("dataset", "string", "Data set.", "digits"),
+    Flag("data_dir", "string", "TensorFlow Datasets directory.", stated="DIR"),
+    Flag("dataset_title", "string", "Name of the data in the table."),
+    Flag("width", "float", "Width factor of the untrained networks.", 0.25),
+    Flag("examples", "integer", "Training images measured on.", 10_000, **at_least(1)),
+    Flag("seed", "integer", "Seed of the initial weights.", 0),
+    Flag("trained", "list", "Trained networks, NAME:WORKDIR each.", []),
+    Flag("output", "string", "Folder of table, figures and plot.", stated="DIR"),
+)
 
 
-def networks(splits):
+def networks(flags, splits):
     """Yields `(name, model)`."""
     small = min(splits.image_shape[:2]) < 27
     for name, norm in (("AN", "analytic"), ("WN", "weight")):
@@ -44,14 +47,14 @@ def networks(splits):
                 splits.num_classes,
                 norm=norm,
                 scale="plain",
-                width=_WIDTH.value,
+                width=flags.width,
                 padding="same" if small else "valid",
                 input_mean=splits.channel_mean,
                 input_variance=splits.channel_stddev**2,
-                seed=_SEED.value,
+                seed=flags.seed,
             ),
         )
-    for item in _TRAINED.value:
+    for item in flags.trained:
         name, _, folder = item.partition(":")
         model = keras.saving.load_model(pathlib.Path(folder) / "model.keras")
         yield f"{name}, trained", model
@@ -74,16 +77,15 @@ def table(measured):
     return "\n".join(lines)
 
 
-def main(argv):
+def main(flags):
     """Measures, prints and writes."""
-    del argv
-    splits = datasets.load(_DATASET.value, _DATA_DIR.value)
-    images = splits.inputs(splits.train.images[: _EXAMPLES.value])
+    splits = datasets.load(flags.dataset, flags.data_dir)
+    images = splits.inputs(splits.train.images[: flags.examples])
     measured = {
         name: bayesnorm.channel_statistics(model, images)
-        for name, model in networks(splits)
+        for name, model in networks(flags, splits)
     }
-    title = _TITLE.value or splits.name
+    title = flags.dataset_title or splits.name
     text = "\n".join(
         [
             f"# Channel statistics of the normalized outputs, {title}",
@@ -93,7 +95,7 @@ def main(argv):
             "analytic normalization (AN); weight normalization (WN) has none. Command:",
             "",
             "```",
-            command.as_given(),
+            command(flags),
             "```",
             "",
             table(measured),
@@ -101,8 +103,8 @@ def main(argv):
         ]
     )
     print(text)
-    if _OUTPUT.value:
-        folder = pathlib.Path(_OUTPUT.value)
+    if flags.output:
+        folder = pathlib.Path(flags.output)
         folder.mkdir(parents=True, exist_ok=True)
         page = f"{text}\n![channel statistics](channel_statistics.png)\n"
         (folder / "README.md").write_text(page)
@@ -119,4 +121,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.start(main, define(_GROUP), "benchmarks.statistics")

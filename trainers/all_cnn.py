@@ -27,8 +27,8 @@ Reference:
 """
 
 from bayesnorm import models
-from trainers.flags import FLAGS
-from trainers.normalized import Binary
+from trainers import groups, normalized, session
+from trainers.program import Program
 from trainers.sections import batch_noise, perturbations
 
 # As in the docstring, which `--help` shows.
@@ -61,26 +61,31 @@ _DEFAULTS = {
 }
 
 
-def sections(splits, model, methods, figures, predictions):
+def sections(flags, splits, model, methods, figures, predictions):
     """Returns what the report of this binary adds."""
     del predictions
-    found = perturbations.sections(splits, model, methods, figures)
-    if FLAGS.norm == "batch":
-        found |= batch_noise.sections(splits, model, figures)
+    found = perturbations.sections(flags, splits, model, methods, figures)
+    if flags.norm == "batch":
+        found |= batch_noise.sections(flags, splits, model, figures)
     return found
 
 
-BINARY = Binary(
+NETWORK = normalized.Network(
     name="all_cnn",
-    network="All-CNN",
+    title="All-CNN",
     constructor=models.all_cnn,
-    arguments=("padding",),
-    common=_COMMON,
-    by_dataset=_DEFAULTS,
+    arguments=lambda flags, splits: {"padding": session.padding_for(flags, splits)},
     sections=sections,
     columns=[("accuracy, %", "accuracy", ".2f"), ("NLL", "nll", ".3f")],
 )
-main, run = BINARY.main, BINARY.run
+PROGRAM = Program(
+    "all_cnn",
+    (*normalized.GROUPS, groups.CLASSIFICATION, groups.PADDING),
+    _COMMON,
+    _DEFAULTS,
+    NETWORK.main,
+)
+run = PROGRAM.run
 
 
 if __name__ == "__main__":

@@ -25,18 +25,17 @@ Reference:
     section 4.2 and appendix B.
 """
 
-from absl import flags as absl_flags
-
 from bayesnorm import models
-from trainers.flags import FLAGS
-from trainers.normalized import Binary
+from trainers import groups, normalized
+from trainers.flags import Flag
+from trainers.program import Program
 from trainers.sections import batch_noise, segmentation
 
-absl_flags.DEFINE_enum(
+_ACTIVATION = Flag(
     "activation",
-    "leaky_relu",
-    ["softmax", "leaky_relu", "softplus"],
+    ("softmax", "leaky_relu", "softplus"),
     "Activation; the paper writes softmax, over the channels.",
+    "leaky_relu",
 )
 
 # As in the docstring, which `--help` shows.
@@ -62,21 +61,19 @@ _DEFAULTS = {
 }
 
 
-def sections(splits, model, methods, figures, predictions):
+def sections(flags, splits, model, methods, figures, predictions):
     """Returns what the report of this binary adds."""
     found = segmentation.sections(splits, methods, figures, predictions)
-    if FLAGS.norm == "batch":
-        found |= batch_noise.sections(splits, model, figures)
+    if flags.norm == "batch":
+        found |= batch_noise.sections(flags, splits, model, figures)
     return found
 
 
-BINARY = Binary(
+NETWORK = normalized.Network(
     name="cell_fcn",
-    network="Segmentation network",
+    title="Segmentation network",
     constructor=models.cell_fcn,
-    arguments=("activation",),
-    common=_COMMON,
-    by_dataset=_DEFAULTS,
+    arguments=lambda flags, splits: {"activation": flags.activation},
     sections=sections,
     columns=[
         ("IoU, %", "iou", ".1f"),
@@ -85,7 +82,14 @@ BINARY = Binary(
     ],
     dense=True,
 )
-main, run = BINARY.main, BINARY.run
+PROGRAM = Program(
+    "cell_fcn",
+    (*normalized.GROUPS, groups.SEGMENTATION, (_ACTIVATION,)),
+    _COMMON,
+    _DEFAULTS,
+    NETWORK.main,
+)
+run = PROGRAM.run
 
 
 if __name__ == "__main__":

@@ -26,22 +26,11 @@ import sys
 import time
 
 from bayesnorm.storage import write_atomically
-from trainers import command, jobs
-from trainers.checkpoints import read_flags
-from trainers.flags import FLAGS, NOISE_FLAGS
+from trainers import flags as trainer_flags
+from trainers import groups, jobs
+from trainers.workdir import read_flags
 
-# What the comparison itself takes; the runs get everything else.
-_OWN = {
-    "runs",
-    "seeds",
-    "share_learning_rate",
-    "workdir",
-    "jobs",
-    "parallel",
-    "seed",
-    # What it holds is given flag by flag.
-    "config",
-}
+_NOISE = tuple(flag.name for flag in groups.NOISE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +84,13 @@ class Outcome:
     failure: str | None = None
 
 
-def read_plan(source, ignored=()):
+def read_plan(source, flags):
     """Reads a file of runs.
 
     Args:
         source: Path, or the name of a file that comes with the package.
-        ignored: Names of flags of the command line that the runs do not get.
+        flags: The flags of the comparison: its runs get those that are given and of
+            runs.
 
     Returns:
         The `Plan`.
@@ -118,11 +108,8 @@ def read_plan(source, ignored=()):
     sections = {name: dict(parser[name]) for name in parser.sections()}
     common = sections.pop("common", {})
     table = sections.pop("table", {})
-    given = {
-        name: command.text(flag.value)
-        for name, flag in command.given().items()
-        if name not in _OWN and name not in ignored
-    }
+    given = trainer_flags.given(flags)
+    given = {name: value for name, value in given.items() if _is_of_runs(flags, name)}
     runs, figures, findings = {}, {}, []
     try:
         for name, keys in sections.items():
@@ -142,7 +129,7 @@ def read_plan(source, ignored=()):
     except KeyError as error:
         raise ValueError(f"--runs={source}: section [{name}] needs {error}") from error
     plan = Plan(runs, figures, findings, table.get("paper", "paper"))
-    _check(source, plan)
+    _check(source, plan, flags)
     return plan
 
 
@@ -170,10 +157,14 @@ def _run_and_key(text):
     return run.strip(), key.strip()
 
 
-def _check(source, plan):
+def _is_of_runs(flags, name):
+    return flags[name].about.of_runs
+
+
+def _check(source, plan, flags):
     if not plan.runs:
         raise ValueError(f"--runs={source}: there is no section of a run")
-    known = {flag for flag in FLAGS if flag not in _OWN}
+    known = {name for name in flags if _is_of_runs(flags, name)}
     named = [run.noise_of for run in plan.runs.values() if run.noise_of]
     named += [run for figure in plan.figures.values() for run in figure.runs]
     named += [side[0] for f in plan.findings for side in (f.lower, f.higher)]
@@ -203,27 +194,28 @@ def _check(source, plan):
                 )
 
 
-def execute(binary, plan, folder):
+def execute(binary, flags, plan, folder):
     """Runs what has not been run.
 
     Args:
         binary: Name of the module, such as `"trainers.all_cnn"`.
+        flags: The flags of the comparison.
         plan: The `Plan`.
         folder: `pathlib.Path` of the comparison.
 
     Returns:
         Title of a run -> an `Outcome` for each of `--seeds`.
     """
-    seeds = [int(seed) for seed in FLAGS.seeds]
+    seeds = [int(seed) for seed in flags.seeds]
     folder = folder.absolute()
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     tasks = [(name, seed) for name in plan.runs for seed in seeds]
-    first, outcomes, threads = {}, {}, _threads()
+    first, outcomes, threads = {}, {}, _threads(flags.jobs)
     for stage in range(3):
         now = [
             (name, seed)
             for name, seed in tasks
-            if _stage(plan.runs[name], seed == seeds[0]) == stage
+            if _stage(flags, plan.runs[name], seed == seeds[0]) == stage
         ]
         arguments = [
             (
@@ -231,28 +223,28 @@ def execute(binary, plan, folder):
                 name,
                 seed,
                 str(folder),
-                _flags_of(plan, folder, name, seed, first),
+                _flags_of(flags, plan, folder, name, seed, first),
                 threads,
             )
             for name, seed in now
         ]
-        ended = jobs.parallel(_run, arguments, waits=True)
+        ended = jobs.parallel(flags, _run, arguments, waits=True)
         outcomes |= dict(zip(now, ended, strict=True))
         first = {n: outcome for (n, s), outcome in outcomes.items() if s == seeds[0]}
     return {name: [outcomes[name, seed] for seed in seeds] for name in plan.runs}
 
 
-def _stage(run, is_first):
+def _stage(flags, run, is_first):
     """When a run can begin: 0 at once, 1 with the noise, 2 with the learning rates."""
-    if shares_first_seed(run) and not is_first:
+    if shares_first_seed(flags, run) and not is_first:
         return 2
     return 0 if run.noise_of is None else 1
 
 
-def shares_first_seed(run):
+def shares_first_seed(flags, run):
     """Whether the learning rate that the first seed finds is that of all seeds."""
     searched = run.flags.get("learning_rate", "auto") == "auto"
-    return FLAGS.share_learning_rate and searched
+    return flags.share_learning_rate and searched
 
 
 def slug(name):
@@ -270,7 +262,7 @@ def ended_file(path):
     return path.parent / "logs" / f"{path.name}.json"
 
 
-def _flags_of(plan, folder, name, seed, first):
+def _flags_of(flags, plan, folder, name, seed, first):
     """Returns the flags of a run with a seed, given the outcomes of the first seed.
 
     Or the reason why it cannot run, a text.
@@ -280,12 +272,12 @@ def _flags_of(plan, folder, name, seed, first):
     # A run goes on as it began, whichever seed is the first now.
     began = _began(folder_of(folder, name, seed))
     if run.noise_of is not None:
-        noise = {key: began[key] for key in NOISE_FLAGS if key in began}
+        noise = {key: began[key] for key in _NOISE if key in began}
         noise = noise or measured_noise(first[run.noise_of])
         if isinstance(noise, str):
             return f"the noise of {run.noise_of!r} was not measured: {noise}"
         values |= noise
-    if shares_first_seed(run):
+    if shares_first_seed(flags, run):
         if began:
             values |= {k: v for k, v in began.items() if k == "learning_rate"}
         elif name in first and first[name].history:
@@ -307,7 +299,7 @@ def _began(path):
 def measured_noise(outcome):
     """Returns the flags of the noise that an outcome has, or why not, a text."""
     found = {}
-    for key in NOISE_FLAGS:
+    for key in _NOISE:
         prefix = f"noise/{key}/"
         values = [v for k, v in outcome.figures.items() if k.startswith(prefix)]
         if not values:
@@ -332,8 +324,8 @@ def _run(binary, name, seed, folder, values, threads):
     if not ended.is_file() or json.loads(ended.read_text("utf-8")) != values:
         _say(f"started: {name}, seed {seed}")
         start = time.monotonic()
-        words = [sys.executable, "-m", binary, f"--workdir={path}"]
-        words += [f"--{key}={value}" for key, value in values.items()]
+        values_and_place = {"workdir": str(path)} | values
+        words = [sys.executable, "-m", binary, *trainer_flags.words(values_and_place)]
         ended.parent.mkdir(parents=True, exist_ok=True)
         log = ended.with_suffix(".txt")
         with open(log, "w") as output:
@@ -362,13 +354,13 @@ def read_outcome(path):
     return Outcome(figures, history)
 
 
-def _threads():
+def _threads(jobs):
     """Variables of the environment for runs side by side, where it has none."""
-    if FLAGS.jobs == 1:
+    if jobs == 1:
         return {}
     # With a thread for every core each would wait for the others, and the first would
     # take all of an accelerator's memory.
-    threads = str(max(1, (os.cpu_count() or 1) // FLAGS.jobs))
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
     names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
     return dict.fromkeys(names, threads) | {
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",

@@ -9,8 +9,8 @@ from scipy import stats
 
 from bayesnorm import plots
 from bayesnorm.storage import write_atomically
-from trainers import command, comparison
-from trainers.flags import FLAGS
+from trainers import comparison
+from trainers import flags as trainer_flags
 from trainers.report import Section, rendered
 from trainers.sections import perturbations
 
@@ -23,34 +23,35 @@ _ONE_SEARCH = (
 )
 
 
-def main(binary, columns):
+def main(binary, flags, columns):
     """Runs what `--runs` lists and reports; returns the content of `metrics.json`.
 
     Args:
         binary: Name of the module of the binary, such as `"trainers.all_cnn"`.
+        flags: The flags of the comparison.
         columns: List of `(title, key in metrics.json, format)` of the table.
 
     Raises:
         ValueError: If the folder is of a single run or of another comparison, or if a
             run failed; the others are in the report.
     """
-    if len(set(FLAGS.seeds)) < len(FLAGS.seeds):
-        raise ValueError(f"--seeds must differ. Received: {FLAGS.seeds}")
-    if FLAGS["seed"].present:
+    if len(set(flags.seeds)) < len(flags.seeds):
+        raise ValueError(f"--seeds must differ. Received: {flags.seeds}")
+    if flags["seed"].present:
         raise ValueError("--seed is of one run: with --runs give --seeds.")
-    plan = comparison.read_plan(FLAGS.runs)
-    name = pathlib.Path(FLAGS.runs).stem
+    plan = comparison.read_plan(flags.runs, flags)
+    name = pathlib.Path(flags.runs).stem
     program = binary.removeprefix("trainers.")
-    folder = FLAGS.workdir or f"runs/{program}-{FLAGS.dataset}-{name}"
+    folder = flags.workdir or f"runs/{program}-{flags.dataset}-{name}"
     folder = pathlib.Path(folder)
     _claim(folder, name)
-    outcomes = comparison.execute(binary, plan, folder)
-    results = write(folder, plan, outcomes, columns)
+    outcomes = comparison.execute(binary, flags, plan, folder)
+    results = write(folder, flags, plan, outcomes, columns)
     print(f"wrote {folder / 'report.md'}")
     failed = [o for of_seeds in outcomes.values() for o in of_seeds if o.failure]
     if failed:
         raise ValueError(
-            f"{len(failed)} of {len(outcomes) * len(FLAGS.seeds)} runs failed; the "
+            f"{len(failed)} of {len(outcomes) * len(flags.seeds)} runs failed; the "
             "report names them, and the same command tries them again."
         )
     return results
@@ -74,11 +75,12 @@ def _claim(folder, name):
     write_atomically(note, f"{name}\n")
 
 
-def write(folder, plan, outcomes, columns):
+def write(folder, flags, plan, outcomes, columns):
     """Writes `report.md`, `metrics.json` and the plots into `folder`.
 
     Args:
         folder: `pathlib.Path`.
+        flags: The flags of the comparison.
         plan: The `comparison.Plan`.
         outcomes: Title of a run -> an `Outcome` for each seed.
         columns: As for `main`.
@@ -95,7 +97,7 @@ def write(folder, plan, outcomes, columns):
         why = next(iter(outcomes.values()))[0].failure
         raise ValueError(f"All runs failed, the first of them: {why}")
     findings = {f.text: judge(f, outcomes) for f in plan.findings}
-    sections = _sections(plan, outcomes, findings)
+    sections = _sections(flags, plan, outcomes, findings)
     for name, section in sections.items():
         if section.figure is not None:
             section.figure.savefig(folder / f"{name}.png")
@@ -105,7 +107,7 @@ def write(folder, plan, outcomes, columns):
     }
     write_atomically(folder / "metrics.json", json.dumps(results, indent=1) + "\n")
     write_atomically(
-        folder / "report.md", _page(plan, outcomes, columns, done[0], sections)
+        folder / "report.md", _page(flags, plan, outcomes, columns, done[0], sections)
     )
     return results
 
@@ -144,14 +146,14 @@ def judge(finding, outcomes):
     return found | {"verdict": verdict}
 
 
-def _sections(plan, outcomes, findings):
+def _sections(flags, plan, outcomes, findings):
     sections = {}
     if findings:
         conditional = any(
-            comparison.shares_first_seed(run) or run.noise_of
+            comparison.shares_first_seed(flags, run) or run.noise_of
             for run in plan.runs.values()
         )
-        text = _findings(findings, conditional and len(FLAGS.seeds) > 1)
+        text = _findings(findings, conditional and len(flags.seeds) > 1)
         sections["findings"] = Section("Findings", None, text)
     for name, figure in plan.figures.items():
         drawn = [run for run in figure.runs if any(o.history for o in outcomes[run])]
@@ -308,7 +310,7 @@ def _cell(outcomes, key, form):
     return f"{mean} ± {format(np.std(values, ddof=1), form)}"
 
 
-def _page(plan, outcomes, columns, figures, sections):
+def _page(flags, plan, outcomes, columns, figures, sections):
     everything = [o.figures for of_seeds in outcomes.values() for o in of_seeds]
     columns = [c for c in columns if any(f.get(c[1]) is not None for f in everything)]
     titles = [title for title, _, _ in columns]
@@ -322,7 +324,7 @@ def _page(plan, outcomes, columns, figures, sections):
     failed = [
         f"- {name}, seed {seed}: {outcome.failure}"
         for name, of_seeds in outcomes.items()
-        for seed, outcome in zip(FLAGS.seeds, of_seeds, strict=True)
+        for seed, outcome in zip(flags.seeds, of_seeds, strict=True)
         if outcome.failure
     ]
     failures = ""
@@ -335,14 +337,14 @@ def _page(plan, outcomes, columns, figures, sections):
     versions = ", ".join(f"{k} {v}" for k, v in figures["versions"].items())
     epochs = sorted({f["epochs"] for f in everything if f})
     epochs = " or ".join(map(str, epochs))
-    seeds = "seeds" if len(FLAGS.seeds) > 1 else "seed"
+    seeds = "seeds" if len(flags.seeds) > 1 else "seed"
     return f"""# {figures["dataset"]}
 
-{epochs} epochs, {seeds} {", ".join(FLAGS.seeds)}; \
+{epochs} epochs, {seeds} {", ".join(flags.seeds)}; \
 {hardware["cores"]} cores, {devices}; {versions}. Command:
 
 ```
-{command.as_given()}
+{trainer_flags.command(flags)}
 ```
 
 {table}

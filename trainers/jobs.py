@@ -3,26 +3,17 @@
 import importlib
 
 import joblib
-from absl import flags as absl_flags
 
-from trainers.flags import FLAGS, all_flags
-
-absl_flags.DEFINE_integer("jobs", 1, "Networks trained at a time.", 1)
-absl_flags.DEFINE_enum(
-    "parallel",
-    "loky",
-    ["loky", "ray", "dask"],
-    "What runs the jobs: processes on this machine, or a Ray or Dask cluster, which "
-    "must be installed and, for Dask, started by the caller.",
-)
+from trainers import flags as trainer_flags
 
 
-def parallel(function, arguments, waits=False):
+def parallel(flags, function, arguments, waits=False):
     """Calls a function for each of `arguments`, `--jobs` at a time.
 
     With `--jobs=1` in this process, one after the other.
 
     Args:
+        flags: The flags of the run.
         function: Function of a module.
         arguments: List of tuples.
         waits: Whether the function only waits for a process that it starts: on this
@@ -34,33 +25,36 @@ def parallel(function, arguments, waits=False):
     Raises:
         ImportError: If the cluster's package is not installed.
     """
-    if FLAGS.jobs == 1:
+    if flags.jobs == 1:
         return [function(*args) for args in arguments]
-    _register(FLAGS.parallel)
-    backend = FLAGS.parallel
+    backend = flags.parallel
+    _register(backend)
     if waits and backend == "loky":
         backend = "threading"
-    with joblib.parallel_config(backend=backend, n_jobs=FLAGS.jobs):
+    with joblib.parallel_config(backend=backend, n_jobs=flags.jobs):
         return joblib.Parallel()(joblib.delayed(function)(*args) for args in arguments)
 
 
-def run(module, name, arguments):
+def run(program, name, flags, arguments):
     """Calls a function for each of `arguments`, in processes of their own.
 
     With `--jobs=1` nothing is called: the caller does the work itself, one after the
-    other. The processes get this one's flags. They must write what they do to disk.
+    other. They must write what they do to disk.
 
     Args:
-        module: Name of the module of the function.
-        name: Name of the function.
+        program: The `Program`.
+        name: Name of the function in its module, of the flags and an entry of
+            `arguments`.
+        flags: The flags of the run.
         arguments: List of tuples.
 
     Raises:
         ImportError: If the cluster's package is not installed.
     """
-    if FLAGS.jobs > 1 and len(arguments) > 1:
-        values = all_flags()
-        parallel(_call, [(module, name, values, args) for args in arguments])
+    if flags.jobs > 1 and len(arguments) > 1:
+        values = trainer_flags.texts(flags)
+        jobs = [(program.module, name, values, args) for args in arguments]
+        parallel(flags, _call, jobs)
 
 
 def _register(name):
@@ -81,7 +75,5 @@ def _register(name):
 
 def _call(module, name, values, arguments):
     """Runs in the other process."""
-    function = getattr(importlib.import_module(module), name)
-    # In the order of definition nothing depends on another: all values are given.
-    FLAGS(["job", *(f"--{flag}={value}" for flag, value in values.items())])
-    function(*arguments)
+    module = importlib.import_module(module)
+    getattr(module, name)(module.PROGRAM.flags(values), *arguments)

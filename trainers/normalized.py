@@ -7,24 +7,31 @@ import keras
 import numpy as np
 
 from bayesnorm.surgery.initialization import data_dependent_init
-from trainers import comparison_report, flags, report, session
-from trainers.flags import FLAGS
+from trainers import comparison_report, groups, report, session
 
 # As many pixels as 128 images of CIFAR-10 have, and as many images at most.
 _INIT_BATCH, _INIT_PIXELS = 128, 128 * 32 * 32
+GROUPS = (
+    groups.RUN,
+    groups.COMPARISON,
+    groups.JOBS,
+    groups.DATA,
+    groups.TRAINING,
+    groups.NETWORK,
+    groups.NORMALIZATION,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Binary:
-    """What differs between the binaries.
+class Network:
+    """What differs between the networks.
 
     Attributes:
-        name: Name of the module in `trainers`.
-        network: What the report calls the network.
+        name: Name of the binary.
+        title: What the report calls the network.
         constructor: Function of `bayesnorm.models`.
-        arguments: Names of flags that are arguments of this constructor only.
-        common: Default values of flags, by name.
-        by_dataset: Data set -> default values of flags; the first is the default set.
+        arguments: Function `(flags, splits)` that returns the arguments of this
+            constructor only.
         sections: Function `(splits, model, methods, figures, predictions)` that returns
             further sections of the report.
         columns: List of `(title, figure, format)` for the table of several runs: test
@@ -33,75 +40,93 @@ class Binary:
     """
 
     name: str
-    network: str
+    title: str
     constructor: Callable
-    arguments: tuple
-    common: dict
-    by_dataset: dict
+    arguments: Callable
     sections: Callable
     columns: list
     dense: bool = False
 
-    def main(self):
+    def main(self, flags):
         """Trains and reports; returns the content of `metrics.json`."""
-        self.set_defaults()
-        if FLAGS.runs:
-            columns = columns_of(self.columns)
-            return comparison_report.main(f"trainers.{self.name}", columns)
-        keras.utils.set_random_seed(FLAGS.seed)
-        splits = session.load_data(self.dense)
-        workdir = session.open_workdir(self.name)
-        model = self.network_of(splits)
-        history = session.train(model, splits, workdir)
-        methods = methods_of(model, splits)
+        if flags.runs:
+            columns = columns_of(self.columns, flags.samples)
+            return comparison_report.main(f"trainers.{self.name}", flags, columns)
+        if flags["seeds"].present:
+            raise ValueError("--seeds is of several runs (--runs); of one give --seed.")
+        keras.utils.set_random_seed(flags.seed)
+        splits = session.load_data(flags, self.dense)
+        workdir = session.open_workdir(flags, self.name)
+        model = self.build(flags, splits)
+        history = session.train(flags, model, splits, workdir)
+        methods = methods_of(flags, model, splits)
         return report.write(
             workdir,
             model,
             splits,
             history,
-            describe(self.network),
+            self.describe(flags),
             methods,
             shown="averaged" if "averaged" in methods else "one_pass",
-            samples=FLAGS.samples,
-            title=FLAGS.dataset_title,
+            samples=flags.samples,
+            title=flags.dataset_title,
             sections=lambda figures, predictions: self.sections(
-                splits, model, methods, figures, predictions
+                flags, splits, model, methods, figures, predictions
             ),
         )
 
-    def set_defaults(self):
-        """Sets the defaults of flags for the data set."""
-        flags.set_dataset_defaults(self.common, self.by_dataset)
-
-    def network_of(self, splits):
+    def build(self, flags, splits):
         """Returns the network that the flags describe, initialized."""
-        arguments = {name: FLAGS[name].value for name in self.arguments}
-        if "padding" in arguments:
-            arguments["padding"] = session.padding_for(splits)
-        return build(self.constructor, splits, **arguments)
+        norm = None if flags.norm == "none" else flags.norm
+        model = self.constructor(
+            splits.image_shape,
+            splits.num_classes,
+            norm=norm,
+            scale=flags.scale,
+            projection=flags.projection,
+            width=flags.width,
+            input_mean=splits.channel_mean,
+            input_variance=splits.channel_stddev**2,
+            seed=groups.SEED_STRIDE * flags.seed,
+            **self.arguments(flags, splits),
+            **_scale_arguments(flags),
+        )
+        if norm in (None, "weight"):
+            height, width, _ = splits.image_shape
+            count = min(_INIT_BATCH, max(2, _INIT_PIXELS // (height * width)))
+            images = splits.train.images
+            # From everywhere: tiles stand image by image.
+            chosen = np.linspace(0, len(images) - 1, min(count, len(images)))
+            data_dependent_init(model, splits.inputs(images[chosen.astype(int)]))
+        return model
 
-    def run(self):
-        """Runs the binary."""
-        flags.run(self.main, f"trainers.{self.name}")
+    def describe(self, flags):
+        """Returns what the flags train, as a noun phrase."""
+        norm = "no" if flags.norm == "none" else flags.norm
+        projected = ", projected kernels" if flags.projection else ""
+        return (
+            f"{self.title} of width {flags.width:g} with {norm} normalization, "
+            f"{flags.scale} scale{projected}, seed {flags.seed}"
+        )
 
 
-def methods_of(model, splits):
+def methods_of(flags, model, splits):
     """Returns the ways to predict that the flags ask for, by key."""
     return report.posterior_methods(
         model,
-        FLAGS.samples,
-        FLAGS.seed,
+        flags.samples,
+        flags.seed,
         chunk_size=report.chunk_size(splits),
-        batch_size=FLAGS.batch_size if splits.dense else None,
+        batch_size=flags.batch_size if splits.dense else None,
     )
 
 
-def columns_of(figures):
+def columns_of(figures, samples):
     """Columns in the layout of table 1 of Shekhovtsov & Flach (2018), and more."""
     methods = {
         "one pass": "one_pass",
         "MC-10": "averaged_10",
-        f"MC-{FLAGS.samples}": "averaged",
+        f"MC-{samples}": "averaged",
     }
     tested = [
         (f"test {title}, {name}", f"test/{key}_{method}", form)
@@ -118,46 +143,14 @@ def columns_of(figures):
     ]
 
 
-def build(constructor, splits, **arguments):
-    """Returns a network, initialized.
-
-    Args:
-        constructor: Function of `bayesnorm.models`.
-        splits: The `Splits`.
-        **arguments: Those that only this constructor takes.
-    """
-    norm = None if FLAGS.norm == "none" else FLAGS.norm
-    model = constructor(
-        splits.image_shape,
-        splits.num_classes,
-        norm=norm,
-        scale=FLAGS.scale,
-        projection=FLAGS.projection,
-        width=FLAGS.width,
-        input_mean=splits.channel_mean,
-        input_variance=splits.channel_stddev**2,
-        seed=flags.SEED_STRIDE * FLAGS.seed,
-        **arguments,
-        **_scale_arguments(),
-    )
-    if norm in (None, "weight"):
-        height, width, _ = splits.image_shape
-        count = min(_INIT_BATCH, max(2, _INIT_PIXELS // (height * width)))
-        images = splits.train.images
-        # From everywhere: tiles stand image by image.
-        chosen = np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)
-        data_dependent_init(model, splits.inputs(images[chosen]))
-    return model
-
-
-def _scale_arguments():
-    if FLAGS.scale == "plain":
+def _scale_arguments(flags):
+    if flags.scale == "plain":
         return {}
-    if FLAGS.scale == "stochastic":
-        return {"initial_stddev": FLAGS.initial_stddev}
+    if flags.scale == "stochastic":
+        return {"initial_stddev": flags.initial_stddev}
     found = {}
-    for name in flags.NOISE_FLAGS:
-        values = [float(value) for value in FLAGS[name].value or ()]
+    for name in (flag.name for flag in groups.NOISE):
+        values = [float(value) for value in flags[name].value or ()]
         if not values:
             raise ValueError(
                 f"--scale=noisy needs --{name}: a number, or one for each layer, such "
@@ -165,17 +158,3 @@ def _scale_arguments():
             )
         found[name] = values[0] if len(values) == 1 else values
     return found
-
-
-def describe(name):
-    """Returns what the flags train, as a noun phrase.
-
-    Args:
-        name: Name of the network.
-    """
-    norm = "no" if FLAGS.norm == "none" else FLAGS.norm
-    projected = ", projected kernels" if FLAGS.projection else ""
-    return (
-        f"{name} of width {FLAGS.width:g} with {norm} normalization, "
-        f"{FLAGS.scale} scale{projected}, seed {FLAGS.seed}"
-    )

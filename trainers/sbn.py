@@ -28,28 +28,33 @@ Reference:
 """
 
 import keras
-from absl import flags as absl_flags
 
 from bayesnorm import datasets, models
 from bayesnorm.layers.stochastic_batch_norm import stochastic_batch_normalizations
 from bayesnorm.measurement.calibrate import calibrate
 from bayesnorm.surgery.to_stochastic import to_stochastic
-from trainers import command, flags, jobs, report, session
-from trainers.checkpoints import Workdir, read_flags, write_history
-from trainers.flags import FLAGS
+from trainers import flags as trainer_flags
+from trainers import groups, jobs, report, session
+from trainers.checkpoints import write_history
+from trainers.flags import Flag
+from trainers.program import Program
 from trainers.sections import batch_statistics
+from trainers.workdir import Workdir
 
-absl_flags.DEFINE_enum("network", None, ["lenet5", "vgg11", "resnet18"], "Network.")
-absl_flags.DEFINE_integer("members", 3, "Networks of an ensemble.", 2)
-absl_flags.DEFINE_float(
-    "dropout",
-    0.5,
-    "Rate after each ReLU of the second family of networks; 0: no such family "
-    "(resnet18 has none).",
-    0.0,
-    0.95,
+_SBN = (
+    Flag("network", ("lenet5", "vgg11", "resnet18"), "Network."),
+    Flag("members", "integer", "Networks of an ensemble.", 3, **groups.at_least(2)),
+    Flag(
+        "dropout",
+        "float",
+        "Rate after each ReLU of the second family of networks; 0: no such family "
+        "(resnet18 has none).",
+        0.5,
+        lambda value: 0 <= value <= 0.95,
+        "must be from 0 to 0.95",
+    ),
+    Flag("minibatch", "bool", "Whether to compare with MCBN as well.", True),
 )
-absl_flags.DEFINE_bool("minibatch", True, "Whether to compare with MCBN as well.")
 
 _COMMON = {
     "batch_size": 16,
@@ -74,71 +79,36 @@ _DEFAULTS = {
     "image_folder": _OWN,
 }
 _PLAIN, _DROPOUT = "plain", "dropout"
-# Flags of other normalizations, of posteriors and of segmentation.
-_IGNORED = (
-    "norm",
-    "scale",
-    "scale_stddev",
-    "shift_stddev",
-    "projection",
-    "initial_stddev",
-    "kl_factor",
-    "kl_warmup_epochs",
-    "downscale",
-    "tile",
-)
 
 
-def check_flags():
-    """Refuses flags that would change nothing.
-
-    Raises:
-        ValueError: If one is given.
-    """
-    if FLAGS.runs:
-        raise ValueError("--runs is not for sbn, which compares its methods by itself.")
-    # Records of earlier versions, which `--config` may read, have the defaults.
-    recorded = read_flags(FLAGS.config) if FLAGS.config else {}
-    given = [
-        f"--{name}={command.text(FLAGS[name].value)}"
-        for name in _IGNORED
-        if FLAGS[name].present
-        and (f"--{name}" not in recorded or FLAGS[name].value != FLAGS[name].default)
-    ]
-    if given:
-        raise ValueError(
-            "sbn trains with batch normalization, without posteriors, and takes no "
-            "flags of other normalizations or of segmentation. Received: "
-            f"{' '.join(given)}. Leave them out."
-        )
-
-
-def families():
+def families(flags):
     """Returns the families of networks: name -> rate of dropout."""
     rates = {_PLAIN: 0.0}
-    if FLAGS.dropout and FLAGS.network != "resnet18":
-        rates[_DROPOUT] = FLAGS.dropout
+    if flags.dropout and flags.network != "resnet18":
+        rates[_DROPOUT] = flags.dropout
     return rates
 
 
-def member_seed(family, number):
+def member_seed(flags, family, number):
     """Returns the seed of a member, its own in all runs of different `--seed`."""
-    families_and_members = 2 * FLAGS.members
-    offset = FLAGS.members * (family == _DROPOUT) + number
-    return FLAGS.seed * families_and_members + offset
+    families_and_members = 2 * flags.members
+    offset = flags.members * (family == _DROPOUT) + number
+    return flags.seed * families_and_members + offset
 
 
-def build(splits, family, number):
+def build(flags, splits, family, number):
     """Returns the network of a member, initialized."""
-    keras.utils.set_random_seed(member_seed(family, number))
-    arguments = {} if FLAGS.network == "resnet18" else {"dropout": families()[family]}
-    if FLAGS.network == "lenet5":
-        arguments["padding"] = session.padding_for(splits)
-    return getattr(models, FLAGS.network)(
+    keras.utils.set_random_seed(member_seed(flags, family, number))
+    arguments = (
+        {} if flags.network == "resnet18" else {"dropout": families(flags)[family]}
+    )
+    if flags.network == "lenet5":
+        arguments["padding"] = session.padding_for(flags, splits)
+    return getattr(models, flags.network)(
         splits.image_shape,
         splits.num_classes,
-        width=FLAGS.width,
-        seed=flags.SEED_STRIDE * member_seed(family, number),
+        width=flags.width,
+        seed=groups.SEED_STRIDE * member_seed(flags, family, number),
         **arguments,
     )
 
@@ -150,26 +120,21 @@ def augmentation(splits):
     return own.get(splits.name)
 
 
-def member_workdir(path, family, number):
+def member_workdir(flags, path, family, number):
     """Opens the folder of a member in the folder `path` of the whole run."""
     return Workdir(
         f"{path}/{family}-{number}",
         "sbn member",
-        flags.defining_flags(),
+        trainer_flags.defining(flags),
         {"family": family, "number": str(number)},
-        _IGNORED,
     )
 
 
-def open_workdir():
-    """Opens the folder of the whole run."""
-    return session.open_workdir("sbn", _IGNORED)
-
-
-def train_member(splits, path, family, number):
+def train_member(flags, splits, path, family, number):
     """Trains a member, or goes on, or loads what it has become.
 
     Args:
+        flags: The flags of the run.
         splits: The `Splits`.
         path: Folder of the whole run.
         family: Name of its family.
@@ -178,22 +143,24 @@ def train_member(splits, path, family, number):
     Returns:
         `(model, history)`.
     """
-    seed = member_seed(family, number)
-    model = build(splits, family, number)
-    workdir = member_workdir(path, family, number)
+    seed = member_seed(flags, family, number)
+    model = build(flags, splits, family, number)
+    workdir = member_workdir(flags, path, family, number)
     print(f"network {family}-{number}")
-    return model, session.train(model, splits, workdir, seed, augmentation(splits))
+    return model, session.train(
+        flags, model, splits, workdir, seed, augmentation(splits)
+    )
 
 
-def train_in_a_job(path, family, number):
+def train_in_a_job(flags, path, family, number):
     """Trains a member in a process of its own."""
-    train_member(session.load_data(), path, family, number)
+    train_member(flags, session.load_data(flags), path, family, number)
 
 
-def make_stochastic(splits, model, seed):
+def make_stochastic(flags, splits, model, seed):
     """Returns the network with calibrated stochastic batch normalization."""
-    converted = to_stochastic(model, seed=flags.SEED_STRIDE * seed)
-    return calibrate(converted, training_inputs(splits, seed))
+    converted = to_stochastic(model, seed=groups.SEED_STRIDE * seed)
+    return calibrate(converted, training_inputs(flags, splits, seed))
 
 
 def reestimated(model):
@@ -208,30 +175,33 @@ def reestimated(model):
     return new
 
 
-def training_inputs(splits, seed):
+def training_inputs(flags, splits, seed):
     """Returns an epoch of training inputs, as the networks were trained."""
-    return session.TrainingInputs(splits, FLAGS.batch_size, seed, augmentation(splits))
-
-
-def held_out_inputs(splits, seed):
-    """Returns the same of the validation part, in two batches or more."""
-    size = min(FLAGS.batch_size, len(splits.validation) // 2)
     return session.TrainingInputs(
-        splits, size, seed, augmentation(splits), part="validation"
+        flags, splits, flags.batch_size, seed, augmentation(splits)
     )
 
 
-def methods_of(splits, plain, stochastic):
+def held_out_inputs(flags, splits, seed):
+    """Returns the same of the validation part, in two batches or more."""
+    size = min(flags.batch_size, len(splits.validation) // 2)
+    return session.TrainingInputs(
+        flags, splits, size, seed, augmentation(splits), part="validation"
+    )
+
+
+def methods_of(flags, splits, plain, stochastic):
     """Returns the methods of the paper's comparison, by key.
 
     Args:
+        flags: The flags of the run.
         splits: The `Splits`.
         plain: Family -> the members as trained.
         stochastic: Family -> the members, calibrated.
     """
-    samples, seed = FLAGS.samples, FLAGS.seed
+    samples, seed = flags.samples, flags.seed
     # An ensemble draws as many networks in all as a single network does.
-    share = -(-samples // FLAGS.members)
+    share = -(-samples // flags.members)
     mean = {"method": "mean"}
     sample = {"method": "sample", "samples": samples, "seed": seed}
     shared = sample | {"samples": share}
@@ -244,8 +214,8 @@ def methods_of(splits, plain, stochastic):
         ),
         "sbn": method("SBN", stochastic[_PLAIN], sample),
     }
-    if FLAGS.minibatch:
-        batches = training_inputs(splits, seed)
+    if flags.minibatch:
+        batches = training_inputs(flags, splits, seed)
         real = sample | {"method": "minibatch", "train_data": batches}
         methods["mcbn"] = method("MCBN (member 0)", stochastic[_PLAIN][:1], real)
     methods["ensemble"] = method("ensemble", [plain[_PLAIN]], mean)
@@ -256,54 +226,49 @@ def methods_of(splits, plain, stochastic):
     return methods
 
 
-def set_defaults():
-    """Sets the defaults for the data set, and refuses flags that change nothing."""
-    flags.set_dataset_defaults(_COMMON, _DEFAULTS)
-    check_flags()
-
-
-def main():
+def main(flags):
     """Trains, calibrates and reports; returns the content of `metrics.json`."""
-    set_defaults()
-    splits = session.load_data()
-    workdir = open_workdir()
-    members = [(f, n) for f in families() for n in range(FLAGS.members)]
+    splits = session.load_data(flags)
+    workdir = session.open_workdir(flags, "sbn")
+    members = [(f, n) for f in families(flags) for n in range(flags.members)]
     jobs.run(
-        "trainers.sbn",
+        PROGRAM,
         "train_in_a_job",
+        flags,
         [(str(workdir.path), *member) for member in members],
     )
     plain, histories = {}, {}
     for family, number in members:
-        model, history = train_member(splits, workdir.path, family, number)
+        model, history = train_member(flags, splits, workdir.path, family, number)
         plain.setdefault(family, []).append(model)
         histories[family, number] = history
     write_history(workdir / "history.csv", histories[_PLAIN, 0])
     stochastic = {
         family: [
-            make_stochastic(splits, model, member_seed(family, i))
+            make_stochastic(flags, splits, model, member_seed(flags, family, i))
             for i, model in enumerate(of_family)
         ]
         for family, of_family in plain.items()
     }
     print(f"calibrated {len(members)} networks")
     first = stochastic[_PLAIN][0]
-    methods = methods_of(splits, plain, stochastic)
+    methods = methods_of(flags, splits, plain, stochastic)
     return report.write(
         workdir,
         first,
         splits,
         histories[_PLAIN, 0],
-        describe(),
+        describe(flags),
         methods,
         shown="sbn",
-        samples=FLAGS.samples,
-        title=FLAGS.dataset_title,
+        samples=flags.samples,
+        title=flags.dataset_title,
         sections=lambda figures, predictions: batch_statistics.sections(
+            flags,
             splits,
             first,
-            training_inputs(splits, member_seed(_PLAIN, 0)),
-            held_out_inputs(splits, member_seed(_PLAIN, 0)),
+            training_inputs(flags, splits, member_seed(flags, _PLAIN, 0)),
+            held_out_inputs(flags, splits, member_seed(flags, _PLAIN, 0)),
             methods,
             figures,
             predictions,
@@ -311,19 +276,35 @@ def main():
     )
 
 
-def describe():
+def describe(flags):
     """Returns what the flags train, as a noun phrase."""
-    dropout = f", and with dropout {FLAGS.dropout:g}" if _DROPOUT in families() else ""
+    dropout = (
+        f", and with dropout {flags.dropout:g}" if _DROPOUT in families(flags) else ""
+    )
     return (
-        f"{FLAGS.network} of width {FLAGS.width:g} with batch normalization, "
-        f"{FLAGS.members} members{dropout}, seed {FLAGS.seed}. Of the first member, "
+        f"{flags.network} of width {flags.width:g} with batch normalization, "
+        f"{flags.members} members{dropout}, seed {flags.seed}. Of the first member, "
         f"`{_PLAIN}-0/`, whose `history.csv` is here as well"
     )
 
 
-def run():
-    """Runs the binary."""
-    flags.run(main)
+PROGRAM = Program(
+    "sbn",
+    (
+        groups.RUN,
+        groups.JOBS,
+        groups.DATA,
+        groups.CLASSIFICATION,
+        groups.TRAINING,
+        groups.NETWORK,
+        groups.PADDING,
+        _SBN,
+    ),
+    _COMMON,
+    _DEFAULTS,
+    main,
+)
+run = PROGRAM.run
 
 
 if __name__ == "__main__":

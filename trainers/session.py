@@ -5,79 +5,57 @@ import dataclasses
 import keras
 
 from bayesnorm import backend, datasets
-from trainers import command, learning_rate
-from trainers.checkpoints import Checkpoints, Workdir, write_history
-from trainers.flags import FLAGS, defining_flags, image_size
+from trainers import flags as trainer_flags
+from trainers import learning_rate
+from trainers.checkpoints import Checkpoints, write_history
+from trainers.groups import image_size
 from trainers.loop import Config, Loop, fit, make_optimizer, training_order
 from trainers.progress import Progress
+from trainers.workdir import Workdir
 
 # Pixels of the smallest image that the networks take without padding.
 _UNPADDED = 27
 
 
-def load_data(dense=False):
+def load_data(flags, dense=False):
     """Returns the `Splits` that the flags name.
 
     Args:
+        flags: The flags of a run.
         dense: Whether it is to have a label for each pixel.
 
     Raises:
-        ValueError: Flags of the other kind of set are given, or what `datasets.load`
-            and `datasets.load_segmentation` raise.
+        ValueError: What `datasets.load` and `datasets.load_segmentation` raise, or if
+            more examples are asked for than there are.
     """
-    _refuse_other_kind(dense)
+    place = (flags.dataset, flags.data_dir, flags.split_seed)
     if dense:
-        return _first_examples(
-            datasets.load_segmentation(
-                FLAGS.dataset,
-                FLAGS.data_dir,
-                FLAGS.split_seed,
-                FLAGS.downscale,
-                FLAGS.tile,
-            )
-        )
+        splits = datasets.load_segmentation(*place, flags.downscale, flags.tile)
+        return _first_examples(flags, splits)
     splits = datasets.load(
-        FLAGS.dataset,
-        FLAGS.data_dir,
-        FLAGS.split_seed,
-        FLAGS.held_out,
-        resize=image_size(FLAGS.resize),
-        channels=FLAGS.channels,
+        *place,
+        flags.held_out,
+        resize=image_size(flags.resize),
+        channels=flags.channels,
     )
-    splits = _first_examples(splits)
-    if FLAGS.ood is None:
+    splits = _first_examples(flags, splits)
+    if flags.ood is None:
         return splits
-    images, labels = datasets.load_notmnist(FLAGS.data_dir, FLAGS.ood_file)
+    images, labels = datasets.load_notmnist(flags.data_dir, flags.ood_file)
     return datasets.with_ood(splits, images, labels, datasets.NOTMNIST_CLASSES)
 
 
-def padding_for(splits):
+def padding_for(flags, splits):
     """Returns the flag's padding, by default that which the images' size asks for."""
     small = min(splits.image_shape[:2]) < _UNPADDED
-    return FLAGS.padding or ("same" if small else "valid")
+    return flags.padding or ("same" if small else "valid")
 
 
-def _refuse_other_kind(dense):
-    """Refuses flags that only the other kind of set has."""
-    names = ("resize", "channels") if dense else ("downscale", "tile")
-    given = [
-        f"--{name}={command.text(FLAGS[name].value)}"
-        for name in names
-        if FLAGS[name].value != FLAGS[name].default
-    ]
-    if given:
-        raise ValueError(
-            f"{' '.join(given)} would do nothing here: segmentation (cell_fcn) takes "
-            "--downscale and --tile, classification of own images --resize and "
-            "--channels. Leave them out."
-        )
-
-
-def _first_examples(splits):
+def _first_examples(flags, splits):
     """Returns the set with `--train_examples` and `--validation_examples`."""
     parts = {}
     for name in ("train", "validation"):
-        count, part = FLAGS[f"{name}_examples"].value, getattr(splits, name)
+        count, part = flags[f"{name}_examples"].value, getattr(splits, name)
         if count is None:
             continue
         if count > len(part):
@@ -97,6 +75,7 @@ class TrainingInputs:
     The same batches each time it is iterated over.
 
     Args:
+        flags: The flags of a run.
         splits: The `Splits`.
         batch_size: Integer; a remainder is left out.
         seed: Integer from 0.
@@ -106,16 +85,19 @@ class TrainingInputs:
     """
 
     def __init__(
-        self, splits, batch_size, seed, augmentation=None, epochs=1, part="train"
+        self, flags, splits, batch_size, seed, augmentation=None, epochs=1, part="train"
     ):
         self.batch_size = batch_size
+        self._flags = flags
         self._splits, self._seed, self._epochs = splits, seed, epochs
         self._images = getattr(splits, part).images
         self._augmentation = augmentation
 
     def __iter__(self):
         """Yields arrays `[batch_size, height, width, channels]`."""
-        augment = make_augmentation(self._splits, self._seed, self._augmentation)
+        augment = make_augmentation(
+            self._flags, self._splits, self._seed, self._augmentation
+        )
         count = len(self._images)
         for epoch in range(self._epochs):
             for indices in training_order(count, self.batch_size, self._seed, epoch):
@@ -125,94 +107,94 @@ class TrainingInputs:
                 yield images
 
 
-def open_workdir(name, ignored=()):
-    """Opens the folder of the run of the binary `name`; `ignored` as for `Workdir`."""
-    path = FLAGS.workdir or f"runs/{name}-{FLAGS.dataset}"
-    return Workdir(path, name, defining_flags(), ignored=ignored)
+def open_workdir(flags, name):
+    """Opens the folder of the run of the binary `name`."""
+    path = flags.workdir or f"runs/{name}-{flags.dataset}"
+    return Workdir(path, name, trainer_flags.defining(flags))
 
 
-def make_augmentation(splits, seed, kind=None):
+def make_augmentation(flags, splits, seed, kind=None):
     """Returns the layer that augments the data set's images, or None.
 
     Args:
+        flags: The flags of a run.
         splits: The `Splits`.
         seed: Integer from 0.
         kind: A `datasets.Augmentation`; None for the data set's default.
     """
-    if not FLAGS.augment:
+    if not flags.augment:
         return None
     if kind is None:
         # An archive may bear a name that no set here has.
         known = splits.name in datasets.NAMES or splits.dense
-        name = splits.name if known else FLAGS.dataset
+        name = splits.name if known else flags.dataset
         kind = datasets.augmentation_for(name, splits.dense)
-    if FLAGS.flip is not None:
-        kind = kind._replace(flip=FLAGS.flip)
+    if flags.flip is not None:
+        kind = kind._replace(flip=flags.flip)
     return keras.Sequential(kind.layers(seed), name="augmentation")
 
 
-def make_loop(model, splits, seed=None, augmentation=None, data=None):
+def make_loop(flags, model, splits, seed=None, augmentation=None, data=None):
     """Returns the `Loop` that the flags describe, its learning rate not yet set.
 
     Args:
+        flags: The flags of a run; those that a binary does not take stay at the
+            defaults of `Config`.
         model: A built model, initialized.
         splits: The `Splits`.
         seed: Seed of the order and of the augmentation; None for the flag's.
         augmentation: As `kind` of `make_augmentation`.
         data: As of `Loop`.
     """
-    seed = FLAGS.seed if seed is None else seed
-    config = Config(
-        epochs=FLAGS.epochs,
-        batch_size=FLAGS.batch_size,
-        normalization_batch=FLAGS.normalization_batch,
-        schedule=FLAGS.schedule,
-        decay=FLAGS.decay,
-        decay_epochs=FLAGS.decay_epochs,
-        kl_warmup_epochs=FLAGS.kl_warmup_epochs,
-        kl_factor=FLAGS.kl_factor,
-        augment_validation=FLAGS.augment_validation,
-        seed=seed,
-        steps_per_call=FLAGS.steps_per_call,
-        **({"eval_batch_size": FLAGS.batch_size} if splits.dense else {}),
-    )
+    seed = flags.seed if seed is None else seed
+    settings = {
+        field.name: flags[field.name].value
+        for field in dataclasses.fields(Config)
+        # The learning rate may be one to search for.
+        if field.name in flags and field.name != "learning_rate"
+    }
+    if splits.dense:
+        settings["eval_batch_size"] = flags.batch_size
+    config = Config(**(settings | {"seed": seed}))
     return Loop(
         model,
-        make_optimizer(FLAGS.optimizer),
+        make_optimizer(flags.optimizer),
         splits,
         config,
-        make_augmentation(splits, seed, augmentation),
+        make_augmentation(flags, splits, seed, augmentation),
         data,
     )
 
 
-def set_learning_rate(loop, cache, progress, before_evaluation=None):
+def set_learning_rate(flags, loop, cache, progress, before_evaluation=None):
     """Sets the learning rate of a `Loop`: the flag's, or what the search finds.
 
     Args:
+        flags: The flags of a run.
         loop: A `Loop` in its initial state.
         cache: Path of a JSON file, as of `learning_rate.search`.
         progress: A `Progress`.
         before_evaluation: As of `learning_rate.search`.
     """
-    if FLAGS.learning_rate == "auto":
+    if flags.learning_rate == "auto":
         rate = learning_rate.search(
             loop,
-            epochs=FLAGS.search_epochs,
-            evaluations=FLAGS.search_evaluations,
+            epochs=flags.search_epochs,
+            evaluations=flags.search_evaluations,
             cache=cache,
             progress=progress,
             before_evaluation=before_evaluation,
         )
     else:
-        rate = float(FLAGS.learning_rate)
+        rate = float(flags.learning_rate)
     loop.config = dataclasses.replace(loop.config, learning_rate=rate)
 
 
-def train(model, splits, workdir, seed=None, augmentation=None):
+def train(flags, model, splits, workdir, seed=None, augmentation=None):
     """Trains `model` as the flags say, in `workdir`, or goes on there.
 
     Args:
+        flags: The flags of a run.
         model: A built model, initialized.
         splits: The `Splits`.
         workdir: The `Workdir`; gets checkpoints, `history.csv`, `learning_rate.json`
@@ -224,10 +206,10 @@ def train(model, splits, workdir, seed=None, augmentation=None):
         The history of `trainers.loop.fit`.
     """
     progress = Progress()
-    loop = make_loop(model, splits, seed, augmentation)
-    set_learning_rate(loop, workdir / "learning_rate.json", progress)
-    log = backend.scalar_writer(workdir / "tensorboard") if FLAGS.tensorboard else None
-    if FLAGS.tensorboard and log is None:
+    loop = make_loop(flags, model, splits, seed, augmentation)
+    set_learning_rate(flags, loop, workdir / "learning_rate.json", progress)
+    log = backend.scalar_writer(workdir / "tensorboard") if flags.tensorboard else None
+    if flags.tensorboard and log is None:
         progress.note("no TensorBoard scalars: they are written with TensorFlow only")
 
     def on_epoch_end(history):
@@ -235,7 +217,7 @@ def train(model, splits, workdir, seed=None, augmentation=None):
         if log is not None:
             log(len(history), {k: v for k, v in history[-1].items() if k != "epoch"})
 
-    checkpoints = Checkpoints(workdir / "checkpoints", FLAGS.checkpoint_every)
+    checkpoints = Checkpoints(workdir / "checkpoints", flags.checkpoint_every)
     history = fit(loop, checkpoints, progress, on_epoch_end)
     # Again: a run may have been killed between its last checkpoint and this file.
     write_history(workdir / "history.csv", history)

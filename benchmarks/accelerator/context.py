@@ -1,18 +1,15 @@
 """What all pieces are given: data, flags, time, and where the results go."""
 
-import contextlib
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Callable
 
 import keras
-from absl.testing import flagsaver
 
 from benchmarks.accelerator.clock import Clock
 from benchmarks.accelerator.ledger import Ledger
-from trainers import all_cnn, command, sbn, session
-from trainers.flags import FLAGS
+from trainers import all_cnn, sbn, session
+from trainers import flags as trainer_flags
 from trainers.progress import Progress
 
 # The papers' protocols, whatever the defaults for the data are.
@@ -57,11 +54,11 @@ class Data:
             self.flags = {"dataset": kind, "data_dir": str(path)}
         self._loaded = {}
 
-    def splits(self):
-        """Returns the `Splits` that the flags name, loaded once."""
-        key = tuple(command.text(FLAGS[name].value) for name in _DATA)
+    def splits(self, flags):
+        """Returns the `Splits` that the flags of a run name, loaded once."""
+        key = tuple(trainer_flags.text(flags[name].value) for name in _DATA)
         if key not in self._loaded:
-            self._loaded[key] = session.load_data()
+            self._loaded[key] = session.load_data(flags)
         return self._loaded[key]
 
 
@@ -75,7 +72,8 @@ class Context:
         ledger: The `Ledger`.
         clock: The `Clock`.
         progress: A `Progress`.
-        given: Names of the flags of the command line.
+        given: The flags of the command line that runs get, text by name.
+        command: The command line.
         seeds: Seeds of every run of a table.
         precision: One of `device.PRECISIONS`.
         at_once: Networks to train at once; None for what the speeds say.
@@ -89,23 +87,29 @@ class Context:
     ledger: Ledger
     clock: Clock
     progress: Progress
-    given: frozenset
+    given: dict
+    command: str
     seeds: list
     precision: str
     at_once: int | None = None
     checkpoint_s: float = 60.0
     evaluation_s: float = 20.0
 
-    def flags(self, program, **defaults):
-        """Returns the flags of an experiment: the data's, and the paper's protocol.
+    def values(self, program, **defaults):
+        """Returns flags of an experiment, text by name: the data's, and the protocol's.
 
         Args:
-            program: As for `held`.
+            program: The `Program` of its networks.
             **defaults: Further values, as text; the command line wins over all.
         """
-        protocol = _SBN if program is sbn else _ALL_CNN
+        protocol = _SBN if program is sbn.PROGRAM else _ALL_CNN
         defaults = _COMMON | self.data.flags | protocol | defaults
-        return {k: v for k, v in defaults.items() if k not in self.given}
+        return defaults | self.given_to(program)
+
+    def given_to(self, program):
+        """Returns those of the command line that a `Program` has, text by name."""
+        known = {flag.name for group in program.all_groups for flag in group}
+        return {name: value for name, value in self.given.items() if name in known}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,34 +132,21 @@ class Piece:
     run: Callable
 
 
-@contextlib.contextmanager
-def held(program, values):
-    """Holds the flags at values, as on the command line of a program.
-
-    Args:
-        program: `all_cnn.BINARY` or the module `sbn`: whose defaults hold for the rest.
-        values: Dict of values as text by name.
-    """
-    with flagsaver.flagsaver():
-        # A program refuses `--seeds`, which is the plan's.
-        FLAGS["seeds"].present = 0
-        FLAGS([sys.argv[0], *(f"--{name}={text}" for name, text in values.items())])
-        program.set_defaults()
-        yield
-
-
-def all_cnn_loop(splits, data=None):
-    """Returns the `Loop` of `trainers.all_cnn` with the present flags."""
-    keras.utils.set_random_seed(FLAGS.seed)
-    return session.make_loop(all_cnn.BINARY.network_of(splits), splits, data=data)
-
-
-def sbn_loop(splits, family, number, data=None):
-    """Returns the `Loop` of a member of `trainers.sbn` with the present flags."""
+def all_cnn_loop(flags, splits, data=None):
+    """Returns the `Loop` of `trainers.all_cnn`."""
+    keras.utils.set_random_seed(flags.seed)
     return session.make_loop(
-        sbn.build(splits, family, number),
+        flags, all_cnn.NETWORK.build(flags, splits), splits, data=data
+    )
+
+
+def sbn_loop(flags, splits, family, number, data=None):
+    """Returns the `Loop` of a member of `trainers.sbn`."""
+    return session.make_loop(
+        flags,
+        sbn.build(flags, splits, family, number),
         splits,
-        sbn.member_seed(family, number),
+        sbn.member_seed(flags, family, number),
         sbn.augmentation(splits),
         data,
     )

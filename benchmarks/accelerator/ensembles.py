@@ -6,10 +6,9 @@ What `trainers.sbn` makes of the networks, which are trained at once.
 import functools
 
 from benchmarks.accelerator import speed, training
-from benchmarks.accelerator.context import Piece, held, networks, sbn_loop
+from benchmarks.accelerator.context import Piece, networks, sbn_loop
 from trainers import sbn, session
 from trainers.checkpoints import Checkpoints
-from trainers.flags import FLAGS
 
 _KINDS = {"vgg11": "VGG-11", "resnet18": "ResNet-18", "lenet5": "LeNet-5"}
 # Calibration and the predictions of all methods compile a program for each network.
@@ -33,15 +32,15 @@ class Ensembles:
         self._kind = _KINDS[network]
         held_out = {"held_out": held_out} if held_out else {}
         own = {"network": network, "workdir": str(self.folder)}
-        self._values = context.flags(sbn, **held_out) | own
+        values = context.values(sbn.PROGRAM, **held_out) | own
+        self._flags = sbn.PROGRAM.flags(values)
 
     def pieces(self):
         """Returns the pieces: a family of networks at a time, and the report."""
         context = self._context
-        with held(sbn, self._values):
-            families, members = list(sbn.families()), FLAGS.members
-            epochs, batch = FLAGS.epochs, FLAGS.batch_size
-            examples = len(context.data.splits().train)
+        flags = self._flags
+        families, members = list(sbn.families(flags)), flags.members
+        examples = len(context.data.splits(flags).train)
         size = min(context.at_once or members, members)
         size = context.ledger.chosen(self._choice(), size)
         begin, found = speed.compile_seconds(context), []
@@ -49,14 +48,14 @@ class Ensembles:
             for start in range(0, members, size):
                 numbers = list(range(members))[start : start + size]
                 each = speed.epoch_seconds(
-                    context, self._kind, batch, len(numbers), examples
+                    context, self._kind, flags.batch_size, len(numbers), examples
                 )
                 group = self._group(family, numbers)
-                left = epochs - training.epochs_done(self._checkpoints(group))
+                left = flags.epochs - training.epochs_done(self._checkpoints(group))
                 found.append(
                     Piece(
                         f"{self.name}/{group}",
-                        f"{self._kind}, {epochs} epochs, {family}, members "
+                        f"{self._kind}, {flags.epochs} epochs, {family}, members "
                         + ", ".join(map(str, numbers)),
                         begin + left * each,
                         begin + each,
@@ -87,32 +86,30 @@ class Ensembles:
     def _train(self, family, numbers, size):
         context = self._context
         context.ledger.choose(self._choice(), size)
-        with held(sbn, self._values):
-            splits = context.data.splits()
-            # The folders are those of `trainers.sbn`, which then finds them trained.
-            path = sbn.open_workdir().path
-            folders = [sbn.member_workdir(path, family, n) for n in numbers]
+        flags, splits = self._flags, context.data.splits(self._flags)
+        # The folders are those of `trainers.sbn`, which then finds them trained.
+        path = session.open_workdir(flags, "sbn").path
+        folders = [sbn.member_workdir(flags, path, family, n) for n in numbers]
 
-            def make(number, data):
-                loop = sbn_loop(splits, family, number, data)
-                rates = folders[numbers.index(number)] / "learning_rate.json"
-                session.set_learning_rate(loop, rates, context.progress)
-                return loop
+        def make(number, data):
+            loop = sbn_loop(flags, splits, family, number, data)
+            rates = folders[numbers.index(number)] / "learning_rate.json"
+            session.set_learning_rate(flags, loop, rates, context.progress)
+            return loop
 
-            loops = networks(make, numbers)
-            histories = training.train(
-                context,
-                loops,
-                self._checkpoints(self._group(family, numbers)),
-                [folder / "history.csv" for folder in folders],
-            )
-            for loop, folder, history in zip(loops, folders, histories, strict=True):
-                Checkpoints(folder / "checkpoints").save(loop.state(), history)
+        loops = networks(make, numbers)
+        histories = training.train(
+            context,
+            loops,
+            self._checkpoints(self._group(family, numbers)),
+            [folder / "history.csv" for folder in folders],
+        )
+        for loop, folder, history in zip(loops, folders, histories, strict=True):
+            Checkpoints(folder / "checkpoints").save(loop.state(), history)
         return speed.summary(context, self._kind, loops, histories)
 
     def _report(self):
-        with held(sbn, self._values):
-            figures = sbn.main()
+        figures = sbn.main(self._flags)
         return {
             key: figures[key]
             for method in ("bn", "sbn", "mcbn", "ensemble", "ensemble_sbn")

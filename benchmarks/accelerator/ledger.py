@@ -4,7 +4,7 @@ import json
 import pathlib
 
 from bayesnorm.storage import write_atomically
-from trainers.checkpoints import differences
+from trainers.workdir import differences
 
 DONE, BEGUN, FAILED = "done", "begun", "failed"
 

@@ -13,10 +13,9 @@ import numpy as np
 
 from bayesnorm.storage import write_atomically
 from benchmarks.accelerator import speed, training
-from benchmarks.accelerator.context import Piece, all_cnn_loop, held, networks
+from benchmarks.accelerator.context import Piece, all_cnn_loop, networks
 from trainers import all_cnn, comparison, comparison_report, normalized, report, session
 from trainers.comparison import Outcome, ended_file, folder_of, slug
-from trainers.flags import FLAGS
 from trainers.sections import batch_noise
 
 _RUNS = "table1"
@@ -43,13 +42,15 @@ class Table:
     Args:
         context: The `Context`.
         epochs: Number of epochs; `--epochs` of the command line wins over it.
-        ignored: Names of flags that are the plan's own.
     """
 
-    def __init__(self, context, epochs, ignored):
+    def __init__(self, context, epochs):
         self._context = context
-        self._epochs = FLAGS.epochs if "epochs" in context.given else epochs
-        self._plan = comparison.read_plan(_RUNS, ignored)
+        program = all_cnn.PROGRAM
+        seeds = {"seeds": ",".join(map(str, context.seeds))}
+        self._flags = program.flags(context.given_to(program) | seeds)
+        self._epochs = int(context.given.get("epochs", epochs))
+        self._plan = comparison.read_plan(_RUNS, self._flags)
         self.name = f"{_RUNS}_{self._epochs}"
         self.folder = context.out / self.name
 
@@ -67,7 +68,7 @@ class Table:
 
     def _values(self, title, seed):
         """The flags of a run with a seed, but for what other pieces find."""
-        values = self._context.flags(all_cnn.BINARY, epochs=str(self._epochs))
+        values = self._context.values(all_cnn.PROGRAM, epochs=str(self._epochs))
         return values | self._plan.runs[title].flags | {"seed": str(seed)}
 
     def _found(self, title):
@@ -94,8 +95,8 @@ class Table:
     def _epoch_seconds(self, title, at_once):
         """What an epoch takes: as it did, else as the speeds say."""
         context = self._context
-        with held(all_cnn.BINARY, self._values(title, 0)):
-            examples, batch = len(context.data.splits().train), FLAGS.batch_size
+        flags = all_cnn.PROGRAM.flags(self._values(title, 0))
+        examples, batch = len(context.data.splits(flags).train), flags.batch_size
         for found in context.ledger.results(f"{self.name}/{slug(title)}/").values():
             if found["networks_at_once"] == at_once:
                 return found["seconds_per_epoch"]
@@ -104,8 +105,7 @@ class Table:
     def _at_once(self, title):
         """Seeds to train at once, which stays what it was when the run began."""
         context = self._context
-        with held(all_cnn.BINARY, self._values(title, 0)):
-            batch = FLAGS.batch_size
+        batch = all_cnn.PROGRAM.flags(self._values(title, 0)).batch_size
         best = speed.best_at_once(context, self._kind(title), batch, len(context.seeds))
         return context.ledger.chosen(self._choice(title), best)
 
@@ -114,8 +114,8 @@ class Table:
 
     def _search_piece(self, title):
         context = self._context
-        count = FLAGS.search_evaluations - len(_tried(context, title))
-        each = FLAGS.search_epochs * self._epoch_seconds(title, 1)
+        count = self._flags.search_evaluations - len(_tried(context, title))
+        each = self._flags.search_epochs * self._epoch_seconds(title, 1)
         begin = speed.compile_seconds(context)
         return Piece(
             _search_name(title),
@@ -128,16 +128,17 @@ class Table:
     def _search(self, title, seconds):
         context = self._context
         values = self._values(title, context.seeds[0]) | self._found(title)
-        with held(all_cnn.BINARY, values):
-            loop = all_cnn_loop(context.data.splits())
-            cache = _rates(context, title)
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            session.set_learning_rate(
-                loop,
-                cache,
-                context.progress,
-                lambda: context.clock.require(seconds),
-            )
+        flags = all_cnn.PROGRAM.flags(values)
+        loop = all_cnn_loop(flags, context.data.splits(flags))
+        cache = _rates(context, title)
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        session.set_learning_rate(
+            flags,
+            loop,
+            cache,
+            context.progress,
+            lambda: context.clock.require(seconds),
+        )
         return {
             "learning_rate": loop.config.learning_rate,
             "evaluations": len(_tried(context, title)),
@@ -168,11 +169,12 @@ class Table:
         values = {seed: self._values(title, seed) | found for seed in seeds}
         paths = [folder_of(self.folder, title, seed) for seed in seeds]
 
+        flags = {seed: all_cnn.PROGRAM.flags(values[seed]) for seed in seeds}
+
         def make(seed, data):
-            with held(all_cnn.BINARY, values[seed]):
-                loop = all_cnn_loop(context.data.splits(), data)
-                session.set_learning_rate(loop, None, context.progress)
-                return loop
+            loop = all_cnn_loop(flags[seed], context.data.splits(flags[seed]), data)
+            session.set_learning_rate(flags[seed], loop, None, context.progress)
+            return loop
 
         loops = networks(make, seeds)
         checkpoints = self._checkpoints(title, seeds)
@@ -188,8 +190,8 @@ class Table:
                 failures[str(seed)] = _divergence(history)
             elif not ended_file(path).is_file():
                 context.clock.require(context.evaluation_s)
-                with training.Stopwatch() as watch, held(all_cnn.BINARY, values[seed]):
-                    self._evaluate(loop.model, history, path, result)
+                with training.Stopwatch() as watch:
+                    self._evaluate(flags[seed], loop.model, history, path, result)
                 context.evaluation_s = watch.seconds
                 write_atomically(
                     ended_file(path), json.dumps(values[seed], indent=1) + "\n"
@@ -198,19 +200,21 @@ class Table:
         shutil.rmtree(checkpoints, ignore_errors=True)
         return result | {"failures": failures}
 
-    def _evaluate(self, model, history, path, training_figures):
-        splits = self._context.data.splits()
+    def _evaluate(self, flags, model, history, path, training_figures):
+        splits = self._context.data.splits(flags)
         figures, _ = report.evaluate(
             model,
             splits,
             history,
-            normalized.methods_of(model, splits),
-            FLAGS.samples,
-            FLAGS.dataset_title,
+            normalized.methods_of(flags, model, splits),
+            flags.samples,
+            flags.dataset_title,
             self._context.progress.note,
         )
-        if FLAGS.norm == "batch":
-            for name, found in batch_noise.sections(splits, model, figures).items():
+        if flags.norm == "batch":
+            for name, found in batch_noise.sections(
+                flags, splits, model, figures
+            ).items():
                 found.figure.savefig(path / f"{name}.png")
         figures |= {f"plan/{key}": value for key, value in training_figures.items()}
         figures["plan/precision"] = self._context.precision
@@ -230,8 +234,12 @@ class Table:
             for title in self._plan.runs
         }
         if any(not o.failure for of_seeds in outcomes.values() for o in of_seeds):
-            columns = normalized.columns_of(all_cnn.BINARY.columns)
-            comparison_report.write(self.folder, self._plan, outcomes, columns)
+            columns = normalized.columns_of(
+                all_cnn.NETWORK.columns, self._flags.samples
+            )
+            comparison_report.write(
+                self.folder, self._flags, self._plan, outcomes, columns
+            )
 
     def _outcome(self, title, seed):
         path = folder_of(self.folder, title, seed)

@@ -5,7 +5,6 @@ import numpy as np
 from bayesnorm import backend
 from bayesnorm.storage import write_atomically
 from benchmarks.accelerator.ledger import DONE, FAILED
-from trainers import command
 from trainers.progress import duration
 
 
@@ -22,7 +21,7 @@ def write(context, pieces, experiments):
         "# The plan",
         f"{', '.join(sorted(set(backend.devices())))}, precision {context.precision}; "
         f"{duration(ledger.total_seconds())} so far. Command:",
-        f"```\n{command.as_given()}\n```",
+        f"```\n{context.command}\n```",
         *_speeds(ledger),
         *_precisions(ledger),
         *_experiments(context, experiments),

@@ -1,52 +1,61 @@
 """The plan: which pieces there are, in which order, and how they run."""
 
+import dataclasses
 import pathlib
 import time
 import traceback
 
-from absl import flags
-
 from benchmarks.accelerator import device, page, precisions, speed
 from benchmarks.accelerator.clock import Clock, OutOfTimeError
-from benchmarks.accelerator.context import Context, Data, held
+from benchmarks.accelerator.context import Context, Data
 from benchmarks.accelerator.ensembles import Ensembles
 from benchmarks.accelerator.ledger import BEGUN, DONE, FAILED, Ledger
 from benchmarks.accelerator.normalizations import Table
-from trainers import all_cnn, command
+from trainers import all_cnn, groups, program, sbn
 from trainers import flags as trainer_flags
-from trainers.flags import FLAGS
+from trainers.flags import Flag
 from trainers.progress import Progress, duration
 
-_OWN = {
-    flag.name: flag
-    for flag in (
-        flags.DEFINE_float(
-            "budget_s", 540.0, "Seconds after which nothing new is begun.", 0.0
-        ),
-        flags.DEFINE_string(
-            "data", None, "NumPy archive or folder of images by class; else --dataset."
-        ),
-        flags.DEFINE_string("out", "runs/accelerator", "Folder of the results."),
-        flags.DEFINE_bool("plan", False, "Only say what there is to do."),
-        flags.DEFINE_list(
-            "only", [], "Only pieces whose name begins with one of these."
-        ),
-        flags.DEFINE_enum(
-            "precision",
-            device.PRECISIONS[0],
-            device.PRECISIONS,
-            "Of matrix products and convolutions; on a CPU tf32 is float32.",
-        ),
-        flags.DEFINE_integer(
-            "at_once", None, "Networks to train at once; else as the speeds say.", 1
-        ),
-        flags.DEFINE_float("checkpoint_s", 60.0, "Seconds between checkpoints.", 0.0),
-    )
-}
+_OWN = (
+    Flag(
+        "budget_s",
+        "float",
+        "Seconds after which nothing new is begun.",
+        540.0,
+        **groups.at_least(0),
+    ),
+    Flag(
+        "data",
+        "string",
+        "NumPy archive or folder of images by class; else --dataset.",
+        stated="DATA",
+    ),
+    Flag("out", "string", "Folder of the results.", "runs/accelerator", stated="DIR"),
+    Flag("plan", "bool", "Only say what there is to do.", False),
+    Flag("only", "list", "Only pieces whose name begins with one of these.", []),
+    Flag(
+        "precision",
+        device.PRECISIONS,
+        "Of matrix products and convolutions; on a CPU tf32 is float32.",
+        device.PRECISIONS[0],
+    ),
+    Flag(
+        "at_once",
+        "integer",
+        "Networks to train at once; else as the speeds say.",
+        **groups.at_least(1),
+    ),
+    Flag(
+        "checkpoint_s",
+        "float",
+        "Seconds between checkpoints.",
+        60.0,
+        **groups.at_least(0),
+    ),
+)
+_OWN = tuple(dataclasses.replace(flag, of_runs=False) for flag in _OWN)
 # Set -> the classes that the paper keeps out of training, and its name for the rest.
 _KNOWN = {"cifar10": ("5,6,7,8,9", "cifar5")}
-# Flags of which a plan begun goes on with other values.
-_CHANGEABLE = {*_OWN, "seeds"} - {"precision"}
 
 
 class Plan:
@@ -58,10 +67,10 @@ class Plan:
 
     def __init__(self, context):
         self._context = context
-        with held(all_cnn.BINARY, context.flags(all_cnn.BINARY)):
-            splits = context.data.splits()
-        short = Table(context, 300, _OWN)
-        long = Table(context, 1200, _OWN)
+        of_networks = all_cnn.PROGRAM.flags(context.values(all_cnn.PROGRAM))
+        splits = context.data.splits(of_networks)
+        short = Table(context, 300)
+        long = Table(context, 1200)
         self._tables = [short] if short.name == long.name else [short, long]
         held_out, name = _KNOWN.get(splits.name, (None, splits.name))
         self._ensembles = [
@@ -93,48 +102,60 @@ def _networks(image_shape):
     return ["vgg11", "resnet18"] if min(image_shape[:2]) >= 32 else ["lenet5"]
 
 
-def _context(start):
-    own = {name: FLAGS[name].value for name in _OWN}
-    out = pathlib.Path(own["out"])
-    given = {k: command.text(f.value) for k, f in command.given().items()}
-    kept = {k: v for k, v in given.items() if k not in _CHANGEABLE}
+def defined():
+    """Returns the flags of the plan, not yet parsed: its own and the networks'."""
+    flags = trainer_flags.define(
+        *all_cnn.PROGRAM.all_groups, *sbn.PROGRAM.all_groups, _OWN
+    )
+    flags.set_default("seeds", ["0", "1", "2"])
+    return flags
+
+
+def _context(flags, start):
+    out = pathlib.Path(flags.out)
+    given = trainer_flags.given(flags)
+    given = {k: v for k, v in given.items() if flags[k].about.of_runs}
     return Context(
         out=out,
-        data=Data(own["data"]),
-        ledger=Ledger(out / "pieces.json", kept | {"precision": own["precision"]}),
-        clock=Clock(own["budget_s"], start),
+        data=Data(flags.data),
+        # With other values of the plan's own flags it goes on.
+        ledger=Ledger(out / "pieces.json", given | {"precision": flags.precision}),
+        clock=Clock(flags.budget_s, start),
         progress=Progress(),
-        given=frozenset(given),
-        seeds=[int(seed) for seed in FLAGS.seeds],
-        precision=own["precision"],
-        at_once=own["at_once"],
-        checkpoint_s=own["checkpoint_s"],
+        given=given,
+        command=trainer_flags.command(flags),
+        seeds=[int(seed) for seed in flags.seeds],
+        precision=flags.precision,
+        at_once=flags.at_once,
+        checkpoint_s=flags.checkpoint_s,
     )
 
 
-def _is_asked_for(piece):
-    only = FLAGS.only
+def _is_asked_for(piece, only):
     return not only or any(piece.name.startswith(prefix) for prefix in only)
 
 
-def main(start):
+def main(flags, start):
     """Runs the plan until the budget is spent, or says what there is to do.
 
     Args:
+        flags: The flags of the plan.
         start: `time.monotonic()` from which the budget counts.
     """
-    context = _context(start)
+    context = _context(flags, start)
     device.keep_programs(context.out / "programs")
     with device.precision(context.precision):
         plan = Plan(context)
-        if FLAGS.plan:
-            asked = [piece for piece in plan.pieces() if _is_asked_for(piece)]
+        if flags.plan:
+            asked = [
+                piece for piece in plan.pieces() if _is_asked_for(piece, flags.only)
+            ]
             print(page.table(context, asked))
         else:
-            _run(plan, context)
+            _run(plan, context, flags.only)
 
 
-def _run(plan, context):
+def _run(plan, context, only):
     failed, too_long = set(), set()
     while True:
         pieces = plan.pieces()
@@ -142,7 +163,7 @@ def _run(plan, context):
         waiting = [
             piece
             for piece in pieces
-            if _is_asked_for(piece)
+            if _is_asked_for(piece, only)
             and context.ledger.state(piece.name) != DONE
             and piece.name not in failed | too_long
         ]
@@ -205,5 +226,4 @@ def run(start):
     Args:
         start: As for `main`.
     """
-    FLAGS.set_default("seeds", ["0", "1", "2"])
-    trainer_flags.run(lambda: main(start), "benchmarks.accelerator")
+    program.start(lambda flags: main(flags, start), defined(), "benchmarks.accelerator")

@@ -3,9 +3,8 @@
 import functools
 
 from benchmarks.accelerator import device, speed, training
-from benchmarks.accelerator.context import Piece, all_cnn_loop, held, networks
+from benchmarks.accelerator.context import Piece, all_cnn_loop, networks
 from trainers import all_cnn, session
-from trainers.flags import FLAGS
 from trainers.loop import Loops
 
 _KIND = "All-CNN, AN + stochastic"
@@ -16,9 +15,9 @@ _RATE = "0.01"
 def pieces(context):
     """Returns a piece for each precision: the same training, a few epochs of it."""
     values = _values(context)
-    with held(all_cnn.BINARY, values):
-        examples, batch = len(context.data.splits().train), FLAGS.batch_size
-    each = speed.epoch_seconds(context, _KIND, batch, _SEEDS, examples)
+    flags = all_cnn.PROGRAM.flags(values)
+    examples = len(context.data.splits(flags).train)
+    each = speed.epoch_seconds(context, _KIND, flags.batch_size, _SEEDS, examples)
     seconds = speed.compile_seconds(context) + _EPOCHS * each
     return [
         Piece(
@@ -35,15 +34,15 @@ def pieces(context):
 def _values(context):
     # The schedule of the long table, of which these are the first epochs.
     own = {"epochs": str(_EPOCHS), "decay_epochs": "1200", "learning_rate": _RATE}
-    return context.flags(all_cnn.BINARY) | speed.KINDS[_KIND][1] | own
+    return context.values(all_cnn.PROGRAM) | speed.KINDS[_KIND][1] | own
 
 
 def _train(context, values, name):
     def make(seed, data):
-        with held(all_cnn.BINARY, values | {"seed": str(seed)}):
-            loop = all_cnn_loop(context.data.splits(), data)
-            session.set_learning_rate(loop, None, context.progress)
-            return loop
+        flags = all_cnn.PROGRAM.flags(values | {"seed": str(seed)})
+        loop = all_cnn_loop(flags, context.data.splits(flags), data)
+        session.set_learning_rate(flags, loop, None, context.progress)
+        return loop
 
     with device.precision(name):
         loops = Loops(networks(make, range(_SEEDS)))

@@ -10,7 +10,6 @@ from benchmarks.accelerator import device
 from benchmarks.accelerator.context import (
     Piece,
     all_cnn_loop,
-    held,
     networks,
     sbn_loop,
 )
@@ -18,10 +17,9 @@ from benchmarks.accelerator.ledger import DONE
 from benchmarks.accelerator.training import Stopwatch, seconds_per_epoch
 from trainers import all_cnn, sbn
 from trainers.comparison import slug
-from trainers.flags import FLAGS
 from trainers.loop import Loops
 
-_ALL_CNN = all_cnn.BINARY
+_ALL_CNN, _SBN = all_cnn.PROGRAM, sbn.PROGRAM
 # Kind of network -> program and flags, those that the tables need most first.
 KINDS = {
     "All-CNN, BN": (_ALL_CNN, {"norm": "batch", "scale": "plain"}),
@@ -32,9 +30,9 @@ KINDS = {
         _ALL_CNN,
         {"norm": "none", "scale": "plain", "projection": "false"},
     ),
-    "ResNet-18": (sbn, {"network": "resnet18"}),
-    "VGG-11": (sbn, {"network": "vgg11"}),
-    "LeNet-5": (sbn, {"network": "lenet5"}),
+    "ResNet-18": (_SBN, {"network": "resnet18"}),
+    "VGG-11": (_SBN, {"network": "vgg11"}),
+    "LeNet-5": (_SBN, {"network": "lenet5"}),
 }
 _MEASURED_KINDS = tuple(KINDS)[:6]
 _BATCHES, _AT_ONCE = (32, 128), (1, 3, 6)
@@ -94,28 +92,25 @@ def _speed_piece(context, kind, batch, at_once):
 
 def _measure(context, kind, batch, at_once):
     program, values = KINDS[kind]
-    values = context.flags(program) | values | {"batch_size": str(batch)}
-    if program is sbn:
+    values = context.values(program) | values | {"batch_size": str(batch)}
+    if program is _SBN:
         values |= {"members": str(max(2, at_once))}
-    with held(program, values):
-        splits = context.data.splits()
-        images = splits.train.images
-        steps = _STEPS if device.is_accelerator() else _CPU_STEPS
-        steps = min(steps, len(images) // batch)
-        if steps == 0:
-            raise ValueError(f"there are {len(images)} images, fewer than a batch")
-        part = datasets.Split(
-            images[: steps * batch], splits.train.labels[: steps * batch]
-        )
-        few = dataclasses.replace(splits, train=part)
-        loops = Loops(networks(_maker(program, few), range(at_once)))
-        with Stopwatch() as first:
-            loops.train_epoch(0)
-        turns = []
-        for turn in range(_TURNS):
-            with Stopwatch() as watch:
-                loops.train_epoch(1 + turn)
-            turns.append(watch.seconds)
+    splits = context.data.splits(program.flags(values))
+    images = splits.train.images
+    steps = _STEPS if device.is_accelerator() else _CPU_STEPS
+    steps = min(steps, len(images) // batch)
+    if steps == 0:
+        raise ValueError(f"there are {len(images)} images, fewer than a batch")
+    part = datasets.Split(images[: steps * batch], splits.train.labels[: steps * batch])
+    few = dataclasses.replace(splits, train=part)
+    loops = Loops(networks(_maker(program, values, few), range(at_once)))
+    with Stopwatch() as first:
+        loops.train_epoch(0)
+    turns = []
+    for turn in range(_TURNS):
+        with Stopwatch() as watch:
+            loops.train_epoch(1 + turn)
+        turns.append(watch.seconds)
     rate = steps / float(np.median(turns))
     result = {
         "kind": kind,
@@ -129,14 +124,14 @@ def _measure(context, kind, batch, at_once):
     return result | flop_share(context, kind, batch * at_once * rate)
 
 
-def _maker(program, splits):
+def _maker(program, values, splits):
     """Returns the function that makes the loop of the network of a number."""
-    if program is sbn:
-        return lambda number, data: sbn_loop(splits, "plain", number, data)
 
     def make(number, data):
-        FLAGS.seed = number
-        return all_cnn_loop(splits, data)
+        if program is _SBN:
+            return sbn_loop(program.flags(values), splits, "plain", number, data)
+        flags = program.flags(values | {"seed": str(number)})
+        return all_cnn_loop(flags, splits, data)
 
     return make
 
@@ -152,11 +147,10 @@ def kind_of(row):
 @functools.cache
 def _flops(data, words, kind):
     """Operations of a forward pass of an image."""
-    program = KINDS[kind][0]
-    with held(program, dict(words)):
-        splits = data.splits()
-        loop = _maker(program, splits)(0, None)
-        return device.forward_flops(loop.model, splits.image_shape)
+    program, values = KINDS[kind][0], dict(words)
+    splits = data.splits(program.flags(values))
+    loop = _maker(program, values, splits)(0, None)
+    return device.forward_flops(loop.model, splits.image_shape)
 
 
 def training_flops(context, kind):
@@ -167,7 +161,7 @@ def training_flops(context, kind):
     if kind.startswith("All-CNN"):
         kind = "All-CNN, none"
     program, values = KINDS[kind]
-    words = tuple((context.flags(program) | values).items())
+    words = tuple((context.values(program) | values).items())
     return _BACKWARD * _flops(context.data, words, kind)
 
 

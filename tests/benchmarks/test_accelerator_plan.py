@@ -9,10 +9,9 @@ import time
 import keras
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 from trainers import all_cnn
-from trainers.flags import FLAGS
+from trainers.flags import parse, words
 from trainers.progress import Progress
 
 pytest.importorskip("jax")
@@ -41,27 +40,21 @@ WORDS = {
 BN = "learning_rate/bn_projection,table1_3/bn_projection"
 
 
-@pytest.fixture(autouse=True)
-def flags():
-    with flagsaver.flagsaver():
-        yield
-
-
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
     """One folder of compiled programs for all plans here."""
     return tmp_path_factory.mktemp("programs")
 
 
-def run(out, programs, **words):
+def run(out, programs, **values):
     """Runs the plan as its command line does."""
-    with flagsaver.flagsaver():
-        words = {"out": out, "budget_s": "1000"} | WORDS | words
-        FLAGS(["plan", *(f"--{name}={value}" for name, value in words.items())])
-        keep = device.keep_programs
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(device, "keep_programs", lambda _: keep(programs))
-            plan.main(time.monotonic())
+    flags = plan.defined()
+    values = {"out": out, "budget_s": "1000"} | WORDS | values
+    parse(flags, ["plan", *words(values)])
+    keep = device.keep_programs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "keep_programs", lambda _: keep(programs))
+        plan.main(flags, time.monotonic())
 
 
 def figures_of(folder):
@@ -95,8 +88,7 @@ def test_a_run_is_that_of_the_trainer(unbroken, tmp_path):
         "augment": "true",
         "workdir": tmp_path / "run",
     }
-    FLAGS(["all_cnn", *(f"--{name}={value}" for name, value in values.items())])
-    trained = all_cnn.main()
+    trained = all_cnn.PROGRAM.main(all_cnn.PROGRAM.flags(values))
     planned = figures_of(unbroken / "table1_3" / "bn_projection-0")
     for key, value in planned.items():
         if isinstance(value, float) and not key.startswith("noise/chi_square"):
@@ -229,14 +221,14 @@ def test_a_piece_that_fails_does_not_stop_the_others(tmp_path, programs, monkeyp
 
 def fake_context(tmp_path, **arguments):
     """A context of the digits whose ledger is empty."""
-    FLAGS(["plan", "--width=0.05", "--train_examples=128"])
     return contexts.Context(
         out=tmp_path,
         data=contexts.Data(None),
         ledger=Ledger(tmp_path / "pieces.json", {}),
         clock=Clock(100.0),
         progress=Progress(),
-        given=frozenset({"width", "train_examples"}),
+        given={"width": "0.05", "train_examples": "128"},
+        command="",
         seeds=[0, 1, 2],
         precision="tf32",
         **arguments,

@@ -5,13 +5,12 @@ import json
 
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from PIL import Image
 
 from bayesnorm import datasets
 from bayesnorm.datasets import division, pictures
 from trainers import all_cnn, report, sbn, session
-from trainers.flags import FLAGS, defining_flags
+from trainers.flags import defining
 from trainers.sections import batch_statistics, perturbations
 
 PARTS = ("train", "validation", "test")
@@ -647,22 +646,13 @@ def own(tmp_path, rng, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def flags():
-    with flagsaver.flagsaver():
-        FLAGS(["own"])
-        yield
-
-
 def run(binary, folder, dataset, data_dir, **values):
     small = {"samples": 2, "batch_size": 16, "tensorboard": False, "epochs": 1}
-    with flagsaver.flagsaver(
-        workdir=str(folder / "run"),
-        dataset=dataset,
-        data_dir=str(folder / data_dir),
-        **{**small, **values},
-    ):
-        return binary.main(), defining_flags()
+    place = {"dataset": dataset, "data_dir": folder / data_dir}
+    flags = binary.PROGRAM.flags(
+        {"workdir": folder / "run", **place, **small, **values}
+    )
+    return binary.PROGRAM.main(flags), defining(flags)
 
 
 # What compiles fast.
@@ -670,7 +660,7 @@ SMALL = {"width": 0.05, "epochs": 2, "norm": "none", "scale": "plain"}
 
 
 @pytest.mark.parametrize("form", [("image_folder", "own"), ("npz", "own.npz")])
-def test_all_cnn_on_own_images(own, flags, form):
+def test_all_cnn_on_own_images(own, form):
     figures, defining = run(all_cnn, own, *form, **SMALL)
     assert figures["test/error_one_pass"] < 40
     assert ("ood/auroc_one_pass" in figures) == (form[0] == "image_folder")
@@ -682,41 +672,38 @@ def test_all_cnn_on_own_images(own, flags, form):
         run(all_cnn, own, form[0], "moved", **SMALL)
 
 
-def test_sbn_on_own_images(own, flags):
+def test_sbn_on_own_images(own):
     small = {"width": 0.1, "members": 2, "dropout": 0.0, "minibatch": False}
     figures, _ = run(sbn, own, "npz", "own.npz", flip=True, **small)
     assert 0 < figures["test/nll_sbn"] < 10
     assert (own / "run" / "report.md").exists()
 
 
-def test_augmentation_of_own_images(tmp_path, flags):
+def test_augmentation_of_own_images(tmp_path):
     masks = datasets.augmentation_for("image_folder", dense=True)
     assert masks == datasets.augmentation_for("cells")
     assert datasets.augmentation_for("image_folder") == datasets.Augmentation(2, False)
     splits = datasets.load("npz", archive(tmp_path, X=X, y=Y))
-    with flagsaver.flagsaver(dataset="npz", augment=True):
-        (shift,) = session.make_augmentation(splits, 0).layers
-        assert shift.max_shift == 2
-        with flagsaver.flagsaver(flip=True):
-            assert len(session.make_augmentation(splits, 0).layers) == 2
+
+    def layers(splits, **values):
+        flags = all_cnn.PROGRAM.flags({"dataset": "npz", **values})
+        return session.make_augmentation(flags, splits, 0).layers
+
+    (shift,) = layers(splits)
+    assert shift.max_shift == 2
+    assert len(layers(splits, flip=True)) == 2
     for name, count in (("cifar10", 2), ("flowers", 1)):
         named = datasets.load("npz", archive(tmp_path, X=X, y=Y, name=name))
-        with flagsaver.flagsaver(dataset="npz", augment=True):
-            assert len(session.make_augmentation(named, 0).layers) == count
+        assert len(layers(named)) == count
 
 
 @pytest.mark.parametrize(
-    ("dense", "flags_given", "match"),
+    ("values", "match"),
     [
-        (False, {"resize": "8"}, "'digits' has one size.*--resize"),
-        (False, {"tile": 8}, "--tile=8 would do nothing here.*--resize"),
-        (True, {"dataset": "cells", "channels": 3}, "--channels=3 would do nothing"),
-        (False, {"dataset": "npz"}, "needs `data_dir` .*--data_dir"),
+        ({"resize": "8"}, "'digits' has one size.*--resize"),
+        ({"dataset": "npz"}, "needs `data_dir` .*--data_dir"),
     ],
 )
-def test_flags_that_would_do_nothing(flags, dense, flags_given, match):
-    with (
-        flagsaver.flagsaver(**flags_given),
-        pytest.raises(ValueError, match=match),
-    ):
-        session.load_data(dense)
+def test_flags_that_do_not_fit_the_set(values, match):
+    with pytest.raises(ValueError, match=match):
+        session.load_data(all_cnn.PROGRAM.flags(values))

@@ -8,12 +8,10 @@ import sys
 import keras
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 import bayesnorm
 from tests.helpers import long
 from trainers import all_cnn, report, session
-from trainers.flags import FLAGS
 
 SMALL = {
     "epochs": 3,
@@ -26,34 +24,24 @@ SMALL = {
 }
 
 
-@pytest.fixture(autouse=True)
-def flags():
-    with flagsaver.flagsaver():
-        FLAGS(["all_cnn"])
-        yield
-
-
 @pytest.fixture
 def no_export(monkeypatch):
     monkeypatch.setattr(report, "_export", lambda *args: "")
 
 
-def set_flags(workdir, **values):
-    return flagsaver.flagsaver(workdir=str(workdir), **{**SMALL, **values})
+def flags_of(workdir, **values):
+    return all_cnn.PROGRAM.flags({"workdir": workdir, **SMALL, **values})
 
 
 def run_main(workdir, **values):
-    with set_flags(workdir, **values):
-        return all_cnn.main()
+    return all_cnn.PROGRAM.main(flags_of(workdir, **values))
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder and the figures of a run."""
     path = tmp_path_factory.mktemp("finished") / "run"
-    with flagsaver.flagsaver():
-        FLAGS(["all_cnn"])
-        return path, run_main(path)
+    return path, run_main(path)
 
 
 def without_times(figures):
@@ -104,7 +92,7 @@ def test_a_run_leaves_a_report_and_models(finished):
     assert figures["test/examples_one_pass"] == 288
     assert figures["ood/examples_out_one_pass"] == 354
 
-    splits = session.load_data()
+    splits = session.load_data(flags_of(path))
     model = keras.models.load_model(path / "model.keras")
     logits = model.predict(splits.inputs(splits.test.images), verbose=0)
     error = 100 * np.mean(logits.argmax(-1) != splits.test.labels)
@@ -115,11 +103,8 @@ def test_a_run_leaves_a_report_and_models(finished):
 
 
 def test_a_workdir_of_other_flags_is_refused(finished):
-    with (
-        set_flags(finished[0], epochs=2),
-        pytest.raises(ValueError, match="--epochs: 3 there, 2 now"),
-    ):
-        all_cnn.main()
+    with pytest.raises(ValueError, match="--epochs: 3 there, 2 now"):
+        run_main(finished[0], epochs=2)
 
 
 @pytest.mark.parametrize(
@@ -148,8 +133,7 @@ def test_the_noise_of_batch_normalization_goes_into_another_run(tmp_path, no_exp
     np.testing.assert_allclose(stddevs, measured, atol=5e-5)
     assert len(measured) == 9
     # Of other batches, at the batch size of training; 100 tell a deviation to 7 %.
-    with set_flags(tmp_path / "bn"):
-        splits = session.load_data()
+    splits = session.load_data(flags_of(tmp_path))
     model = keras.models.load_model(tmp_path / "bn" / "model.keras")
     images = splits.inputs(splits.train.images)
     again = bayesnorm.batch_noise(model, images, 64, batches=100, seed=9)
@@ -174,16 +158,12 @@ def test_a_noisy_scale_wants_its_noise(tmp_path):
 
 def test_fewer_examples(tmp_path, no_export):
     values = {"train_examples": 100, "validation_examples": 50}
-    with set_flags(tmp_path, **values):
-        splits = session.load_data()
+    splits = session.load_data(flags_of(tmp_path, **values))
     assert (len(splits.train), len(splits.validation)) == (100, 50)
     inputs = splits.inputs(splits.train.images)
     np.testing.assert_allclose(splits.channel_mean, inputs.mean(), rtol=1e-6)
-    with (
-        set_flags(tmp_path, train_examples=5000),
-        pytest.raises(ValueError, match="--train_examples must be at most"),
-    ):
-        session.load_data()
+    with pytest.raises(ValueError, match="--train_examples must be at most"):
+        session.load_data(flags_of(tmp_path, train_examples=5000))
 
 
 def test_perturbed_accuracy_starts_at_that_of_the_test_part(finished):

@@ -5,14 +5,12 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from scipy import ndimage
 from sklearn.metrics import jaccard_score
 
 import bayesnorm
-from bayesnorm import datasets, metrics, models
-from trainers import all_cnn, cell_fcn, normalized, report
-from trainers.flags import FLAGS, defining_flags
+from bayesnorm import datasets, metrics
+from trainers import cell_fcn, report
 from trainers.sections import batch_noise, segmentation
 
 SMALL = {
@@ -25,21 +23,16 @@ SMALL = {
 }
 
 
-@pytest.fixture(autouse=True)
-def flags():
-    with flagsaver.flagsaver():
-        FLAGS(["cell_fcn"])
-        yield
+def run_main(workdir):
+    flags = cell_fcn.PROGRAM.flags({"workdir": workdir, **SMALL})
+    return cell_fcn.PROGRAM.main(flags)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder and the figures of a run."""
     path = tmp_path_factory.mktemp("finished") / "run"
-    with flagsaver.flagsaver():
-        FLAGS(["cell_fcn"])
-        with flagsaver.flagsaver(workdir=str(path), **SMALL):
-            return path, cell_fcn.main()
+    return path, run_main(path)
 
 
 def test_a_run_leaves_a_report_with_maps(finished):
@@ -79,22 +72,10 @@ def test_figures_are_those_of_the_saved_model(finished):
 def test_the_same_command_goes_on_to_the_same_figures(finished, monkeypatch):
     path, figures = finished
     monkeypatch.setattr(report, "_export", lambda *args: "")
-    with flagsaver.flagsaver(workdir=str(path), **SMALL):
-        again = cell_fcn.main()
+    again = run_main(path)
     for key in figures:
         if not key.startswith("seconds/"):
             assert again[key] == figures[key], key
-
-
-@pytest.mark.parametrize(
-    ("binary", "dataset"), [(cell_fcn, "digits"), (all_cnn, "cells")]
-)
-def test_sets_of_other_binaries_are_refused(tmp_path, binary, dataset):
-    with (
-        flagsaver.flagsaver(workdir=str(tmp_path), dataset=dataset),
-        pytest.raises(ValueError, match=f"--dataset={dataset} is not for this binary"),
-    ):
-        binary.main()
 
 
 @pytest.mark.parametrize("bright", [False, True])
@@ -123,27 +104,20 @@ def test_the_threshold_is_the_best_of_training(bright):
     assert expected > 0.7
 
 
-def test_another_folder_of_images_is_another_run(tmp_path):
-    with flagsaver.flagsaver(dataset="image_folder", data_dir=str(tmp_path)):
-        assert defining_flags()["data_dir"] == str(tmp_path)
-    with flagsaver.flagsaver(dataset="dic_hela", data_dir=str(tmp_path)):
-        assert "data_dir" not in defining_flags()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("normalization_batch", [None, 1024])
 def test_the_noise_of_a_set_of_one_batch_is_that_of_its_augmentations(
-    tmp_path, normalization_batch
+    normalization_batch,
 ):
     splits = datasets.load_segmentation("cells")
     few = datasets.Split(splits.train.images[:5], splits.train.labels[:5])
     splits = dataclasses.replace(splits, train=few)
     values = {"norm": "batch", "scale": "plain", "batch_size": 4, "width": 0.05}
     values["normalization_batch"] = normalization_batch
-    with flagsaver.flagsaver(projection=True, augment=True, **values):
-        model = normalized.build(models.cell_fcn, splits)
-        figures = {}
-        batch_noise.sections(splits, model, figures)
+    flags = cell_fcn.PROGRAM.flags(values)
+    model = cell_fcn.NETWORK.build(flags, splits)
+    figures = {}
+    batch_noise.sections(flags, splits, model, figures)
     # Elastic deformations move what a batch shows; the same images would give 1e-8.
     assert figures["noise/scale_stddev/conv0_0"] > 1e-3
 
@@ -159,8 +133,8 @@ def test_large_images_go_a_few_at_a_time(rng):
     labels = rng.integers(0, 2, (6, 400, 300), "uint8")
     splits = datasets.from_arrays(*[(images, labels)] * 3, scale=1 / 255)
     assert report.chunk_size(splits) == 8
-    with flagsaver.flagsaver(norm="weight", scale="plain", projection=True, width=0.05):
-        model = normalized.build(models.cell_fcn, splits)
+    values = {"norm": "weight", "scale": "plain", "width": 0.05}
+    model = cell_fcn.NETWORK.build(cell_fcn.PROGRAM.flags(values), splits)
     # Of two images: scale and bias standardize what they were found on.
     scale = np.asarray(model.get_layer("conv0_0_scale").scale)
     assert np.isfinite(scale).all()

@@ -5,7 +5,8 @@ import csv
 import numpy as np
 import pytest
 
-from trainers.checkpoints import Checkpoints, Workdir, write_history
+from trainers.checkpoints import Checkpoints, write_history
+from trainers.workdir import Workdir
 
 
 def history(epochs):
@@ -111,20 +112,9 @@ def test_notes_are_compared_and_are_no_flags(tmp_path):
     (workdir / "checkpoints").mkdir()
     text = (workdir / "flags.txt").read_text()
     assert text == "# binary=sbn\n# family=plain\n--epochs=3\n"
-    # As an earlier version left it.
-    (workdir / "flags.txt").write_text(text.replace("# family", "--family"))
     Workdir(tmp_path / "a", "sbn", {"epochs": "3"}, {"family": "plain"})
     with pytest.raises(ValueError, match="family: plain there, dropout now"):
         Workdir(tmp_path / "a", "sbn", {"epochs": "3"}, {"family": "dropout"})
-
-
-def test_ignored_flags_are_neither_kept_nor_compared(tmp_path):
-    flags = {"epochs": "3", "norm": "batch"}
-    workdir = Workdir(tmp_path / "a", "sbn", flags)
-    (workdir / "checkpoints").mkdir()
-    Workdir(tmp_path / "a", "sbn", flags | {"norm": "weight"}, ignored=["norm"])
-    Workdir(tmp_path / "b", "sbn", flags, ignored=["norm"])
-    assert "norm" not in (tmp_path / "b" / "flags.txt").read_text()
 
 
 def test_a_workdir_that_holds_something_else_is_refused(tmp_path):

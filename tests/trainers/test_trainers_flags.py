@@ -1,30 +1,25 @@
-"""Flags: defaults, validators, the file of flags."""
+"""Flags: groups and their attributes, validators, the file of flags, the start."""
 
+import subprocess
 import sys
 import types
 
 import pytest
-from absl import flags
-from absl.testing import flagsaver
+from absl import flags as absl_flags
 
-from trainers import command, sbn
-from trainers.flags import (
-    FLAGS,
-    _parse,
-    defining_flags,
-    image_size,
-    run,
-    set_defaults,
-)
+from trainers import all_cnn, cell_fcn, groups, sbn
+from trainers.flags import Flag, command, define, defining, given, parse
+from trainers.groups import image_size
+from trainers.program import Program, start
 
-PROGRAM = "trainers/test.py"
+PROGRAMS = {"all_cnn": all_cnn, "cell_fcn": cell_fcn, "sbn": sbn}
 
 
-@pytest.fixture(autouse=True)
-def restored():
-    with flagsaver.flagsaver():
-        FLAGS([PROGRAM])
-        yield
+def flags_of(*arguments, of=all_cnn):
+    """The flags of a binary with a command line."""
+    flags = define(*of.PROGRAM.all_groups)
+    parse(flags, ["program", *arguments])
+    return flags
 
 
 @pytest.mark.parametrize(
@@ -62,78 +57,141 @@ def restored():
         "--seed=4294967",
         "--initial_stddev=0",
         "--checkpoint_every=0",
+        "--jobs=0",
         "--nothing=1",
     ],
 )
 def test_wrong_values_are_refused_by_name(argument):
-    with pytest.raises(flags.Error, match=argument[2:].split("=")[0]):
-        _parse([PROGRAM, argument])
+    with pytest.raises(absl_flags.Error, match=argument[2:].split("=")[0]):
+        flags_of(argument)
+
+
+@pytest.mark.parametrize(
+    ("name", "foreign"),
+    [
+        ("all_cnn", ["tile", "downscale", "activation", "members"]),
+        ("cell_fcn", ["held_out", "ood", "resize", "channels", "padding", "members"]),
+        ("sbn", ["norm", "scale", "projection", "kl_factor", "tile", "runs", "seeds"]),
+    ],
+)
+def test_a_binary_has_no_flag_that_would_change_nothing(name, foreign):
+    flags = define(*PROGRAMS[name].PROGRAM.all_groups)
+    assert not set(foreign) & set(flags)
+    with pytest.raises(absl_flags.UnrecognizedFlagError, match=foreign[0]):
+        PROGRAMS[name].PROGRAM.flags({foreign[0]: 1})
+
+
+@pytest.mark.parametrize("binary", PROGRAMS.values(), ids=PROGRAMS)
+def test_defaults_are_of_flags_that_there_are_and_pass_their_checks(binary):
+    program = binary.PROGRAM
+    known = set(define(*program.all_groups))
+    for dataset, defaults in program.by_dataset.items():
+        assert set(program.common | defaults) <= known
+        flags = program.flags({"dataset": dataset})
+        assert None not in (flags.epochs, flags.batch_size, flags.width)
+
+
+@pytest.mark.parametrize(
+    ("of", "dataset"), [(cell_fcn, "digits"), (all_cnn, "cells"), (sbn, "dic_hela")]
+)
+def test_sets_of_other_binaries_are_refused(of, dataset):
+    with pytest.raises(absl_flags.Error, match=f"--dataset={dataset}: value should"):
+        of.PROGRAM.flags({"dataset": dataset})
 
 
 def test_defaults_do_not_touch_what_was_given():
-    _parse([PROGRAM, "--epochs=7"])
-    set_defaults({"epochs": 3, "batch_size": 5, "learning_rate": "auto"})
-    assert (FLAGS.epochs, FLAGS.batch_size, FLAGS.learning_rate) == (7, 5, "auto")
+    program = Program("x", (groups.TRAINING,), {"epochs": 3}, {"digits": {}}, None)
+    assert program.flags({"epochs": 7}).epochs == 7
+    flags = program.flags()
+    # Of the data set, of the binary, of all of them, of the flag.
+    assert (flags.dataset, flags.epochs, flags.batch_size) == ("digits", 3, 32)
+    assert flags.steps_per_call == 100
+
+
+def test_attributes_say_what_a_flag_is_for():
+    flags = define(
+        (
+            Flag("size", "integer", "", 3),
+            Flag("place", "string", "", figures=False, stated="DIR"),
+            Flag("trace", "bool", "", False, figures=lambda flags: flags.size > 3),
+        )
+    )
+    parse(flags, ["x", "--place=here", "--trace"])
+    assert defining(flags) == {"size": "3"}
+    assert given(flags) == {"place": "here", "trace": "true"}
+    parse(flags, ["x", "--size=4"])
+    assert defining(flags) == {"size": "4", "trace": "true"}
+    assert command(flags).endswith(" --size=4 --place=DIR --trace=true")
 
 
 def test_flags_file_gives_the_same_flags_and_the_command_line_wins(tmp_path):
     arguments = ["--epochs=7", "--held_out=1,cat", "--noprojection", "--width=0.25"]
-    _parse([PROGRAM, *arguments, f"--workdir={tmp_path}"])
-    defining = defining_flags()
-    assert defining["held_out"] == "1,cat"
-    assert defining["projection"] == "false"
-    assert "workdir" not in defining
-    assert "data_dir" not in defining
+    of_run = defining(flags_of(*arguments, f"--workdir={tmp_path}"))
+    assert of_run["held_out"] == "1,cat"
+    assert of_run["projection"] == "false"
+    assert "workdir" not in of_run
+    assert "data_dir" not in of_run
     file = tmp_path / "flags.txt"
-    file.write_text("".join(f"--{k}={v}\n" for k, v in defining.items()))
+    file.write_text("".join(f"--{k}={v}\n" for k, v in of_run.items()))
     for config in ([f"--config={file}"], ["--config", str(file)]):
-        FLAGS.unparse_flags()
-        with flagsaver.flagsaver():
-            _parse([PROGRAM, *config])
-            assert defining_flags() == defining
-            _parse([PROGRAM, "--epochs=9", *config])
-            assert FLAGS.epochs == 9
-            assert FLAGS.width == 0.25
+        assert defining(flags_of(*config)) == of_run
+        flags = flags_of("--epochs=9", *config)
+        assert (flags.epochs, flags.width) == (9, 0.25)
 
 
 def test_missing_flags_file_is_named(tmp_path):
-    with pytest.raises(flags.Error, match=r"none\.txt: there is no such file"):
-        _parse([PROGRAM, f"--config={tmp_path}/none.txt"])
+    with pytest.raises(absl_flags.Error, match=r"none\.txt: there is no such file"):
+        flags_of(f"--config={tmp_path}/none.txt")
 
 
 def test_a_directory_or_no_text_as_flags_file_is_refused(tmp_path):
-    with pytest.raises(flags.Error, match=r"a directory; give the flags\.txt in it"):
-        _parse([PROGRAM, f"--config={tmp_path}"])
+    with pytest.raises(absl_flags.Error, match=r"a directory; give the flags\.txt in"):
+        flags_of(f"--config={tmp_path}")
     (tmp_path / "x").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(flags.Error, match="decode"):
-        _parse([PROGRAM, f"--config={tmp_path}/x"])
+    with pytest.raises(absl_flags.Error, match="decode"):
+        flags_of(f"--config={tmp_path}/x")
 
 
-def test_own_images_define_a_run():
-    for dataset in ("npz", "image_folder"):
-        _parse([PROGRAM, f"--dataset={dataset}", "--data_dir=own", "--resize=8x9"])
-        assert defining_flags()["data_dir"] == "own"
-        assert defining_flags()["resize"] == "8x9"
-    _parse([PROGRAM, "--dataset=mnist", "--data_dir=own"])
-    assert "data_dir" not in defining_flags()
+@pytest.mark.parametrize(
+    ("of", "own", "other"),
+    [
+        (all_cnn, ["npz", "image_folder"], "mnist"),
+        (cell_fcn, ["image_folder"], "dic_hela"),
+    ],
+)
+def test_own_images_define_a_run(of, own, other):
+    for dataset in own:
+        found = defining(flags_of(f"--dataset={dataset}", "--data_dir=own", of=of))
+        assert found["data_dir"] == "own"
+    assert "data_dir" not in defining(
+        flags_of(f"--dataset={other}", "--data_dir=own", of=of)
+    )
+
+
+def test_sizes_of_images():
+    assert defining(flags_of("--resize=8x9"))["resize"] == "8x9"
     assert [image_size(text) for text in (None, "8", "8x9")] == [None, (8, 8), (8, 9)]
 
 
 def test_flags_of_the_search_define_a_run_that_searches():
-    _parse([PROGRAM, "--search_epochs=2", "--learning_rate=auto"])
-    assert defining_flags()["search_epochs"] == "2"
-    _parse([PROGRAM, "--search_epochs=2", "--learning_rate=0.1"])
-    assert "search_epochs" not in defining_flags()
+    found = defining(flags_of("--search_epochs=2", "--learning_rate=auto"))
+    assert found["search_epochs"] == "2"
+    found = defining(flags_of("--search_epochs=2", "--learning_rate=0.1"))
+    assert "search_epochs" not in found
 
 
-def test_help_of_an_installed_program_has_the_flags_of_all_its_modules(monkeypatch):
-    assert sbn.main  # Its flags are defined.
-    program = "/usr/local/bin/bayesnorm-sbn"
-    monkeypatch.setattr(sys, "argv", [program])
-    _parse([program])
-    text = FLAGS.main_module_help()
+def test_help_is_of_the_binary_and_of_its_flags_alone():
+    done = subprocess.run(
+        [sys.executable, "-m", "trainers.sbn", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1  # As absl has it.
+    assert "Trains batch-normalized networks" in done.stdout
     for flag in ("--network", "--members", "--jobs", "--parallel", "--epochs"):
-        assert f"{flag}:" in text
+        assert f"{flag}:" in done.stdout
+    assert "--norm:" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -144,11 +202,19 @@ def test_help_of_an_installed_program_has_the_flags_of_all_its_modules(monkeypat
     ],
 )
 def test_the_command_is_as_it_was_given(monkeypatch, spec, words):
-    program = "/usr/local/bin/bayesnorm-sbn"
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
-    monkeypatch.setattr(sys, "argv", [program])
-    _parse([program, "--epochs=2"])
-    assert command.as_given() == f"{words} --epochs=2"
+    monkeypatch.setattr(sys, "argv", ["/usr/local/bin/bayesnorm-sbn"])
+    flags = flags_of("--epochs=2", "--jobs=2", "--data_dir=/home/x", of=sbn)
+    assert command(flags) == f"{words} --data_dir=DIR --epochs=2"
+
+
+def started(monkeypatch, error):
+    def main(flags):
+        assert flags.epochs == 2
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["program", "--epochs=2"])
+    start(main, define(groups.TRAINING), "trainers.flags")
 
 
 @pytest.mark.parametrize(
@@ -159,19 +225,11 @@ def test_the_command_is_as_it_was_given(monkeypatch, spec, words):
     ],
 )
 def test_what_a_user_can_mend_ends_without_a_traceback(monkeypatch, error, code):
-    def main():
-        raise error
-
-    monkeypatch.setattr(sys, "argv", [PROGRAM])
     with pytest.raises(SystemExit) as stop:
-        run(main)
+        started(monkeypatch, error)
     assert stop.value.code == code
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    def main():
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(sys, "argv", [PROGRAM])
     with pytest.raises(ZeroDivisionError):
-        run(main)
+        started(monkeypatch, ZeroDivisionError())

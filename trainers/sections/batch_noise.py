@@ -6,12 +6,12 @@ import numpy as np
 
 from bayesnorm import plots
 from bayesnorm.measurement.batch_noise import batch_noise
-from trainers import session
-from trainers.flags import FLAGS, NOISE_FLAGS
+from trainers import groups, session
 from trainers.report import Section
 
 _BATCH_SIZES = (8, 16, 32, 64, 128)
 _BATCHES = 200
+_NOISE = tuple(flag.name for flag in groups.NOISE)
 # With a label for each pixel: images are large, and an image alone is many positions.
 _DENSE_FACTORS, _DENSE_BATCHES = (1, 2, 4), 50
 # What 200 batches of 128 need is more; twice as many examples change no digit shown.
@@ -21,10 +21,11 @@ _EXAMPLES = 10_000
 _LEAST_EXAMPLES = 256
 
 
-def sections(splits, model, figures):
+def sections(flags, splits, model, figures):
     """Returns the section, and adds what it found to `figures`.
 
     Args:
+        flags: The flags of the run.
         splits: The `Splits`.
         model: A network with batch normalization.
         figures: Dict of figures, changed: `noise/scale_stddev/LAYER`,
@@ -32,11 +33,11 @@ def sections(splits, model, figures):
             examples that training normalizes by, or the nearest of which the training
             part holds four batches.
     """
-    training = FLAGS.normalization_batch or FLAGS.batch_size
-    measured, batches = _measure(splits, model, training)
+    training = flags.normalization_batch or flags.batch_size
+    measured, batches = _measure(flags, splits, model, training)
     size = min(measured, key=lambda size: abs(size - training))
     for noise in measured[size]:
-        for key in (*NOISE_FLAGS, "chi_square_p"):
+        for key in (*_NOISE, "chi_square_p"):
             figures[f"noise/{key}/{_name(noise)}"] = getattr(noise, key)
     everything = list(itertools.chain.from_iterable(measured.values()))
     text = (
@@ -45,7 +46,7 @@ def sections(splits, model, figures):
         f"of {size} training images, n = images x positions.{_decay(measured)} A small "
         "p says that the values of a batch are not independent normal ones."
         f"\n\n{_table(measured[size])}\n\nTo train another normalization with this "
-        f"noise: `--scale=noisy {_flags(measured[size])}`."
+        f"noise: `--scale=noisy {_words(measured[size])}`."
     )
     return {
         "batch_noise": Section(
@@ -54,15 +55,15 @@ def sections(splits, model, figures):
     }
 
 
-def _measure(splits, model, training):
+def _measure(flags, splits, model, training):
     """Returns batch size -> noise of each layer, and the batches of each size."""
-    inputs = _training_inputs(splits)
+    inputs = _training_inputs(flags, splits)
     sizes, batches = {*_BATCH_SIZES, training}, _BATCHES
     if splits.dense:
         sizes, batches = {training * k for k in _DENSE_FACTORS}, _DENSE_BATCHES
-    sizes = sorted(x for x in sizes if x <= len(inputs) // 4) or [FLAGS.batch_size]
+    sizes = sorted(x for x in sizes if x <= len(inputs) // 4) or [flags.batch_size]
     measured = {
-        size: batch_noise(model, inputs, size, batches, FLAGS.seed) for size in sizes
+        size: batch_noise(model, inputs, size, batches, flags.seed) for size in sizes
     }
     return measured, batches
 
@@ -78,7 +79,7 @@ def _decay(measured):
         return ""
     slopes = [
         np.polyfit(np.log(sizes), np.log(v), 1)[0]
-        for name in NOISE_FLAGS
+        for name in _NOISE
         for v in zip(
             *([getattr(m, name) ** 2 for m in measured[s]] for s in sizes), strict=True
         )
@@ -106,15 +107,15 @@ def _table(noises):
     return "\n".join(lines)
 
 
-def _flags(noises):
+def _words(noises):
     """The flags that give the measured deviations to another normalization."""
-    values = {key: [f"{getattr(n, key):.4f}" for n in noises] for key in NOISE_FLAGS}
+    values = {key: [f"{getattr(n, key):.4f}" for n in noises] for key in _NOISE}
     return " ".join(f"--{key}={','.join(v)}" for key, v in values.items())
 
 
-def _training_inputs(splits):
+def _training_inputs(flags, splits):
     """Training images as in training, an array."""
-    size, count = FLAGS.batch_size, len(splits.train)
+    size, count = flags.batch_size, len(splits.train)
     epochs = -(-max(_LEAST_EXAMPLES, 4 * size) // (count - count % size))
-    batches = session.TrainingInputs(splits, size, FLAGS.seed, epochs=epochs)
+    batches = session.TrainingInputs(flags, splits, size, flags.seed, epochs=epochs)
     return np.concatenate(list(itertools.islice(batches, -(-_EXAMPLES // size))))

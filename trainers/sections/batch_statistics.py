@@ -7,7 +7,6 @@ from scipy import stats
 from bayesnorm import plots
 from bayesnorm.measurement.minibatch import record_statistics
 from bayesnorm.prediction.predict import predict
-from trainers.flags import FLAGS
 from trainers.report import Section, cell
 
 _BATCHES = 200
@@ -17,10 +16,11 @@ _PARTS = 100
 _EXAMPLES, _SAMPLES = 500, 200
 
 
-def sections(splits, model, batches, held_out, methods, figures, predictions):
+def sections(flags, splits, model, batches, held_out, methods, figures, predictions):
     """Returns the sections, and adds what they found to `figures`.
 
     Args:
+        flags: The flags of the run.
         splits: The `Splits`.
         model: A calibrated network.
         batches: An epoch of training batches, an iterable.
@@ -33,8 +33,10 @@ def sections(splits, model, batches, held_out, methods, figures, predictions):
     if "ood" in predictions:
         found["entropy_cdf_methods"] = _entropy(splits, methods, predictions["ood"])
     if "mcbn" in predictions["test"]:
-        found["real_batches"] = _against_real_batches(splits, model, batches, figures)
-    found["statistics"] = _statistics(held_out, model, figures)
+        found["real_batches"] = _against_real_batches(
+            flags, splits, model, batches, figures
+        )
+    found["statistics"] = _statistics(flags, held_out, model, figures)
     return found
 
 
@@ -75,12 +77,12 @@ def _entropy(splits, methods, outside):
     )
 
 
-def _against_real_batches(splits, model, batches, figures):
+def _against_real_batches(flags, splits, model, batches, figures):
     """Total variation from MCBN, and the drift of the mean prediction."""
     images = splits.inputs(splits.test.images[:_EXAMPLES])
     # As an array, of which each seed makes batches of its own.
     batches = np.concatenate(list(batches))
-    sampling = {"samples": _SAMPLES, "seed": FLAGS.seed, "from_logits": True}
+    sampling = {"samples": _SAMPLES, "seed": flags.seed, "from_logits": True}
     real = predict(model, images, method="minibatch", train_data=batches, **sampling)
     ours = predict(model, images, **sampling)
     plain = predict(model, images, method="mean", from_logits=True)
@@ -90,7 +92,7 @@ def _against_real_batches(splits, model, batches, figures):
         images,
         method="minibatch",
         train_data=batches,
-        **(sampling | {"seed": FLAGS.seed + 1}),
+        **(sampling | {"seed": flags.seed + 1}),
     )
     distances = {
         name: 0.5 * np.abs(p.probs - real.probs).sum(-1)
@@ -112,10 +114,10 @@ def _against_real_batches(splits, model, batches, figures):
     return Section("Against the statistics of real batches", None, text)
 
 
-def _statistics(held_out, model, figures):
+def _statistics(flags, held_out, model, figures):
     """KS distances per layer on held-out batches, and densities of some channels."""
     size, inputs = held_out.batch_size, np.concatenate(list(held_out))
-    recorded = record_statistics(model, inputs, _BATCHES, size, FLAGS.seed)
+    recorded = record_statistics(model, inputs, _BATCHES, size, flags.seed)
     panels, lines = {}, []
     for layer, *met in recorded.by_call():
         moments = [ops.convert_to_numpy(x) for x in layer.statistics_moments()]

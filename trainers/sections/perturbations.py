@@ -5,7 +5,6 @@ import numpy as np
 from bayesnorm import metrics, plots
 from bayesnorm.prediction.perturbation import gaussian_noise, gradient_sign
 from bayesnorm.prediction.predict import predict
-from trainers.flags import FLAGS
 from trainers.report import Section
 
 # In units of the pixels, of which all sets here have [0, 1].
@@ -25,10 +24,11 @@ _EXAMPLES = 1000
 _SAMPLES = 10
 
 
-def sections(splits, model, methods, figures):
+def sections(flags, splits, model, methods, figures):
     """Returns the sections, and adds what they found to `figures`.
 
     Args:
+        flags: The flags of the run.
         splits: The `Splits`.
         model: The network; attacked is the one of mean weights.
         methods: The methods of the report, by key; those of sampled networks take 10
@@ -42,7 +42,7 @@ def sections(splits, model, methods, figures):
     direction = gradient_sign(model, images, labels, 1.0, from_logits=True) - images
     perturbed_by = {
         "gaussian": {
-            s: gaussian_noise(images, s, FLAGS.seed, _BOUNDS) for s in _GAUSSIAN
+            s: gaussian_noise(images, s, flags.seed, _BOUNDS) for s in _GAUSSIAN
         },
         "gradient_sign": {
             s: np.clip(images + s * direction, *_BOUNDS) for s in _GRADIENT_SIGN
