@@ -22,6 +22,7 @@ from absl import app, flags
 import bayesnorm
 from bayesnorm import datasets, models, plots
 from trainers import command
+from trainers.report import tables
 
 _DATASET = flags.DEFINE_string("dataset", "digits", "Data set.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "TensorFlow Datasets directory.")
@@ -60,18 +61,18 @@ def networks(splits):
 def table(measured):
     """Returns name -> layer -> statistics as a Markdown table."""
     layers = list(next(iter(measured.values())))
-    lines = [
-        "| layer | " + " | ".join(measured) + " |",
-        "| --- |" + " --- |" * len(measured),
-    ]
-    for layer in layers:
-        cells = [
-            f"{np.sqrt(np.mean(s[layer].mean ** 2)):.2f} / "
-            f"{np.sqrt(np.mean(s[layer].stddev ** 2)):.2f}"
-            for s in measured.values()
+    rows = [
+        [
+            layer.removesuffix("_norm"),
+            *(
+                f"{np.sqrt(np.mean(s[layer].mean ** 2)):.2f} / "
+                f"{np.sqrt(np.mean(s[layer].stddev ** 2)):.2f}"
+                for s in measured.values()
+            ),
         ]
-        lines.append(f"| {layer.removesuffix('_norm')} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        for layer in layers
+    ]
+    return tables.table(["layer", *measured], rows)
 
 
 def main(argv):

@@ -27,7 +27,6 @@ Reference:
 """
 
 from bayesnorm import models
-from trainers.flags import FLAGS
 from trainers.normalized import Binary
 from trainers.sections import batch_noise, perturbations
 
@@ -60,16 +59,6 @@ _DEFAULTS = {
     "image_folder": _OWN,
 }
 
-
-def sections(splits, model, methods, figures, predictions):
-    """Returns what the report of this binary adds."""
-    del predictions
-    found = perturbations.sections(splits, model, methods, figures)
-    if FLAGS.norm == "batch":
-        found |= batch_noise.sections(splits, model, figures)
-    return found
-
-
 BINARY = Binary(
     name="all_cnn",
     network="All-CNN",
@@ -77,7 +66,7 @@ BINARY = Binary(
     arguments=("padding",),
     common=_COMMON,
     by_dataset=_DEFAULTS,
-    sections=sections,
+    sections=(perturbations.gaussian, perturbations.gradient, batch_noise.section),
     columns=[("accuracy, %", "accuracy", ".2f"), ("NLL", "nll", ".3f")],
 )
 main, run = BINARY.main, BINARY.run

@@ -28,7 +28,6 @@ Reference:
 from absl import flags as absl_flags
 
 from bayesnorm import models
-from trainers.flags import FLAGS
 from trainers.normalized import Binary
 from trainers.sections import batch_noise, segmentation
 
@@ -61,15 +60,6 @@ _DEFAULTS = {
     },
 }
 
-
-def sections(splits, model, methods, figures, predictions):
-    """Returns what the report of this binary adds."""
-    found = segmentation.sections(splits, methods, figures, predictions)
-    if FLAGS.norm == "batch":
-        found |= batch_noise.sections(splits, model, figures)
-    return found
-
-
 BINARY = Binary(
     name="cell_fcn",
     network="Segmentation network",
@@ -77,7 +67,7 @@ BINARY = Binary(
     arguments=("activation",),
     common=_COMMON,
     by_dataset=_DEFAULTS,
-    sections=sections,
+    sections=(segmentation.baselines, segmentation.places, batch_noise.section),
     columns=[
         ("IoU, %", "iou", ".1f"),
         ("pixel accuracy, %", "accuracy", ".2f"),

@@ -7,8 +7,12 @@ import keras
 import numpy as np
 
 from bayesnorm.surgery.initialization import data_dependent_init
-from trainers import comparison_report, flags, report, session
+from trainers import flags, session
+from trainers.comparison import main as comparison
+from trainers.evaluation import methods
+from trainers.evaluation.evaluate import evaluate
 from trainers.flags import FLAGS
+from trainers.report import run
 
 # As many pixels as 128 images of CIFAR-10 have, and as many images at most.
 _INIT_BATCH, _INIT_PIXELS = 128, 128 * 32 * 32
@@ -25,8 +29,8 @@ class Binary:
         arguments: Names of flags that are arguments of this constructor only.
         common: Default values of flags, by name.
         by_dataset: Data set -> default values of flags; the first is the default set.
-        sections: Function `(splits, model, methods, figures, predictions)` that returns
-            further sections of the report.
+        sections: Functions of further sections of the report, as for
+            `trainers.report.section.collect`.
         columns: List of `(title, figure, format)` for the table of several runs: test
             figures of each way to predict.
         dense: Whether the network takes sets with a label for each pixel.
@@ -38,36 +42,22 @@ class Binary:
     arguments: tuple
     common: dict
     by_dataset: dict
-    sections: Callable
+    sections: tuple
     columns: list
     dense: bool = False
 
     def main(self):
-        """Trains and reports; returns the content of `metrics.json`."""
+        """Trains and reports; returns the `Records`, or of `--runs` all contents."""
         self.set_defaults()
         if FLAGS.runs:
-            columns = columns_of(self.columns)
-            return comparison_report.main(f"trainers.{self.name}", columns)
+            return comparison.main(f"trainers.{self.name}", self.columns)
         keras.utils.set_random_seed(FLAGS.seed)
         splits = session.load_data(self.dense)
         workdir = session.open_workdir(self.name)
         model = self.network_of(splits)
         history = session.train(model, splits, workdir)
-        methods = methods_of(model, splits)
-        return report.write(
-            workdir,
-            model,
-            splits,
-            history,
-            describe(self.network),
-            methods,
-            shown="averaged" if "averaged" in methods else "one_pass",
-            samples=FLAGS.samples,
-            title=FLAGS.dataset_title,
-            sections=lambda figures, predictions: self.sections(
-                splits, model, methods, figures, predictions
-            ),
-        )
+        evaluation = evaluated(model, splits, history)
+        return run.write(workdir, evaluation, describe(self.network), self.sections)
 
     def set_defaults(self):
         """Sets the defaults of flags for the data set."""
@@ -85,37 +75,18 @@ class Binary:
         flags.run(self.main, f"trainers.{self.name}")
 
 
-def methods_of(model, splits):
-    """Returns the ways to predict that the flags ask for, by key."""
-    return report.posterior_methods(
+def evaluated(model, splits, history, note=print):
+    """Returns the `Evaluation` of a network by the ways to predict that it has."""
+    found = methods.standard(
         model,
         FLAGS.samples,
         FLAGS.seed,
-        chunk_size=report.chunk_size(splits),
-        batch_size=FLAGS.batch_size if splits.dense else None,
+        note,
+        chunk_size=methods.chunk_size(splits),
+        **({"batch_size": FLAGS.batch_size} if splits.dense else {}),
     )
-
-
-def columns_of(figures):
-    """Columns in the layout of table 1 of Shekhovtsov & Flach (2018), and more."""
-    methods = {
-        "one pass": "one_pass",
-        "MC-10": "averaged_10",
-        f"MC-{FLAGS.samples}": "averaged",
-    }
-    tested = [
-        (f"test {title}, {name}", f"test/{key}_{method}", form)
-        for title, key, form in figures
-        for name, method in methods.items()
-    ]
-    return [
-        *tested,
-        ("IoU of the best threshold, %", "baseline/iou_threshold", ".1f"),
-        ("validation NLL", "validation/nll", ".3f"),
-        ("training NLL", "train/nll", ".3f"),
-        ("learning rate", "train/first_learning_rate", ".4f"),
-        ("s / epoch", "seconds/epoch", ".1f"),
-    ]
+    shown = methods.best(found)
+    return evaluate(FLAGS, splits, model, history, found, shown, note)
 
 
 def build(constructor, splits, **arguments):

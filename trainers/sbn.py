@@ -27,6 +27,8 @@ Reference:
     section 4.
 """
 
+import functools
+
 import keras
 from absl import flags as absl_flags
 
@@ -34,9 +36,12 @@ from bayesnorm import datasets, models
 from bayesnorm.layers.stochastic_batch_norm import stochastic_batch_normalizations
 from bayesnorm.measurement.calibrate import calibrate
 from bayesnorm.surgery.to_stochastic import to_stochastic
-from trainers import command, flags, jobs, report, session
+from trainers import command, flags, jobs, session
 from trainers.checkpoints import Workdir, read_flags, write_history
+from trainers.evaluation.evaluate import evaluate
+from trainers.evaluation.methods import MEAN, Method, sampling
 from trainers.flags import FLAGS
+from trainers.report import run as report
 from trainers.sections import batch_statistics
 
 absl_flags.DEFINE_enum("network", None, ["lenet5", "vgg11", "resnet18"], "Network.")
@@ -229,30 +234,26 @@ def methods_of(splits, plain, stochastic):
         plain: Family -> the members as trained.
         stochastic: Family -> the members, calibrated.
     """
-    samples, seed = FLAGS.samples, FLAGS.seed
+    mean, sample = MEAN, sampling(FLAGS.samples, FLAGS.seed)
     # An ensemble draws as many networks in all as a single network does.
-    share = -(-samples // FLAGS.members)
-    mean = {"method": "mean"}
-    sample = {"method": "sample", "samples": samples, "seed": seed}
-    shared = sample | {"samples": share}
-    method = report.Method
+    shared = sample | {"samples": -(-FLAGS.samples // FLAGS.members)}
     methods = {
-        "bn": method("BN", plain[_PLAIN], mean),
+        "bn": Method("BN", plain[_PLAIN], mean),
         # The same passes over the data that SBN is calibrated by, without its noise.
-        "bn_reestimated": method(
+        "bn_reestimated": Method(
             "BN, averages re-estimated", [*map(reestimated, stochastic[_PLAIN])], mean
         ),
-        "sbn": method("SBN", stochastic[_PLAIN], sample),
+        "sbn": Method("SBN", stochastic[_PLAIN], sample),
     }
     if FLAGS.minibatch:
-        batches = training_inputs(splits, seed)
+        batches = training_inputs(splits, FLAGS.seed)
         real = sample | {"method": "minibatch", "train_data": batches}
-        methods["mcbn"] = method("MCBN (member 0)", stochastic[_PLAIN][:1], real)
-    methods["ensemble"] = method("ensemble", [plain[_PLAIN]], mean)
-    methods["ensemble_sbn"] = method("ensemble + SBN", [stochastic[_PLAIN]], shared)
+        methods["mcbn"] = Method("MCBN (member 0)", stochastic[_PLAIN][:1], real)
+    methods["ensemble"] = Method("ensemble", [plain[_PLAIN]], mean)
+    methods["ensemble_sbn"] = Method("ensemble + SBN", [stochastic[_PLAIN]], shared)
     if _DROPOUT in plain:
-        methods["dropout"] = method("dropout", plain[_DROPOUT], sample)
-        methods["dropout_sbn"] = method("dropout + SBN", stochastic[_DROPOUT], sample)
+        methods["dropout"] = Method("dropout", plain[_DROPOUT], sample)
+        methods["dropout_sbn"] = Method("dropout + SBN", stochastic[_DROPOUT], sample)
     return methods
 
 
@@ -263,7 +264,7 @@ def set_defaults():
 
 
 def main():
-    """Trains, calibrates and reports; returns the content of `metrics.json`."""
+    """Trains, calibrates and reports; returns the `Records`."""
     set_defaults()
     splits = session.load_data()
     workdir = open_workdir()
@@ -287,27 +288,26 @@ def main():
         for family, of_family in plain.items()
     }
     print(f"calibrated {len(members)} networks")
-    first = stochastic[_PLAIN][0]
-    methods = methods_of(splits, plain, stochastic)
-    return report.write(
-        workdir,
-        first,
+    evaluation = evaluate(
+        FLAGS,
         splits,
+        stochastic[_PLAIN][0],
         histories[_PLAIN, 0],
-        describe(),
-        methods,
+        methods_of(splits, plain, stochastic),
         shown="sbn",
-        samples=FLAGS.samples,
-        title=FLAGS.dataset_title,
-        sections=lambda figures, predictions: batch_statistics.sections(
-            splits,
-            first,
-            training_inputs(splits, member_seed(_PLAIN, 0)),
-            held_out_inputs(splits, member_seed(_PLAIN, 0)),
-            methods,
-            figures,
-            predictions,
-        ),
+    )
+    return report.write(workdir, evaluation, describe(), sections_of(splits))
+
+
+def sections_of(splits):
+    """Returns the functions of the sections that the report of this binary adds."""
+    batches = training_inputs(splits, member_seed(_PLAIN, 0))
+    held_out = held_out_inputs(splits, member_seed(_PLAIN, 0))
+    return (
+        batch_statistics.errors,
+        batch_statistics.entropies,
+        functools.partial(batch_statistics.real_batches, batches=batches),
+        functools.partial(batch_statistics.statistics, held_out=held_out),
     )
 
 

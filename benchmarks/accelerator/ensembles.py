@@ -112,12 +112,11 @@ class Ensembles:
 
     def _report(self):
         with held(sbn, self._values):
-            figures = sbn.main()
+            records = sbn.main()
         return {
-            key: figures[key]
-            for method in ("bn", "sbn", "mcbn", "ensemble", "ensemble_sbn")
-            for key in (f"test/nll_{method}", f"test/error_{method}")
-            if key in figures
+            record.key: record.value
+            for record in records.select(part="test")
+            if record.figure in ("nll", "error")
         }
 
     def write_report(self):

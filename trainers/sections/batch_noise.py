@@ -7,8 +7,10 @@ import numpy as np
 from bayesnorm import plots
 from bayesnorm.measurement.batch_noise import batch_noise
 from trainers import session
-from trainers.flags import FLAGS, NOISE_FLAGS
-from trainers.report import Section
+from trainers.evaluation.records import Record
+from trainers.flags import NOISE_FLAGS
+from trainers.report.section import Section
+from trainers.report.tables import table
 
 _BATCH_SIZES = (8, 16, 32, 64, 128)
 _BATCHES = 200
@@ -21,24 +23,26 @@ _EXAMPLES = 10_000
 _LEAST_EXAMPLES = 256
 
 
-def sections(splits, model, figures):
-    """Returns the section, and adds what it found to `figures`.
+def section(evaluation):
+    """Returns the noise that a batch normalization has in training, None without one.
 
-    Args:
-        splits: The `Splits`.
-        model: A network with batch normalization.
-        figures: Dict of figures, changed: `noise/scale_stddev/LAYER`,
-            `noise/shift_stddev/LAYER` and `noise/chi_square_p/LAYER` at the number of
-            examples that training normalizes by, or the nearest of which the training
-            part holds four batches.
+    The records are of the number of examples that training normalizes by, or of the
+    nearest of which the training part holds four batches.
     """
-    training = FLAGS.normalization_batch or FLAGS.batch_size
-    measured, batches = _measure(splits, model, training)
+    flags, splits = evaluation.flags, evaluation.splits
+    if flags.norm != "batch":
+        return None
+    training = flags.normalization_batch or flags.batch_size
+    inputs = _training_inputs(splits, flags)
+    sizes, batches = {*_BATCH_SIZES, training}, _BATCHES
+    if splits.dense:
+        sizes, batches = {training * k for k in _DENSE_FACTORS}, _DENSE_BATCHES
+    sizes = sorted(x for x in sizes if x <= len(inputs) // 4) or [flags.batch_size]
+    measured = {
+        size: batch_noise(evaluation.model, inputs, size, batches, flags.seed)
+        for size in sizes
+    }
     size = min(measured, key=lambda size: abs(size - training))
-    for noise in measured[size]:
-        for key in (*NOISE_FLAGS, "chi_square_p"):
-            figures[f"noise/{key}/{_name(noise)}"] = getattr(noise, key)
-    everything = list(itertools.chain.from_iterable(measured.values()))
     text = (
         "In training a batch normalization gives `(x_hat + V) U`, U = sigma / S and "
         f"V = (mu - M) / sigma with the statistics M, S of {batches} random batches "
@@ -47,24 +51,17 @@ def sections(splits, model, figures):
         f"\n\n{_table(measured[size])}\n\nTo train another normalization with this "
         f"noise: `--scale=noisy {_flags(measured[size])}`."
     )
-    return {
-        "batch_noise": Section(
-            "Noise of batch normalization", plots.batch_noise(everything), text
-        )
-    }
-
-
-def _measure(splits, model, training):
-    """Returns batch size -> noise of each layer, and the batches of each size."""
-    inputs = _training_inputs(splits)
-    sizes, batches = {*_BATCH_SIZES, training}, _BATCHES
-    if splits.dense:
-        sizes, batches = {training * k for k in _DENSE_FACTORS}, _DENSE_BATCHES
-    sizes = sorted(x for x in sizes if x <= len(inputs) // 4) or [FLAGS.batch_size]
-    measured = {
-        size: batch_noise(model, inputs, size, batches, FLAGS.seed) for size in sizes
-    }
-    return measured, batches
+    return Section(
+        "batch_noise",
+        "Noise of batch normalization",
+        text,
+        plots.batch_noise([*itertools.chain.from_iterable(measured.values())]),
+        [
+            Record("noise", key, getattr(n, key), "1", axis="layer", at=_name(n))
+            for n in measured[size]
+            for key in (*NOISE_FLAGS, "chi_square_p")
+        ],
+    )
 
 
 def _name(noise):
@@ -91,19 +88,14 @@ def _decay(measured):
 
 
 def _table(noises):
-    lines = [
-        "| layer | n | stddev of U | if independent | stddev of V | if independent "
-        "| chi-square p |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    head = ["layer", "n", "stddev of U", "if independent", "stddev of V"]
+    rows = []
     for noise in noises:
         n = noise.batch_size * noise.positions
-        lines.append(
-            f"| {_name(noise)} | {n} "
-            f"| {noise.scale_stddev:.4f} | {(2 * n) ** -0.5:.4f} "
-            f"| {noise.shift_stddev:.4f} | {n**-0.5:.4f} | {noise.chi_square_p:.3f} |"
-        )
-    return "\n".join(lines)
+        u, v = noise.scale_stddev, noise.shift_stddev
+        cells = [f"{x:.4f}" for x in (u, (2 * n) ** -0.5, v, n**-0.5)]
+        rows.append([_name(noise), f"{n}", *cells, f"{noise.chi_square_p:.3f}"])
+    return table([*head, "if independent", "chi-square p"], rows)
 
 
 def _flags(noises):
@@ -112,9 +104,9 @@ def _flags(noises):
     return " ".join(f"--{key}={','.join(v)}" for key, v in values.items())
 
 
-def _training_inputs(splits):
+def _training_inputs(splits, flags):
     """Training images as in training, an array."""
-    size, count = FLAGS.batch_size, len(splits.train)
+    size, count = flags.batch_size, len(splits.train)
     epochs = -(-max(_LEAST_EXAMPLES, 4 * size) // (count - count % size))
-    batches = session.TrainingInputs(splits, size, FLAGS.seed, epochs=epochs)
+    batches = session.TrainingInputs(splits, size, flags.seed, epochs=epochs)
     return np.concatenate(list(itertools.islice(batches, -(-_EXAMPLES // size))))
