@@ -12,7 +12,7 @@ from trainers.comparison import main as comparison
 from trainers.evaluation import methods
 from trainers.evaluation.evaluate import evaluate
 from trainers.flags import FLAGS
-from trainers.report import run
+from trainers.report import run as report
 
 # As many pixels as 128 images of CIFAR-10 have, and as many images at most.
 _INIT_BATCH, _INIT_PIXELS = 128, 128 * 32 * 32
@@ -57,7 +57,7 @@ class Binary:
         model = self.network_of(splits)
         history = session.train(model, splits, workdir)
         evaluation = evaluated(model, splits, history)
-        return run.write(workdir, evaluation, describe(self.network), self.sections)
+        return report.write(workdir, evaluation, describe(self.network), self.sections)
 
     def set_defaults(self):
         """Sets the defaults of flags for the data set."""

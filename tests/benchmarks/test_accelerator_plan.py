@@ -12,6 +12,7 @@ import pytest
 from absl.testing import flagsaver
 
 from trainers import all_cnn
+from trainers.evaluation.records import Records
 from trainers.flags import FLAGS
 from trainers.progress import Progress
 
@@ -66,7 +67,7 @@ def run(out, programs, **words):
 
 def figures_of(folder):
     """The figures of a run, without times and what says how it came about."""
-    figures = json.loads((folder / "metrics.json").read_text())
+    figures = Records.read(folder / "metrics.json").values
     return {k: v for k, v in figures.items() if not k.startswith(("seconds", "plan"))}
 
 
@@ -96,7 +97,7 @@ def test_a_run_is_that_of_the_trainer(unbroken, tmp_path):
         "workdir": tmp_path / "run",
     }
     FLAGS(["all_cnn", *(f"--{name}={value}" for name, value in values.items())])
-    trained = all_cnn.main()
+    trained = all_cnn.main().values
     planned = figures_of(unbroken / "table1_3" / "bn_projection-0")
     for key, value in planned.items():
         if isinstance(value, float) and not key.startswith("noise/chi_square"):

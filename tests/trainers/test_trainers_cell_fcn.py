@@ -1,6 +1,7 @@
 """The segmentation binary: what a run leaves, baselines, where the uncertainty is."""
 
 import dataclasses
+import types
 
 import keras
 import numpy as np
@@ -11,8 +12,11 @@ from sklearn.metrics import jaccard_score
 
 import bayesnorm
 from bayesnorm import datasets, metrics, models
-from trainers import all_cnn, cell_fcn, normalized, report
+from trainers import all_cnn, cell_fcn, normalized
+from trainers.evaluation import methods
+from trainers.evaluation.records import Records
 from trainers.flags import FLAGS, defining_flags
+from trainers.report import run as report
 from trainers.sections import batch_noise, segmentation
 
 SMALL = {
@@ -39,7 +43,7 @@ def finished(tmp_path_factory):
     with flagsaver.flagsaver():
         FLAGS(["cell_fcn"])
         with flagsaver.flagsaver(workdir=str(path), **SMALL):
-            return path, cell_fcn.main()
+            return path, cell_fcn.main().values
 
 
 def test_a_run_leaves_a_report_with_maps(finished):
@@ -80,7 +84,7 @@ def test_the_same_command_goes_on_to_the_same_figures(finished, monkeypatch):
     path, figures = finished
     monkeypatch.setattr(report, "_export", lambda *args: "")
     with flagsaver.flagsaver(workdir=str(path), **SMALL):
-        again = cell_fcn.main()
+        again = cell_fcn.main().values
     for key in figures:
         if not key.startswith("seconds/"):
             assert again[key] == figures[key], key
@@ -142,10 +146,10 @@ def test_the_noise_of_a_set_of_one_batch_is_that_of_its_augmentations(
     values["normalization_batch"] = normalization_batch
     with flagsaver.flagsaver(projection=True, augment=True, **values):
         model = normalized.build(models.cell_fcn, splits)
-        figures = {}
-        batch_noise.sections(splits, model, figures)
+        evaluation = types.SimpleNamespace(flags=FLAGS, splits=splits, model=model)
+        records = Records(batch_noise.section(evaluation).records)
     # Elastic deformations move what a batch shows; the same images would give 1e-8.
-    assert figures["noise/scale_stddev/conv0_0"] > 1e-3
+    assert records.values["noise/scale_stddev/conv0_0"] > 1e-3
 
 
 def test_masks_without_cells_are_refused():
@@ -158,7 +162,7 @@ def test_large_images_go_a_few_at_a_time(rng):
     images = rng.integers(0, 255, (6, 400, 300, 1), "uint8")
     labels = rng.integers(0, 2, (6, 400, 300), "uint8")
     splits = datasets.from_arrays(*[(images, labels)] * 3, scale=1 / 255)
-    assert report.chunk_size(splits) == 8
+    assert methods.chunk_size(splits) == 8
     with flagsaver.flagsaver(norm="weight", scale="plain", projection=True, width=0.05):
         model = normalized.build(models.cell_fcn, splits)
     # Of two images: scale and bias standardize what they were found on.

@@ -1,12 +1,11 @@
 """The report of several runs side by side: table, findings, curves."""
 
-import json
-
 import numpy as np
 from scipy import stats
 
 from bayesnorm import plots
 from bayesnorm.storage import write_atomically
+from trainers.evaluation.records import to_json
 from trainers.report.section import Section, save_plots, write_page
 from trainers.report.tables import number, table
 from trainers.sections.perturbations import KINDS
@@ -67,7 +66,7 @@ def write(folder, plan, outcomes, columns, seeds, command, shared):
         },
         "findings": findings,
     }
-    write_atomically(folder / "metrics.json", json.dumps(results, indent=1) + "\n")
+    write_atomically(folder / "metrics.json", to_json(results))
     head = _head(plan, outcomes, columns, done, seeds, command)
     write_page(folder / "report.md", head, sections)
     return results

@@ -34,10 +34,10 @@ _UNITS |= dict.fromkeys(("brier", "examples", "examples_in", "examples_out"), "1
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """A trained network with all that is known of it, which sections are made of.
+    """A trained network, and what is known of it: what sections are made of.
 
     Attributes:
-        flags: The flags of the run, as attributes.
+        flags: The flags of the run.
         splits: The `Splits`.
         model: The model to save and to serve, scaled images to logits.
         history: The history of `trainers.loop.fit`.
@@ -65,17 +65,8 @@ class Evaluation:
 def evaluate(flags, splits, model, history, methods, shown, note=print):
     """Evaluates all methods on the test part and on the out-of-distribution part.
 
-    Args:
-        flags: As for `Evaluation`, as are the others.
-        splits: The `Splits`.
-        model: The model.
-        history: The history.
-        methods: The methods.
-        shown: The key of one.
-        note: Function that is given a line of text for each method that is done.
-
-    Returns:
-        The `Evaluation`, whose records are yet without those of sections.
+    Takes what an `Evaluation` has, and a function that is given a line of text for each
+    method. Returns the `Evaluation`, whose records are yet without those of sections.
     """
     predictions = _predict(methods, splits, note)
     posterior = _posterior(model)

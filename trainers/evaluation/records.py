@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import numpy as np
 
@@ -16,20 +17,16 @@ class Record:
     """A figure, and what it is the figure of.
 
     Attributes:
-        part: Where it was measured, such as `"test"`, `"ood"` or `"train"`; None for
-            what is of the run as a whole.
+        part: Where it was measured, such as `"test"`; None for the run as a whole.
         figure: Its name, such as `"nll"`.
         value: A number, or a text; None where it is not finite or not known.
         unit: `"nats"`, `"%"`, `"s"`, or `"1"` for a number without a unit.
         method: Key of the `Method` that predicted, or None.
         output: Name of the network's output where it has several, or None.
         axis: What `at` is: `"layer"`, a name; `"coverage"`, the share kept in per cent;
-            `"perturbation"`, its size. Or None.
-        at: Where on the axis, or None without one.
+            `"perturbation"`, its size. None without `at`.
+        at: Where on the axis, or None.
         stddev: Standard deviation over the runs of a method, None for one run.
-
-    Raises:
-        ValueError: If `axis` is none of these, or stands without `at`.
     """
 
     part: str | None
@@ -45,15 +42,14 @@ class Record:
     def __post_init__(self):
         if self.axis not in _AXES or (self.axis is None) != (self.at is None):
             raise ValueError(
-                f"`axis` must be one of {_AXES}, and have `at` unless it is None. "
+                f"A record has an `axis`, one of {_AXES[1:]}, and `at`, or neither. "
                 f"Received: axis={self.axis!r}, at={self.at!r}"
             )
         for name in ("value", "stddev"):
             value = getattr(self, name)
             value = value.item() if isinstance(value, np.generic) else value
-            if isinstance(value, float) and not math.isfinite(value):
-                value = None
-            object.__setattr__(self, name, value)
+            lost = isinstance(value, float) and not math.isfinite(value)
+            object.__setattr__(self, name, None if lost else value)
 
     @property
     def key(self):
@@ -68,6 +64,12 @@ class Record:
             at if self.axis == "layer" else None,
         ]
         return "/".join(word for word in words if word is not None)
+
+
+def to_json(content):
+    """Returns contents of `Records`, in whatever lists and dicts, a line a record."""
+    text = json.dumps(content, indent=1) + "\n"
+    return re.sub(r"{[^][{}]*}", lambda flat: re.sub(r"\n *", " ", flat[0]), text)
 
 
 class Records:
@@ -93,9 +95,8 @@ class Records:
         for record in records:
             if record.key in self._by_key:
                 raise ValueError(
-                    f"There is a record of the key {record.key!r} already: two figures "
-                    f"need two names. Received: {record}, beside "
-                    f"{self._by_key[record.key]}"
+                    f"There is a record {record.key!r} already: name this one "
+                    f"otherwise. Received: {record}"
                 )
             self._by_key[record.key] = record
 
@@ -105,13 +106,9 @@ class Records:
     def __len__(self):
         return len(self._by_key)
 
-    def get(self, key):
-        """Returns the record of a key, None if there is none."""
-        return self._by_key.get(key)
-
     def find(self, part, figure, method=None, **fields):
-        """Returns the one record of these fields, the others None, or None."""
-        return self.get(Record(part, figure, None, "", method, **fields).key)
+        """Returns the one record of these fields, the others None; or None."""
+        return self._by_key.get(Record(part, figure, None, "", method, **fields).key)
 
     def value(self, *args, **fields):
         """Returns the value of the record that `find` finds, None without one."""
@@ -129,41 +126,19 @@ class Records:
 
     def content(self):
         """Returns what `metrics.json` holds: `about`, and `figures` by key."""
-        figures = {
-            key: {
-                name: value
-                for name, value in dataclasses.asdict(record).items()
-                if value is not None or name == "value"
-            }
-            for key, record in self._by_key.items()
-        }
+        figures = {}
+        for key, record in self._by_key.items():
+            fields = dataclasses.asdict(record).items()
+            figures[key] = {k: v for k, v in fields if v is not None or k == "value"}
         return self.about | {"figures": figures}
-
-    @classmethod
-    def of_content(cls, content):
-        """Returns the records of what `content` returned.
-
-        Raises:
-            ValueError: If it is no such content.
-        """
-        about = dict(content)
-        try:
-            figures = about.pop("figures")
-            records = [
-                Record(**{"part": None, **fields}) for fields in figures.values()
-            ]
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                "These are not the figures of a run, `figures` by key with part, "
-                f"figure, value and unit: write them anew. Received: {error!r}"
-            ) from error
-        return cls(records, **about)
 
     def write(self, path):
         """Writes the content as JSON, with null for what is not finite."""
-        write_atomically(path, json.dumps(self.content(), indent=1) + "\n")
+        write_atomically(path, to_json(self.content()))
 
     @classmethod
     def read(cls, path):
         """Returns the records of a file that `write` wrote."""
-        return cls.of_content(json.loads(path.read_text("utf-8")))
+        about = json.loads(path.read_text("utf-8"))
+        figures = about.pop("figures").values()
+        return cls((Record(**{"part": None, **fields}) for fields in figures), **about)
