@@ -155,15 +155,10 @@ def _by_epoch(outcomes, key):
 
 def _layers(outcomes, done):
     """What posteriors say of themselves, and the noise of batch normalization."""
-    found = {
-        name: _by_layer(outcomes, *name)
-        for name in dict.fromkeys((r.part, r.figure) for x in done for r in x)
-        if name[0] == "posterior" or name == _SIGMA_U
-    }
     noise = {
         f"{run}, {symbol}": values
         for symbol, name in (("sigma_S / s", _SIGMA_S), ("sigma_U", _SIGMA_U))
-        for run, values in found.pop(name, {}).items()
+        for run, values in _by_layer(outcomes, *name).items()
     }
     if noise:
         text = (
@@ -174,8 +169,11 @@ def _layers(outcomes, done):
         yield Section(
             "layer_noise", "Noise of the layers", text, plots.layer_noise(noise)
         )
-    for (_, figure), series in found.items():
-        text = f"Median over the seeds.\n\n{_layer_table(series, '.4g')}"
+    others = {r.figure: r.unit for x in done for r in x.select(part="posterior")}
+    others.pop(_SIGMA_S[1], None)
+    for figure, unit in others.items():
+        series = _layer_table(_by_layer(outcomes, "posterior", figure), ".4g")
+        text = f"Median over the seeds, unit {unit}.\n\n{series}"
         yield Section(f"posterior_{figure}", f"Posteriors: {figure}", text)
 
 
@@ -194,7 +192,9 @@ def _by_layer(outcomes, part, figure):
 
 
 def _layer_table(series, form):
-    layers = list(next(iter(series.values())))
+    layers = list(
+        dict.fromkeys(layer for values in series.values() for layer in values)
+    )
     rows = [
         [name, *(number(values.get(k), form, none="") for k in layers)]
         for name, values in series.items()

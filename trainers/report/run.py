@@ -7,7 +7,7 @@ import keras
 from bayesnorm.serving.export import export
 from trainers.evaluation.methods import chunk_size
 from trainers.report import section, standard
-from trainers.report.tables import number, table
+from trainers.report.tables import cells, table
 
 
 def write(workdir, evaluation, description, sections=(), note=print):
@@ -60,15 +60,14 @@ def _export(workdir, evaluation):
 def _head(evaluation, description, serving):
     """The page above its sections."""
     records, dense = evaluation.records, evaluation.splits.dense
-    columns = {
+    columns = {"IoU (%)": ("test", "iou", ".1f")} if dense else {}
+    columns |= {
         "NLL (nats)": ("test", "nll", ".4f"),
         "error (%)": ("test", "error", ".2f"),
         "Brier": ("test", "brier", ".4f"),
         "ECE (%)": ("test", "ece_equal_width", ".2f"),
         "AURC (%)": ("test", "aurc", ".3f"),
     }
-    if dense:
-        columns = {"IoU (%)": ("test", "iou", ".1f")} | columns
     auroc = ""
     if "ood" in evaluation.predictions:
         columns["OOD AUROC (%)"] = ("ood", "auroc", ".1f")
@@ -76,10 +75,10 @@ def _head(evaluation, description, serving):
             "; the AUROC is that of the predictive entropy, out-of-distribution data "
             "against the test part"
         )
-    rows = []
-    for key, method in evaluation.methods.items():
-        found = [(records.find(p, figure, key), f) for p, figure, f in columns.values()]
-        rows.append([method.title, *(number(r.value, f, r.stddev) for r, f in found)])
+    rows = [
+        [method.title, *cells(records, columns.values(), [key])]
+        for key, method in evaluation.methods.items()
+    ]
     examples = records.value("test", "examples", evaluation.shown)
     hardware, versions = records.about["hardware"], records.about["versions"]
     versions = ", ".join(f"{name} {version}" for name, version in versions.items())

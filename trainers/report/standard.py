@@ -103,17 +103,13 @@ def learned_noise(evaluation):
     if not found:
         return None
     ratios = {layer: values for layer, (values, _) in found.items()}
-    medians = {
-        record.at: record.value
-        for record in evaluation.records.select(figure="relative_stddev")
-    }
-    noisiest, quietest = max(medians, key=medians.get), min(medians, key=medians.get)
+    records = evaluation.records.select(figure="relative_stddev")
+    high, low = (f(records, key=lambda record: record.value) for f in (max, min))
     return Section(
         "scale_uncertainty",
         "Learned noise",
         "The median over the channels of stddev / |scale| is highest in "
-        f"{noisiest} ({medians[noisiest]:.2f}) and lowest in "
-        f"{quietest} ({medians[quietest]:.2f}).",
+        f"{high.at} ({high.value:.2f}) and lowest in {low.at} ({low.value:.2f}).",
         plots.scale_uncertainty(ratios),
     )
 

@@ -29,3 +29,12 @@ def number(value, form, stddev=None, none="-"):
         return none
     text = format(value, form)
     return text if stddev is None else f"{text} ± {format(stddev, form)}"
+
+
+def cells(records, columns, methods):
+    """Returns the figures `(part, figure, format)` of each method, as texts."""
+    return [
+        number(record.value, form, record.stddev)
+        for part, figure, form in columns
+        for record in (records.find(part, figure, method) for method in methods)
+    ]

@@ -9,7 +9,7 @@ from bayesnorm.measurement.minibatch import record_statistics
 from bayesnorm.prediction.predict import predict
 from trainers.evaluation.records import Record
 from trainers.report.section import Section
-from trainers.report.tables import number, table
+from trainers.report.tables import cells, table
 
 _BATCHES = 200
 # Simulated ones, of which the median is known to 5 %.
@@ -20,22 +20,15 @@ _EXAMPLES, _SAMPLES = 500, 200
 
 def errors(evaluation):
     """Returns the paper's table 1: error and NLL without and with SBN."""
+    pairs = {
+        "single network": ("bn", "sbn"),
+        "ensemble": ("ensemble", "ensemble_sbn"),
+        "dropout": ("dropout", "dropout_sbn"),
+    }
+    columns = [("test", "error", ".2f"), ("test", "nll", ".4f")]
     rows = [
-        ("single network", "bn", "sbn"),
-        ("ensemble", "ensemble", "ensemble_sbn"),
-        ("dropout", "dropout", "dropout_sbn"),
-    ]
-    rows = [
-        [
-            title,
-            *(
-                number(record.value, form, record.stddev)
-                for name, form in (("error", ".2f"), ("nll", ".4f"))
-                for method in pair
-                for record in [evaluation.records.find("test", name, method)]
-            ),
-        ]
-        for title, *pair in rows
+        [title, *cells(evaluation.records, columns, pair)]
+        for title, pair in pairs.items()
         if pair[0] in evaluation.methods
     ]
     head = ["", "error, %", "error with SBN, %", "NLL", "NLL with SBN"]
@@ -124,7 +117,7 @@ def statistics(evaluation, held_out):
         moments = [ops.convert_to_numpy(x) for x in layer.statistics_moments()]
         (channels,) = moments[0].shape
         name = layer.name.removesuffix("_norm")
-        cells = []
+        medians = []
         for i, kind in enumerate(("mean", "log variance")):
             values = met[i]
             mean, stddev = moments[2 * i], np.maximum(moments[2 * i + 1], 1e-12)
@@ -135,10 +128,10 @@ def statistics(evaluation, held_out):
             figure, median = f"ks_{kind.replace(' ', '_')}", np.median(distances)
             at = {"axis": "layer", "at": name}
             records.append(Record("statistics", figure, median, "1", **at))
-            cells.append(f"{median:.3f}")
+            medians.append(f"{median:.3f}")
             middle = int(np.argsort(distances)[channels // 2])
             panels[f"{name}, {kind}"] = values[:, middle], mean[middle], stddev[middle]
-        rows.append([name, *cells])
+        rows.append([name, *medians])
     text = (
         f"Statistics of {_BATCHES} batches of {size} validation images against the "
         "laws from the training data, figures 2 and 3 of the paper. Median over the "
