@@ -75,6 +75,7 @@ def test_records_are_found_by_what_they_are():
         "test/nll_averaged",
         "test/mask/nll_averaged",
     ]
+    assert records.along(part="noise") == {"conv0": 0.1}
     with pytest.raises(ValueError, match="a record 'train/nll' already"):
         records.add([Record("train", "nll", 0.75, "nats")])
     with pytest.raises(ValueError, match="axis='depth', at=3"):

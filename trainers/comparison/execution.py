@@ -141,10 +141,10 @@ def measured_noise(outcome):
     """Returns the flags of the noise that an outcome has, or why not, a text."""
     found = {}
     for key in NOISE_FLAGS:
-        measured = outcome.records.select(part="noise", figure=key)
+        measured = outcome.records.along(part="noise", figure=key)
         if not measured:
             return outcome.failure or "its report has no noise"
-        found[key] = ",".join(f"{record.value:.5g}" for record in measured)
+        found[key] = ",".join(f"{value:.5g}" for value in measured.values())
     return found
 
 

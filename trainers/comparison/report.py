@@ -181,20 +181,19 @@ def _by_layer(outcomes, part, figure):
     """Run -> layer -> median over the seeds."""
     found = {}
     for run, of_seeds in outcomes.items():
-        for outcome in of_seeds:
-            for record in outcome.records.select(part=part, figure=figure):
-                by_layer = found.setdefault(run, {})
-                by_layer.setdefault(record.at, []).append(record.value)
-    return {
-        run: {layer: float(np.median(values)) for layer, values in by_layer.items()}
-        for run, by_layer in found.items()
-    }
+        rows = [o.records.along(part=part, figure=figure) for o in of_seeds]
+        for layer in _layers_of(rows):
+            values = [row[layer] for row in rows if layer in row]
+            found.setdefault(run, {})[layer] = float(np.median(values))
+    return found
+
+
+def _layers_of(rows):
+    return list(dict.fromkeys(layer for row in rows for layer in row))
 
 
 def _layer_table(series, form):
-    layers = list(
-        dict.fromkeys(layer for values in series.values() for layer in values)
-    )
+    layers = _layers_of(series.values())
     rows = [
         [name, *(number(values.get(k), form, none="") for k in layers)]
         for name, values in series.items()
@@ -234,8 +233,7 @@ def _curves(outcomes, part, figure, ends=None):
         rows = []
         for records in (outcome.records for outcome in of_seeds if outcome.records):
             shown = records.about["shown"]
-            found = records.select(part=part, figure=figure, method=shown)
-            row = {record.at: record.value for record in found}
+            row = records.along(part=part, figure=figure, method=shown)
             for at, name in (ends or {}).items():
                 row[at] = records.value(part, name, shown)
             rows += [row] if row else []

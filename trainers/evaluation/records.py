@@ -119,6 +119,10 @@ class Records:
         wanted = fields.items()
         return [r for r in self if all(getattr(r, k) == v for k, v in wanted)]
 
+    def along(self, **fields):
+        """Returns the values of these records, `at` -> value, as plots show them."""
+        return {record.at: record.value for record in self.select(**fields)}
+
     @property
     def values(self):
         """Dict of the values by key."""

@@ -103,13 +103,13 @@ def learned_noise(evaluation):
     if not found:
         return None
     ratios = {layer: values for layer, (values, _) in found.items()}
-    records = evaluation.records.select(figure="relative_stddev")
-    high, low = (f(records, key=lambda record: record.value) for f in (max, min))
+    medians = evaluation.records.along(figure="relative_stddev")
+    high, low = max(medians, key=medians.get), min(medians, key=medians.get)
     return Section(
         "scale_uncertainty",
         "Learned noise",
         "The median over the channels of stddev / |scale| is highest in "
-        f"{high.at} ({high.value:.2f}) and lowest in {low.at} ({low.value:.2f}).",
+        f"{high} ({medians[high]:.2f}) and lowest in {low} ({medians[low]:.2f}).",
         plots.scale_uncertainty(ratios),
     )
 

@@ -5,7 +5,7 @@ import numpy as np
 from bayesnorm import metrics, plots
 from bayesnorm.prediction.perturbation import gaussian_noise, gradient_sign
 from bayesnorm.prediction.predict import predict
-from trainers.evaluation.records import Record
+from trainers.evaluation.records import Record, Records
 from trainers.report.section import Section
 
 # In units of the pixels, of which all sets here have [0, 1].
@@ -62,16 +62,18 @@ def _section(evaluation, part, perturbed):
             name = f"average of {arguments['samples']} samples"
         # Methods that are the same with so few samples are one here.
         found[repr(arguments)] = key, name, arguments
-    records, curves = [], {}
-    for key, name, arguments in found.values():
-        accuracies = []
+    records = Records()
+    for key, _, arguments in found.values():
         for size, inputs in perturbed.items():
             said = predict(evaluation.model, inputs, from_logits=True, **arguments)
-            accuracies.append(100 * metrics.accuracy(said.probs, labels))
+            accuracy = 100 * metrics.accuracy(said.probs, labels)
             at = {"axis": "perturbation", "at": size}
-            records.append(Record(part, "accuracy", accuracies[-1], "%", key, **at))
-        curves[name] = (list(perturbed), accuracies)
-    last = ", ".join(f"{name} {a[-1]:.1f} %" for name, (_, a) in curves.items())
+            records.add([Record(part, "accuracy", accuracy, "%", key, **at)])
+    curves = {
+        name: tuple(zip(*records.along(method=key).items(), strict=True))
+        for key, name, _ in found.values()
+    }
+    last = ", ".join(f"{name} {y[-1]:.1f} %" for name, (_, y) in curves.items())
     return Section(
         part.replace("/", "_"),
         title,
