@@ -4,12 +4,12 @@
 python -m benchmarks.kills --kills=20 --output=benchmarks/results/kills
 ```
 
-Each binary, and a comparison of several runs, is run once without a break. Then the same
-command is begun in another folder and killed with all its processes (SIGKILL, which no
-program can answer) at a moment drawn evenly from the time that it took, again and again,
-and at last left to end. All of `metrics.json` and of `history.csv` but the seconds must
-be equal to the last digit, and nothing half written may lie about. The command ends with
-exit code 1 if anything differs.
+Each binary, and a comparison of several runs, is run once without a break. Then the
+same command is begun in another folder and killed with all its processes (SIGKILL,
+which no program can answer) at a moment drawn evenly from the time that it took, again
+and again, and at last left to end. All of `metrics.json` and of `history.csv` but the
+seconds must be equal to the last digit, and nothing half written may lie about. The
+command ends with exit code 1 if anything differs.
 """
 
 import csv
@@ -138,7 +138,15 @@ def survive(name, command, moments, folder):
 
 def _page(rows):
     rendered = table(
-        ["", "kills", "seconds unbroken", "killed after, s", "files", "figures", "left"],
+        [
+            "",
+            "kills",
+            "seconds unbroken",
+            "killed after, s",
+            "files",
+            "figures",
+            "left",
+        ],
         [
             [
                 row["name"],

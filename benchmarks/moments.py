@@ -24,6 +24,7 @@ from keras import layers
 
 import bayesnorm
 from benchmarks import timing
+from trainers.report import tables
 
 _NETWORKS = flags.DEFINE_list("networks", [], "Networks, none for all.")
 _SAMPLES = flags.DEFINE_integer("samples", 1000, "Samples.", 1)
@@ -132,6 +133,18 @@ def compare(name):
 
 def table(rows, settings):
     """The figures as a Markdown page."""
+    head = ["network", "sampled", "moments", "ratio"]
+    head.append("largest difference of probabilities")
+    cells = [
+        [
+            row["network"],
+            f"{row['sampled']:.2e}",
+            f"{row['moments']:.2e}",
+            f"{row['moments'] / max(row['sampled'], 1e-12):.2f}",
+            f"{row['difference']:.3f}",
+        ]
+        for row in rows
+    ]
     lines = [
         "# Moments against samples",
         "",
@@ -141,15 +154,8 @@ def table(rows, settings):
         f"{settings['samples']} samples, {settings['examples']} examples, seed "
         f"{settings['seed']}. Mutual information in nats, mean over the examples.",
         "",
-        "| network | sampled | moments | ratio | largest difference of probabilities |",
-        "| --- | --- | --- | --- | --- |",
+        tables.table(head, cells),
     ]
-    for row in rows:
-        ratio = row["moments"] / max(row["sampled"], 1e-12)
-        lines.append(
-            f"| {row['network']} | {row['sampled']:.2e} | {row['moments']:.2e} "
-            f"| {ratio:.2f} | {row['difference']:.3f} |"
-        )
     missing = [n for n in NETWORKS if n not in {row["network"] for row in rows}]
     if missing:
         lines += ["", f"Not run: {', '.join(missing)}."]

@@ -22,14 +22,15 @@ import bayesnorm
 from bayesnorm import datasets, models, plots
 from trainers import program
 from trainers.flags import Flag, command, define
-from trainers.groups import at_least
+from trainers.groups import integer
+from trainers.report import tables
 
 _GROUP = (
     Flag("dataset", "string", "Data set.", "digits"),
     Flag("data_dir", "string", "TensorFlow Datasets directory.", stated="DIR"),
     Flag("dataset_title", "string", "Name of the data in the table."),
     Flag("width", "float", "Width factor of the untrained networks.", 0.25),
-    Flag("examples", "integer", "Training images measured on.", 10_000, **at_least(1)),
+    integer("examples", "Training images measured on.", 10_000),
     Flag("seed", "integer", "Seed of the initial weights.", 0),
     Flag("trained", "list", "Trained networks, NAME:WORKDIR each.", []),
     Flag("output", "string", "Folder of table, figures and plot.", stated="DIR"),
@@ -63,18 +64,18 @@ def networks(flags, splits):
 def table(measured):
     """Returns name -> layer -> statistics as a Markdown table."""
     layers = list(next(iter(measured.values())))
-    lines = [
-        "| layer | " + " | ".join(measured) + " |",
-        "| --- |" + " --- |" * len(measured),
-    ]
-    for layer in layers:
-        cells = [
-            f"{np.sqrt(np.mean(s[layer].mean ** 2)):.2f} / "
-            f"{np.sqrt(np.mean(s[layer].stddev ** 2)):.2f}"
-            for s in measured.values()
+    rows = [
+        [
+            layer.removesuffix("_norm"),
+            *(
+                f"{np.sqrt(np.mean(s[layer].mean ** 2)):.2f} / "
+                f"{np.sqrt(np.mean(s[layer].stddev ** 2)):.2f}"
+                for s in measured.values()
+            ),
         ]
-        lines.append(f"| {layer.removesuffix('_norm')} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        for layer in layers
+    ]
+    return tables.table(["layer", *measured], rows)
 
 
 def main(flags):

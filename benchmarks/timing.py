@@ -12,6 +12,8 @@ import time
 import keras
 import numpy as np
 
+from trainers.report import tables
+
 
 def take_turns(candidates, rounds, warmup=1):
     """Times functions in turns.
@@ -75,18 +77,18 @@ def hardware():
 
 def table(summary):
     """Returns a summary as a Markdown table."""
-    lines = [
-        f"### {summary['title']} ({summary['backend']}, {summary['hardware']})",
-        "",
-        f"| | ms | ratio to {summary['reference']} | min - max |",
-        "| --- | --- | --- | --- |",
+    head = ["", "ms", f"ratio to {summary['reference']}", "min - max"]
+    rows = [
+        [
+            name,
+            f"{row['ms']:.2f}",
+            f"{row['ratio']:.2f}",
+            f"{row['ratio_min']:.2f} - {row['ratio_max']:.2f}",
+        ]
+        for name, row in summary["rows"].items()
     ]
-    for name, row in summary["rows"].items():
-        lines.append(
-            f"| {name} | {row['ms']:.2f} | {row['ratio']:.2f} "
-            f"| {row['ratio_min']:.2f} - {row['ratio_max']:.2f} |"
-        )
-    return "\n".join([*lines, ""])
+    title = f"### {summary['title']} ({summary['backend']}, {summary['hardware']})"
+    return f"{title}\n\n{tables.table(head, rows)}\n"
 
 
 def write(path, results):

@@ -29,6 +29,7 @@ from keras import layers, ops
 
 import bayesnorm
 from benchmarks import timing
+from trainers.report import tables
 
 _MODELS = flags.DEFINE_integer("models", 200, "Number of networks.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the first; the next is one higher.")
@@ -436,7 +437,7 @@ def _page(found, number):
             if outcome != "right":
                 reasons.append(f"{step}: " + re.sub(r"\d+", "n", outcome)[:140])
     rows = [
-        f"| {step} | {count['right']} | {count['refused']} | {count['wrong']} |"
+        [step, *(f"{count[kind]}" for kind in ("right", "refused", "wrong"))]
         for step, count in counts.items()
     ]
     settings = f"Keras {keras.__version__} on {keras.backend.backend()}"
@@ -448,9 +449,7 @@ def _page(found, number):
             "",
             f"{len(found)} of {number} networks; {settings}, {timing.hardware()}.",
             "",
-            "| step | right | refused by name | wrong |",
-            "| --- | --- | --- | --- |",
-            *rows,
+            tables.table(["step", "right", "refused by name", "wrong"], rows),
             "",
             *(f"- {n} x {x}" for x, n in collections.Counter(reasons).most_common()),
             "",

@@ -1,10 +1,11 @@
 """The jobs, as a user starts them, must learn and must be calibrated."""
 
-import json
 import subprocess
 import sys
 
 import pytest
+
+from trainers.evaluation.records import Records
 
 
 @pytest.mark.slow
@@ -13,7 +14,7 @@ def test_the_main_job_learns_and_knows_what_it_does_not_know(tmp_path):
     command = [sys.executable, "-m", "trainers.all_cnn", f"--workdir={tmp_path}/run"]
     subprocess.run(command, check=True)
     workdir = tmp_path / "run"
-    figures = json.loads((workdir / "metrics.json").read_text())
+    figures = Records.read(workdir / "metrics.json").values
     assert figures["test/error_averaged"] <= 2
     assert figures["test/nll_averaged"] <= figures["test/nll_one_pass"]
     assert figures["test/ece_equal_width_averaged"] <= 3
@@ -33,7 +34,7 @@ def test_the_main_job_learns_and_knows_what_it_does_not_know(tmp_path):
 def test_cells_are_found_and_their_borders_are_uncertain(tmp_path):
     command = [sys.executable, "-m", "trainers.cell_fcn", f"--workdir={tmp_path}/run"]
     subprocess.run(command, check=True)
-    figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    figures = Records.read(tmp_path / "run" / "metrics.json").values
     for method in ("one_pass", "averaged", "moments"):
         assert figures[f"test/iou_{method}"] > figures["baseline/iou_threshold"] + 20
         assert figures[f"test/ece_equal_width_{method}"] <= 10

@@ -61,21 +61,12 @@ _DEFAULTS = {
 }
 
 
-def sections(flags, splits, model, methods, figures, predictions):
-    """Returns what the report of this binary adds."""
-    del predictions
-    found = perturbations.sections(flags, splits, model, methods, figures)
-    if flags.norm == "batch":
-        found |= batch_noise.sections(flags, splits, model, figures)
-    return found
-
-
 NETWORK = normalized.Network(
     name="all_cnn",
     title="All-CNN",
     constructor=models.all_cnn,
     arguments=lambda flags, splits: {"padding": session.padding_for(flags, splits)},
-    sections=sections,
+    sections=(perturbations.gaussian, perturbations.gradient, batch_noise.section),
     columns=[("accuracy, %", "accuracy", ".2f"), ("NLL", "nll", ".3f")],
 )
 PROGRAM = Program(

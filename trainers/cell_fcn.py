@@ -61,20 +61,12 @@ _DEFAULTS = {
 }
 
 
-def sections(flags, splits, model, methods, figures, predictions):
-    """Returns what the report of this binary adds."""
-    found = segmentation.sections(splits, methods, figures, predictions)
-    if flags.norm == "batch":
-        found |= batch_noise.sections(flags, splits, model, figures)
-    return found
-
-
 NETWORK = normalized.Network(
     name="cell_fcn",
     title="Segmentation network",
     constructor=models.cell_fcn,
     arguments=lambda flags, splits: {"activation": flags.activation},
-    sections=sections,
+    sections=(segmentation.baselines, segmentation.places, batch_noise.section),
     columns=[
         ("IoU, %", "iou", ".1f"),
         ("pixel accuracy, %", "accuracy", ".2f"),

@@ -11,21 +11,35 @@ from trainers.flags import Flag
 SEED_STRIDE = 1000
 _MAX_SEED = 2**32 // SEED_STRIDE - 1
 # Data sets of a user's own.
-OWN_SETS = ("npz", "image_folder")
+_OWN_SETS = ("npz", "image_folder")
+# Attributes: what no figure depends on, and what a comparison has as a whole.
+_FREE = {"figures": False}
+_WHOLE = {"figures": False, "of_runs": False}
+_NOT_STATED = _WHOLE | {"stated": ""}
 
 
-def at_least(least):
-    """Returns the check of an integer, as arguments of `Flag`."""
-    return {
-        "valid": lambda value: value is None or value >= least,
-        "expected": f"must be {least} or more",
-    }
+def integer(name, help_, default=None, least=1, **attributes):
+    """Returns the `Flag` of an integer from `least`."""
+    return Flag(
+        name,
+        "integer",
+        help_,
+        default,
+        lambda value: value is None or value >= least,
+        f"must be {least} or more",
+        **attributes,
+    )
 
 
-_POSITIVE = {
-    "valid": lambda value: value is None or 0 < value < math.inf,
-    "expected": "must be a finite number above 0",
-}
+def positive(name, help_):
+    """Returns the `Flag` of a number above 0."""
+    return Flag(
+        name,
+        "float",
+        help_,
+        valid=lambda value: value is None or 0 < value < math.inf,
+        expected="must be a finite number above 0",
+    )
 
 
 def image_size(text):
@@ -43,6 +57,8 @@ def image_size(text):
 
 
 def _passes(function):
+    """Returns the check that `function` says yes, and raises no ValueError."""
+
     def check(value):
         try:
             return function(value)
@@ -53,22 +69,14 @@ def _passes(function):
 
 
 RUN = (
-    Flag(
-        "workdir",
-        "string",
-        "Folder of the run. Defaults to runs/NAME-DATASET.",
-        figures=False,
-        of_runs=False,
-        stated="",
-    ),
+    Flag("workdir", "string", "Folder, by default runs/NAME-DATASET.", **_NOT_STATED),
     # What it holds is given to the runs of a comparison flag by flag.
     Flag(
         "config",
         "string",
         "File of flags, one --name=value a line, such as the flags.txt of another run; "
         "the command line goes before it.",
-        figures=False,
-        of_runs=False,
+        **_WHOLE,
     ),
     Flag(
         "seed",
@@ -79,30 +87,17 @@ RUN = (
         f"must be from 0 to {_MAX_SEED}",
         of_runs=False,
     ),
-    Flag(
-        "samples", "integer", "Samples of the averaged prediction.", 30, **at_least(1)
-    ),
+    integer("samples", "Samples of the averaged prediction.", 30),
 )
 JOBS = (
-    Flag(
-        "jobs",
-        "integer",
-        "Networks trained at a time.",
-        1,
-        **at_least(1),
-        figures=False,
-        of_runs=False,
-        stated="",
-    ),
+    integer("jobs", "Networks trained at a time.", 1, **_NOT_STATED),
     Flag(
         "parallel",
         ("loky", "ray", "dask"),
         "What runs the jobs: processes on this machine, or a Ray or Dask cluster, "
         "which must be installed and, for Dask, started by the caller.",
         "loky",
-        figures=False,
-        of_runs=False,
-        stated="",
+        **_NOT_STATED,
     ),
 )
 COMPARISON = (
@@ -112,8 +107,7 @@ COMPARISON = (
         "Instead of one run, those that a file lists, side by side; other flags hold "
         "for all of them. With the package come, for all_cnn, 'table1', 'batch_size' "
         "and 'normalization_batch', and for cell_fcn 'segmentation' and 'activations'.",
-        figures=False,
-        of_runs=False,
+        **_WHOLE,
     ),
     Flag(
         "seeds",
@@ -122,8 +116,7 @@ COMPARISON = (
         ["0"],
         lambda values: values and all(value.isdigit() for value in values),
         "must be integers from 0, separated by commas",
-        figures=False,
-        of_runs=False,
+        **_WHOLE,
     ),
     Flag(
         "share_learning_rate",
@@ -131,8 +124,7 @@ COMPARISON = (
         "With --runs and --learning_rate=auto: search with the first seed of each run, "
         "and use what is found for its other seeds.",
         True,
-        figures=False,
-        of_runs=False,
+        **_WHOLE,
     ),
 )
 DATA = (
@@ -142,22 +134,13 @@ DATA = (
         "TensorFlow Datasets directory; for npz the file, for image_folder one with a "
         "folder for each class (for cell_fcn with images/ and labels/).",
         # Of own images it is the data, not the place where they lie.
-        figures=lambda flags: flags.dataset in OWN_SETS,
+        figures=lambda flags: flags.dataset in _OWN_SETS,
         stated="DIR",
     ),
-    Flag("dataset_title", "string", "Name of the data in the report.", figures=False),
-    Flag(
-        "split_seed", "integer", "Seed of the division of the data.", 0, **at_least(0)
-    ),
-    *(
-        Flag(
-            f"{name}_examples",
-            "integer",
-            f"Only the first so many {part} examples; all by default.",
-            **at_least(1),
-        )
-        for name, part in (("train", "training"), ("validation", "validation"))
-    ),
+    Flag("dataset_title", "string", "Name of the data in the report.", **_FREE),
+    integer("split_seed", "Seed of the division of the data.", 0, least=0),
+    integer("train_examples", "Only the first so many; all by default."),
+    integer("validation_examples", "Only the first so many; all by default."),
 )
 CLASSIFICATION = (
     Flag(
@@ -175,45 +158,28 @@ CLASSIFICATION = (
         valid=lambda value: value in (None, 1, 3),
         expected="must be 1 or 3",
     ),
-    Flag(
-        "held_out",
-        "list",
-        "Classes held out of training, the out-of-distribution data.",
-    ),
+    Flag("held_out", "list", "Classes out of training: out-of-distribution data."),
     Flag("ood", ("notmnist",), "Another set as out-of-distribution data."),
     Flag(
         "ood_file",
         "string",
         "NumPy archive of --ood (images, labels); else --data_dir's.",
-        figures=False,
         stated="FILE",
+        **_FREE,
     ),
 )
 SEGMENTATION = (
-    Flag(
-        "downscale",
-        "integer",
-        "Factor by which images are made smaller.",
-        1,
-        **at_least(1),
-    ),
-    Flag(
-        "tile",
-        "integer",
-        "Side in pixels of the tiles that they are then cut into.",
-        **at_least(1),
-    ),
+    integer("downscale", "Factor by which images are made smaller.", 1),
+    integer("tile", "Side in pixels of the tiles that they are then cut into."),
 )
+_SEARCH = {"figures": lambda flags: flags.learning_rate == "auto"}
 TRAINING = (
-    Flag("epochs", "integer", "Number of epochs.", **at_least(1)),
-    Flag("batch_size", "integer", "Examples of a step.", **at_least(1)),
-    Flag(
+    integer("epochs", "Number of epochs."),
+    integer("batch_size", "Examples of a step."),
+    integer(
         "normalization_batch",
-        "integer",
         "Examples whose statistics a step normalizes by, the --batch_size of its loss "
-        "among them (1024 in figure 2 of Shekhovtsov & Flach). Defaults to "
-        "--batch_size.",
-        **at_least(1),
+        "among them (1024 in figure 2 of Shekhovtsov & Flach), by default no others.",
     ),
     Flag("optimizer", ("sgd", "adam"), "SGD is Nesterov's, 0.9."),
     Flag(
@@ -221,30 +187,15 @@ TRAINING = (
         "string",
         "Learning rate of the first epoch, or 'auto': the one that gives the lowest "
         "training loss after --search_epochs.",
-        valid=_passes(
-            lambda value: value in (None, "auto") or 0 < float(value) < math.inf
-        ),
+        valid=_passes(lambda v: v in (None, "auto") or 0 < float(v) < math.inf),
         expected="must be 'auto' or a finite number above 0",
     ),
-    *(
-        Flag(
-            f"search_{name}",
-            "integer",
-            said,
-            default,
-            **at_least(least),
-            figures=lambda flags: flags.learning_rate == "auto",
-        )
-        for name, said, default, least in (
-            ("epochs", "Epochs of a step of the search.", 5, 1),
-            ("evaluations", "Steps of the search.", 12, 2),
-        )
-    ),
+    integer("search_epochs", "Epochs of a step of the search.", 5, **_SEARCH),
+    integer("search_evaluations", "Steps of the search.", 12, least=2, **_SEARCH),
     Flag(
         "schedule",
         ("exponential", "linear"),
-        "How the learning rate falls: by the factor --decay over --decay_epochs, or "
-        "to 0.",
+        "How the rate falls: by the factor --decay over --decay_epochs, or to 0.",
     ),
     Flag(
         "decay",
@@ -254,7 +205,7 @@ TRAINING = (
         lambda value: 0 < value <= 1,
         "must be above 0 and at most 1",
     ),
-    Flag("decay_epochs", "integer", "Defaults to --epochs.", **at_least(1)),
+    integer("decay_epochs", "Defaults to --epochs."),
     Flag(
         "augment",
         "bool",
@@ -267,31 +218,12 @@ TRAINING = (
         "Whether random flips of left and right augment; the data set's choice by "
         "default, none for npz and image_folder.",
     ),
-    Flag(
-        "augment_validation",
-        "bool",
-        "Augment the validation part as well (as the paper).",
-        True,
-    ),
-    Flag(
-        "steps_per_call",
-        "integer",
-        "Steps of one compiled call.",
-        100,
-        **at_least(1),
-        figures=False,
-    ),
-    Flag(
-        "checkpoint_every",
-        "integer",
-        "Epochs between checkpoints.",
-        1,
-        **at_least(1),
-        figures=False,
-    ),
-    Flag("tensorboard", "bool", "Write scalars for TensorBoard.", True, figures=False),
+    Flag("augment_validation", "bool", "Augment that part too, as the paper.", True),
+    integer("steps_per_call", "Steps of one compiled call.", 100, **_FREE),
+    integer("checkpoint_every", "Epochs between checkpoints.", 1, **_FREE),
+    Flag("tensorboard", "bool", "Write scalars for TensorBoard.", True, **_FREE),
 )
-NETWORK = (Flag("width", "float", "Factor of the network's widths.", **_POSITIVE),)
+WIDTH = (positive("width", "Factor of the network's widths."),)
 PADDING = (
     Flag(
         "padding",
@@ -300,27 +232,9 @@ PADDING = (
     ),
 )
 # Of a noisy scale; what a run with batch normalization measures.
-NOISE = tuple(
-    Flag(
-        name,
-        "list",
-        help_,
-        valid=_passes(
-            lambda values: all(0 <= float(v) < math.inf for v in values or ())
-        ),
-        expected="must be finite numbers from 0, separated by commas",
-    )
-    for name, help_ in (
-        (
-            "scale_stddev",
-            "Standard deviation of the noisy scale: a number, or one for each layer. "
-            "The report of a run with --norm=batch measures it.",
-        ),
-        ("shift_stddev", "Standard deviation of the noise before it, likewise."),
-    )
-)
+NOISE_FLAGS = ("scale_stddev", "shift_stddev")
 NORMALIZATION = (
-    Flag("norm", ("none", "batch", "weight", "analytic"), "Normalization.", "analytic"),
+    Flag("norm", ("none", "batch", "weight", "analytic"), "Its kind.", "analytic"),
     Flag(
         "scale",
         ("plain", "noisy", "stochastic"),
@@ -328,20 +242,21 @@ NORMALIZATION = (
         "--shift_stddev, or a learned posterior.",
         "stochastic",
     ),
-    *NOISE,
+    *(
+        Flag(
+            name,
+            "list",
+            f"Standard deviation of {said}: a number, or one for each layer, such as "
+            "the report of a run with --norm=batch gives.",
+            valid=_passes(lambda v: all(0 <= float(x) < math.inf for x in v or ())),
+            expected="must be finite numbers from 0, separated by commas",
+        )
+        for name, said in zip(
+            NOISE_FLAGS, ("the noisy scale", "the noise before it"), strict=True
+        )
+    ),
     Flag("projection", "bool", "Kernels of norm 1 after every step.", True),
-    Flag("initial_stddev", "float", "Posterior deviation at the start.", **_POSITIVE),
-    Flag(
-        "kl_warmup_epochs",
-        "integer",
-        "Epochs over which the weight of the KL rises to its last.",
-        0,
-        **at_least(0),
-    ),
-    Flag(
-        "kl_factor",
-        "float",
-        "Factor of the KL, which weighs 1 over the training labels.",
-        **_POSITIVE,
-    ),
+    positive("initial_stddev", "Posterior deviation at the start."),
+    integer("kl_warmup_epochs", "Epochs in which the KL gains weight.", 0, least=0),
+    positive("kl_factor", "Factor of the KL, which weighs 1 over the labels."),
 )

@@ -7,7 +7,11 @@ import keras
 import numpy as np
 
 from bayesnorm.surgery.initialization import data_dependent_init
-from trainers import comparison_report, groups, report, session
+from trainers import groups, session
+from trainers.comparison import main as comparison
+from trainers.evaluation import methods
+from trainers.evaluation.evaluate import evaluate
+from trainers.report import run as report
 
 # As many pixels as 128 images of CIFAR-10 have, and as many images at most.
 _INIT_BATCH, _INIT_PIXELS = 128, 128 * 32 * 32
@@ -17,7 +21,7 @@ GROUPS = (
     groups.JOBS,
     groups.DATA,
     groups.TRAINING,
-    groups.NETWORK,
+    groups.WIDTH,
     groups.NORMALIZATION,
 )
 
@@ -32,8 +36,8 @@ class Network:
         constructor: Function of `bayesnorm.models`.
         arguments: Function `(flags, splits)` that returns the arguments of this
             constructor only.
-        sections: Function `(splits, model, methods, figures, predictions)` that returns
-            further sections of the report.
+        sections: Functions of further sections of the report, as for
+            `report.write`.
         columns: List of `(title, figure, format)` for the table of several runs: test
             figures of each way to predict.
         dense: Whether the network takes sets with a label for each pixel.
@@ -43,15 +47,14 @@ class Network:
     title: str
     constructor: Callable
     arguments: Callable
-    sections: Callable
+    sections: tuple
     columns: list
     dense: bool = False
 
     def main(self, flags):
-        """Trains and reports; returns the content of `metrics.json`."""
+        """Trains and reports; returns the `Records`, or of `--runs` all contents."""
         if flags.runs:
-            columns = columns_of(self.columns, flags.samples)
-            return comparison_report.main(f"trainers.{self.name}", flags, columns)
+            return comparison.main(f"trainers.{self.name}", flags, self.columns)
         if flags["seeds"].present:
             raise ValueError("--seeds is of several runs (--runs); of one give --seed.")
         keras.utils.set_random_seed(flags.seed)
@@ -59,21 +62,8 @@ class Network:
         workdir = session.open_workdir(flags, self.name)
         model = self.build(flags, splits)
         history = session.train(flags, model, splits, workdir)
-        methods = methods_of(flags, model, splits)
-        return report.write(
-            workdir,
-            model,
-            splits,
-            history,
-            self.describe(flags),
-            methods,
-            shown="averaged" if "averaged" in methods else "one_pass",
-            samples=flags.samples,
-            title=flags.dataset_title,
-            sections=lambda figures, predictions: self.sections(
-                flags, splits, model, methods, figures, predictions
-            ),
-        )
+        evaluation = evaluated(flags, model, splits, history)
+        return report.write(workdir, evaluation, self.describe(flags), self.sections)
 
     def build(self, flags, splits):
         """Returns the network that the flags describe, initialized."""
@@ -110,37 +100,18 @@ class Network:
         )
 
 
-def methods_of(flags, model, splits):
-    """Returns the ways to predict that the flags ask for, by key."""
-    return report.posterior_methods(
+def evaluated(flags, model, splits, history, note=print):
+    """Returns the `Evaluation` of a network by the ways to predict that it has."""
+    found = methods.standard(
         model,
         flags.samples,
         flags.seed,
-        chunk_size=report.chunk_size(splits),
-        batch_size=flags.batch_size if splits.dense else None,
+        note,
+        chunk_size=methods.chunk_size(splits),
+        **({"batch_size": flags.batch_size} if splits.dense else {}),
     )
-
-
-def columns_of(figures, samples):
-    """Columns in the layout of table 1 of Shekhovtsov & Flach (2018), and more."""
-    methods = {
-        "one pass": "one_pass",
-        "MC-10": "averaged_10",
-        f"MC-{samples}": "averaged",
-    }
-    tested = [
-        (f"test {title}, {name}", f"test/{key}_{method}", form)
-        for title, key, form in figures
-        for name, method in methods.items()
-    ]
-    return [
-        *tested,
-        ("IoU of the best threshold, %", "baseline/iou_threshold", ".1f"),
-        ("validation NLL", "validation/nll", ".3f"),
-        ("training NLL", "train/nll", ".3f"),
-        ("learning rate", "train/first_learning_rate", ".4f"),
-        ("s / epoch", "seconds/epoch", ".1f"),
-    ]
+    shown = methods.best(found)
+    return evaluate(flags, splits, model, history, found, shown, note)
 
 
 def _scale_arguments(flags):
@@ -149,7 +120,7 @@ def _scale_arguments(flags):
     if flags.scale == "stochastic":
         return {"initial_stddev": flags.initial_stddev}
     found = {}
-    for name in (flag.name for flag in groups.NOISE):
+    for name in groups.NOISE_FLAGS:
         values = [float(value) for value in flags[name].value or ()]
         if not values:
             raise ValueError(

@@ -24,8 +24,7 @@ class Program:
         groups: Tuple of groups of flags, as in `trainers.groups`.
         common: Default values of flags, by name.
         by_dataset: Data set -> further ones; the first is the default set.
-        main: Function of the flags that trains and reports, and returns the content of
-            `metrics.json`.
+        main: Function of the flags that trains and reports.
     """
 
     name: str

@@ -27,6 +27,8 @@ Reference:
     section 4.
 """
 
+import functools
+
 import keras
 
 from bayesnorm import datasets, models
@@ -34,16 +36,19 @@ from bayesnorm.layers.stochastic_batch_norm import stochastic_batch_normalizatio
 from bayesnorm.measurement.calibrate import calibrate
 from bayesnorm.surgery.to_stochastic import to_stochastic
 from trainers import flags as trainer_flags
-from trainers import groups, jobs, report, session
+from trainers import groups, jobs, session
 from trainers.checkpoints import write_history
+from trainers.evaluation.evaluate import evaluate
+from trainers.evaluation.methods import MEAN, Method, sampling
 from trainers.flags import Flag
 from trainers.program import Program
+from trainers.report import run as report
 from trainers.sections import batch_statistics
 from trainers.workdir import Workdir
 
 _SBN = (
     Flag("network", ("lenet5", "vgg11", "resnet18"), "Network."),
-    Flag("members", "integer", "Networks of an ensemble.", 3, **groups.at_least(2)),
+    groups.integer("members", "Networks of an ensemble.", 3, least=2),
     Flag(
         "dropout",
         "float",
@@ -199,35 +204,31 @@ def methods_of(flags, splits, plain, stochastic):
         plain: Family -> the members as trained.
         stochastic: Family -> the members, calibrated.
     """
-    samples, seed = flags.samples, flags.seed
+    mean, sample = MEAN, sampling(flags.samples, flags.seed)
     # An ensemble draws as many networks in all as a single network does.
-    share = -(-samples // flags.members)
-    mean = {"method": "mean"}
-    sample = {"method": "sample", "samples": samples, "seed": seed}
-    shared = sample | {"samples": share}
-    method = report.Method
+    shared = sample | {"samples": -(-flags.samples // flags.members)}
     methods = {
-        "bn": method("BN", plain[_PLAIN], mean),
+        "bn": Method("BN", plain[_PLAIN], mean),
         # The same passes over the data that SBN is calibrated by, without its noise.
-        "bn_reestimated": method(
+        "bn_reestimated": Method(
             "BN, averages re-estimated", [*map(reestimated, stochastic[_PLAIN])], mean
         ),
-        "sbn": method("SBN", stochastic[_PLAIN], sample),
+        "sbn": Method("SBN", stochastic[_PLAIN], sample),
     }
     if flags.minibatch:
-        batches = training_inputs(flags, splits, seed)
+        batches = training_inputs(flags, splits, flags.seed)
         real = sample | {"method": "minibatch", "train_data": batches}
-        methods["mcbn"] = method("MCBN (member 0)", stochastic[_PLAIN][:1], real)
-    methods["ensemble"] = method("ensemble", [plain[_PLAIN]], mean)
-    methods["ensemble_sbn"] = method("ensemble + SBN", [stochastic[_PLAIN]], shared)
+        methods["mcbn"] = Method("MCBN (member 0)", stochastic[_PLAIN][:1], real)
+    methods["ensemble"] = Method("ensemble", [plain[_PLAIN]], mean)
+    methods["ensemble_sbn"] = Method("ensemble + SBN", [stochastic[_PLAIN]], shared)
     if _DROPOUT in plain:
-        methods["dropout"] = method("dropout", plain[_DROPOUT], sample)
-        methods["dropout_sbn"] = method("dropout + SBN", stochastic[_DROPOUT], sample)
+        methods["dropout"] = Method("dropout", plain[_DROPOUT], sample)
+        methods["dropout_sbn"] = Method("dropout + SBN", stochastic[_DROPOUT], sample)
     return methods
 
 
 def main(flags):
-    """Trains, calibrates and reports; returns the content of `metrics.json`."""
+    """Trains, calibrates and reports; returns the `Records`."""
     splits = session.load_data(flags)
     workdir = session.open_workdir(flags, "sbn")
     members = [(f, n) for f in families(flags) for n in range(flags.members)]
@@ -251,28 +252,29 @@ def main(flags):
         for family, of_family in plain.items()
     }
     print(f"calibrated {len(members)} networks")
-    first = stochastic[_PLAIN][0]
-    methods = methods_of(flags, splits, plain, stochastic)
-    return report.write(
-        workdir,
-        first,
+    evaluation = evaluate(
+        flags,
         splits,
+        stochastic[_PLAIN][0],
         histories[_PLAIN, 0],
-        describe(flags),
-        methods,
+        methods_of(flags, splits, plain, stochastic),
         shown="sbn",
-        samples=flags.samples,
-        title=flags.dataset_title,
-        sections=lambda figures, predictions: batch_statistics.sections(
-            flags,
-            splits,
-            first,
-            training_inputs(flags, splits, member_seed(flags, _PLAIN, 0)),
-            held_out_inputs(flags, splits, member_seed(flags, _PLAIN, 0)),
-            methods,
-            figures,
-            predictions,
-        ),
+    )
+    return report.write(
+        workdir, evaluation, describe(flags), sections_of(flags, splits)
+    )
+
+
+def sections_of(flags, splits):
+    """Returns the functions of the sections that the report of this binary adds."""
+    seed = member_seed(flags, _PLAIN, 0)
+    batches = training_inputs(flags, splits, seed)
+    held_out = held_out_inputs(flags, splits, seed)
+    return (
+        batch_statistics.errors,
+        batch_statistics.entropies,
+        functools.partial(batch_statistics.real_batches, batches=batches),
+        functools.partial(batch_statistics.statistics, held_out=held_out),
     )
 
 
@@ -296,7 +298,7 @@ PROGRAM = Program(
         groups.DATA,
         groups.CLASSIFICATION,
         groups.TRAINING,
-        groups.NETWORK,
+        groups.WIDTH,
         groups.PADDING,
         _SBN,
     ),

@@ -10,6 +10,7 @@ import warnings
 import weakref
 
 import keras
+import numpy as np
 from keras import initializers, ops
 
 from bayesnorm import backend
@@ -207,6 +208,17 @@ class VariationalLayer(StochasticLayer):
         one; name another if that one may be frozen alone, or has a regularizer.
         """
         return next((v for v in self.weights if v.trainable), None)
+
+    def posterior_summary(self):
+        """Returns what reports say of the posterior: name -> `(values, unit)`.
+
+        `values` is a NumPy array of numbers, such as one for each channel, of which
+        reports give the median by layer; `unit` is a text, "1" for none. By default
+        the KL to the prior of the layer as a whole, `[1]`, in nats.
+        """
+        return {
+            "kl": (np.reshape(ops.convert_to_numpy(self.kl_divergence()), 1), "nats")
+        }
 
     def add_weight(self, *args, dtype="float32", autocast=False, **kwargs):
         """Makes a variable as in Keras, float32 whatever the layer's dtype policy.

@@ -1,6 +1,7 @@
 """A scale with a learned posterior: batch normalization as Bayesian learning."""
 
 import keras
+import numpy as np
 from keras import initializers, ops
 
 from bayesnorm.arguments import check_choice, check_number
@@ -128,6 +129,15 @@ class StochasticScaleNorm(VariationalLayer, ScaleNorm):
         else:
             terms = scale_maths.kl_to_normal(mean, self.stddev, self.prior_scale)
         return ops.sum(terms)
+
+    def posterior_summary(self):
+        """Returns the noise of the channels, `stddev / |scale|`, as `relative_stddev`.
+
+        The values are `[channels]`, float64, from 0 up.
+        """
+        stddev = ops.convert_to_numpy(self.stddev).astype("float64")
+        scale = np.maximum(np.abs(ops.convert_to_numpy(self.scale)), 1e-12)
+        return {"relative_stddev": (stddev / scale, "1")}
 
     def call(self, inputs, training=None):
         """Returns `(inputs + bias) * S`."""

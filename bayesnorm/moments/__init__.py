@@ -23,6 +23,7 @@ from bayesnorm.moments.activation_rules import register_activation
 from bayesnorm.moments.moments import Moments
 from bayesnorm.moments.registry import register, register_elementwise, rule_for
 from bayesnorm.moments.walk import (
+    check_rules,
     check_upstream,
     pooled_upstream_moments,
     propagate,
@@ -31,6 +32,7 @@ from bayesnorm.moments.walk import (
 
 __all__ = [
     "Moments",
+    "check_rules",
     "check_upstream",
     "pooled_upstream_moments",
     "propagate",

@@ -112,6 +112,20 @@ def apply_rule(operation, args, kwargs):
     return rule_for(operation)(operation, *args, **kwargs)
 
 
+def check_rules(model):
+    """Raises a ValueError if a layer of a model has no rule, and names it.
+
+    Args:
+        model: A Functional or built Sequential model (models inside it are gone
+            into).
+    """
+    for node in nodes_of(graph_of(model)):
+        if isinstance(node.operation, keras.Model):
+            check_rules(node.operation)
+        elif not node.is_input:
+            rule_for(node.operation)
+
+
 @register(keras.Model)
 def _model(model, inputs):
     return _run(model, keras.tree.flatten(inputs))

@@ -109,12 +109,11 @@ class Ensembles:
         return speed.summary(context, self._kind, loops, histories)
 
     def _report(self):
-        figures = sbn.main(self._flags)
+        records = sbn.main(self._flags)
         return {
-            key: figures[key]
-            for method in ("bn", "sbn", "mcbn", "ensemble", "ensemble_sbn")
-            for key in (f"test/nll_{method}", f"test/error_{method}")
-            if key in figures
+            record.key: record.value
+            for record in records.select(part="test")
+            if record.figure in ("nll", "error")
         }
 
     def write_report(self):

@@ -14,11 +14,17 @@ import numpy as np
 from bayesnorm.storage import write_atomically
 from benchmarks.accelerator import speed, training
 from benchmarks.accelerator.context import Piece, all_cnn_loop, networks
-from trainers import all_cnn, comparison, comparison_report, normalized, report, session
-from trainers.comparison import Outcome, ended_file, folder_of, slug
+from trainers import all_cnn, normalized, session
+from trainers.comparison import execution, report
+from trainers.comparison.execution import Outcome, ended_file, folder_of
+from trainers.comparison.plan import read_plan, slug
+from trainers.evaluation.records import Record, Records
+from trainers.report import section
 from trainers.sections import batch_noise
 
 _RUNS = "table1"
+# Of what the plan says of a training, as far as it is no mere number or text.
+_UNITS = {"seconds_per_epoch": "s", "flop_share": "%"}
 # By value: what the paper proposes and what it compares with, the noise that others
 # take before they do, and last what no finding needs but that on projection.
 _ORDER = (
@@ -50,7 +56,7 @@ class Table:
         seeds = {"seeds": ",".join(map(str, context.seeds))}
         self._flags = program.flags(context.given_to(program) | seeds)
         self._epochs = int(context.given.get("epochs", epochs))
-        self._plan = comparison.read_plan(_RUNS, self._flags)
+        self._plan = read_plan(_RUNS, self._flags)
         self.name = f"{_RUNS}_{self._epochs}"
         self.folder = context.out / self.name
 
@@ -77,7 +83,7 @@ class Table:
         noisy = self._plan.runs[title].noise_of
         if noisy is not None:
             outcome = self._outcome(noisy, self._context.seeds[0])
-            found = comparison.measured_noise(outcome)
+            found = execution.measured_noise(outcome)
             if isinstance(found, str):
                 raise ValueError(f"the noise of {noisy!r} was not measured: {found}")
         if self._is_searched(title):
@@ -201,24 +207,17 @@ class Table:
         return result | {"failures": failures}
 
     def _evaluate(self, flags, model, history, path, training_figures):
-        splits = self._context.data.splits(flags)
-        figures, _ = report.evaluate(
-            model,
-            splits,
-            history,
-            normalized.methods_of(flags, model, splits),
-            flags.samples,
-            flags.dataset_title,
-            self._context.progress.note,
+        context = self._context
+        evaluation = normalized.evaluated(
+            flags, model, context.data.splits(flags), history, context.progress.note
         )
-        if flags.norm == "batch":
-            for name, found in batch_noise.sections(
-                flags, splits, model, figures
-            ).items():
-                found.figure.savefig(path / f"{name}.png")
-        figures |= {f"plan/{key}": value for key, value in training_figures.items()}
-        figures["plan/precision"] = self._context.precision
-        report.write_figures(path / "metrics.json", figures)
+        section.save_plots(path, section.collect(evaluation, [batch_noise.section]))
+        plan = training_figures | {"precision": context.precision}
+        evaluation.records.add(
+            Record("plan", name, value, _UNITS.get(name, "1"))
+            for name, value in plan.items()
+        )
+        evaluation.records.write(path / "metrics.json")
         ended_file(path).parent.mkdir(parents=True, exist_ok=True)
         # Half precision: to look at, a tenth of a per cent is plenty.
         weights = {
@@ -234,22 +233,25 @@ class Table:
             for title in self._plan.runs
         }
         if any(not o.failure for of_seeds in outcomes.values() for o in of_seeds):
-            columns = normalized.columns_of(
-                all_cnn.NETWORK.columns, self._flags.samples
-            )
-            comparison_report.write(
-                self.folder, self._flags, self._plan, outcomes, columns
+            report.write(
+                self.folder,
+                self._plan,
+                outcomes,
+                all_cnn.NETWORK.columns,
+                self._flags.seeds,
+                self._context.command,
+                execution.is_shared(self._flags, self._plan),
             )
 
     def _outcome(self, title, seed):
         path = folder_of(self.folder, title, seed)
         if ended_file(path).is_file():
-            return comparison.read_outcome(path)
+            return execution.read_outcome(path)
         results = self._context.ledger.results(f"{self.name}/{slug(title)}/")
         for result in results.values():
             if str(seed) in result["failures"]:
-                return Outcome({}, {}, result["failures"][str(seed)])
-        return Outcome({}, {}, "it has not run yet")
+                return Outcome(Records(), {}, result["failures"][str(seed)])
+        return Outcome(Records(), {}, "it has not run yet")
 
 
 def _numbers(seeds):

@@ -6,6 +6,7 @@ from bayesnorm import backend
 from bayesnorm.storage import write_atomically
 from benchmarks.accelerator.ledger import DONE, FAILED
 from trainers.progress import duration
+from trainers.report import tables
 
 
 def write(context, pieces, experiments):
@@ -38,11 +39,7 @@ def table(context, pieces):
         context: The `Context`.
         pieces: The pieces, in order.
     """
-    lines = [
-        "| piece | | took | left, estimated | sum |",
-        "| --- | --- | ---: | ---: | ---: |",
-    ]
-    total = 0.0
+    rows, total = [], 0.0
     for piece in pieces:
         state = context.ledger.state(piece.name)
         took = context.ledger.seconds(piece.name)
@@ -51,11 +48,10 @@ def table(context, pieces):
         said = state or ""
         if state == FAILED:
             said = f"failed: {context.ledger.result(piece.name)['error']}"
-        lines.append(
-            f"| {piece.title} | {said} | {duration(took) if took else ''} "
-            f"| {duration(left) if left else ''} | {duration(total) if left else ''} |"
-        )
-    return "\n".join(lines)
+        times = (took, left, left and total)
+        rows.append([piece.title, said, *(duration(t) if t else "" for t in times)])
+    head = ["piece", "", "took", "left, estimated", "sum"]
+    return tables.table(head, rows, left=(0, 1))
 
 
 def _speeds(ledger):
@@ -64,61 +60,65 @@ def _speeds(ledger):
     if not rows:
         return []
     ceiling = found.get("ceiling", {}).get("flops_per_second")
-    lines = [
-        "| | batch | at once | steps/s | network steps/s | ms a step | compiling, s "
-        "| share of the ceiling, % |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    head = ["", "batch", "at once", "steps/s", "network steps/s", "ms a step"]
+    head += ["compiling, s", "share of the ceiling, %"]
+    cells = [
+        [
+            row["kind"],
+            f"{row['batch']}",
+            f"{row['at_once']}",
+            f"{row['steps_per_second']:.1f}",
+            f"{row['network_steps_per_second']:.1f}",
+            f"{row['ms']:.2f}",
+            f"{row['compile_s']:.1f}",
+            _share(row),
+        ]
+        for row in sorted(rows, key=lambda r: (r["kind"], r["batch"], r["at_once"]))
     ]
-    for row in sorted(rows, key=lambda r: (r["kind"], r["batch"], r["at_once"])):
-        share = f"{row['flop_share']:.1f}" if "flop_share" in row else ""
-        lines.append(
-            f"| {row['kind']} | {row['batch']} | {row['at_once']} "
-            f"| {row['steps_per_second']:.1f} "
-            f"| {row['network_steps_per_second']:.1f} | {row['ms']:.2f} "
-            f"| {row['compile_s']:.1f} | {share} |"
-        )
     text = "Training, augmentation included. The share counts three forward passes."
     if ceiling:
         text += (
             f" The ceiling is what large matrix products reach: {ceiling / 1e12:.2f} "
             "TFLOP/s."
         )
-    return ["## Speed", "\n".join(lines), text]
+    return ["## Speed", tables.table(head, cells), text]
+
+
+def _share(row):
+    return tables.number(row.get("flop_share"), ".1f", none="")
 
 
 def _precisions(ledger):
     found = ledger.results("precision/")
     if not found:
         return []
-    lines = [
-        "| | s / epoch | training NLL by epoch | validation NLL |",
-        "| --- | ---: | --- | ---: |",
-    ]
+    rows = []
     for name, row in found.items():
         losses = ", ".join(f"{np.mean(values):.4f}" for values in row["train_nll"])
-        spread = f"{np.mean(row['validation_nll']):.4f}"
-        spread += f" ± {np.std(row['validation_nll'], ddof=1):.4f}"
-        lines.append(
-            f"| {name} | {row['seconds_per_epoch']:.2f} | {losses} | {spread} |"
-        )
+        last = row["validation_nll"]
+        spread = tables.number(np.mean(last), ".4f", np.std(last, ddof=1))
+        rows.append([name, f"{row['seconds_per_epoch']:.2f}", losses, spread])
+    head = ["", "s / epoch", "training NLL by epoch", "validation NLL"]
     text = (
         "All-CNN with analytic normalization and a posterior, the same seeds in each; "
         "mean (± standard deviation) over the seeds, all at once."
     )
-    return ["## Precision", "\n".join(lines), text]
+    return ["## Precision", tables.table(head, rows, left=(0, 2)), text]
 
 
 def _experiments(context, experiments):
-    lines = []
-    for experiment in experiments:
-        for name, row in context.ledger.results(f"{experiment.name}/").items():
-            if "seconds_per_epoch" not in row:
-                continue
-            share = f"{row['flop_share']:.1f}" if "flop_share" in row else ""
-            lines.append(
-                f"| {experiment.name} | {name} | {row['networks_at_once']} "
-                f"| {row['seconds_per_epoch']:.2f} | {share} |"
-            )
+    rows = [
+        [
+            experiment.name,
+            name,
+            f"{row['networks_at_once']}",
+            f"{row['seconds_per_epoch']:.2f}",
+            _share(row),
+        ]
+        for experiment in experiments
+        for name, row in context.ledger.results(f"{experiment.name}/").items()
+        if "seconds_per_epoch" in row
+    ]
     reports = [
         f"- [{experiment.name}]({experiment.name}/report.md)"
         for experiment in experiments
@@ -127,11 +127,8 @@ def _experiments(context, experiments):
     sections = []
     if reports:
         sections += ["## Tables", "\n".join(reports)]
-    if lines:
-        head = [
-            "| table | networks | at once | s / epoch of all "
-            "| share of the ceiling, % |",
-            "| --- | --- | ---: | ---: | ---: |",
-        ]
-        sections += ["## Epochs", "\n".join(head + lines)]
+    if rows:
+        head = ["table", "networks", "at once", "s / epoch of all"]
+        head.append("share of the ceiling, %")
+        sections += ["## Epochs", tables.table(head, rows, left=(0, 1))]
     return sections

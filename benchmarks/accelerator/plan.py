@@ -17,13 +17,7 @@ from trainers.flags import Flag
 from trainers.progress import Progress, duration
 
 _OWN = (
-    Flag(
-        "budget_s",
-        "float",
-        "Seconds after which nothing new is begun.",
-        540.0,
-        **groups.at_least(0),
-    ),
+    Flag("budget_s", "float", "Seconds after which nothing new begins.", 540.0),
     Flag(
         "data",
         "string",
@@ -39,19 +33,8 @@ _OWN = (
         "Of matrix products and convolutions; on a CPU tf32 is float32.",
         device.PRECISIONS[0],
     ),
-    Flag(
-        "at_once",
-        "integer",
-        "Networks to train at once; else as the speeds say.",
-        **groups.at_least(1),
-    ),
-    Flag(
-        "checkpoint_s",
-        "float",
-        "Seconds between checkpoints.",
-        60.0,
-        **groups.at_least(0),
-    ),
+    groups.integer("at_once", "Networks to train at once; else as the speeds say."),
+    Flag("checkpoint_s", "float", "Seconds between checkpoints.", 60.0),
 )
 _OWN = tuple(dataclasses.replace(flag, of_runs=False) for flag in _OWN)
 # Set -> the classes that the paper keeps out of training, and its name for the rest.

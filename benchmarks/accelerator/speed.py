@@ -16,7 +16,7 @@ from benchmarks.accelerator.context import (
 from benchmarks.accelerator.ledger import DONE
 from benchmarks.accelerator.training import Stopwatch, seconds_per_epoch
 from trainers import all_cnn, sbn
-from trainers.comparison import slug
+from trainers.comparison.plan import slug
 from trainers.loop import Loops
 
 _ALL_CNN, _SBN = all_cnn.PROGRAM, sbn.PROGRAM

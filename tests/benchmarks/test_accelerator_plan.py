@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from trainers import all_cnn
+from trainers.evaluation.records import Records
 from trainers.flags import parse, words
 from trainers.progress import Progress
 
@@ -59,7 +60,7 @@ def run(out, programs, **values):
 
 def figures_of(folder):
     """The figures of a run, without times and what says how it came about."""
-    figures = json.loads((folder / "metrics.json").read_text())
+    figures = Records.read(folder / "metrics.json").values
     return {k: v for k, v in figures.items() if not k.startswith(("seconds", "plan"))}
 
 
@@ -88,7 +89,7 @@ def test_a_run_is_that_of_the_trainer(unbroken, tmp_path):
         "augment": "true",
         "workdir": tmp_path / "run",
     }
-    trained = all_cnn.PROGRAM.main(all_cnn.PROGRAM.flags(values))
+    trained = all_cnn.PROGRAM.main(all_cnn.PROGRAM.flags(values)).values
     planned = figures_of(unbroken / "table1_3" / "bn_projection-0")
     for key, value in planned.items():
         if isinstance(value, float) and not key.startswith("noise/chi_square"):

@@ -1,7 +1,6 @@
 """One's own images: class folders, NumPy archives, and the binaries on both."""
 
 import io
-import json
 
 import numpy as np
 import pytest
@@ -9,8 +8,10 @@ from PIL import Image
 
 from bayesnorm import datasets
 from bayesnorm.datasets import division, pictures
-from trainers import all_cnn, report, sbn, session
+from trainers import all_cnn, sbn, session
+from trainers.evaluation.records import Records
 from trainers.flags import defining
+from trainers.report import run as report
 from trainers.sections import batch_statistics, perturbations
 
 PARTS = ("train", "validation", "test")
@@ -627,8 +628,9 @@ def own(tmp_path, rng, monkeypatch):
     """A folder and an archive of two classes that are easily told apart."""
     monkeypatch.setattr(report, "_export", lambda *args: "")
     # What they add to a report does not ask where the images come from.
-    for added in (perturbations, batch_statistics):
-        monkeypatch.setattr(added, "sections", lambda *args: {})
+    monkeypatch.setattr(perturbations, "_section", lambda *args: None)
+    for added in ("real_batches", "statistics"):
+        monkeypatch.setattr(batch_statistics, added, lambda *args, **kwargs: None)
     labels = np.arange(120) % 2
     images = rng.integers(0, 100, (120, 12, 12), "uint8")
     images[labels == 1, :6] += 150
@@ -652,7 +654,7 @@ def run(binary, folder, dataset, data_dir, **values):
     flags = binary.PROGRAM.flags(
         {"workdir": folder / "run", **place, **small, **values}
     )
-    return binary.PROGRAM.main(flags), defining(flags)
+    return binary.PROGRAM.main(flags).values, defining(flags)
 
 
 # What compiles fast.
@@ -664,7 +666,7 @@ def test_all_cnn_on_own_images(own, form):
     figures, defining = run(all_cnn, own, *form, **SMALL)
     assert figures["test/error_one_pass"] < 40
     assert ("ood/auroc_one_pass" in figures) == (form[0] == "image_folder")
-    assert json.loads((own / "run" / "metrics.json").read_text()) == figures
+    assert Records.read(own / "run" / "metrics.json").values == figures
     # Images of 12 pixels, which are padded; another folder would be another run.
     assert defining["data_dir"] == str(own / form[1])
     (own / form[1]).rename(own / "moved")

@@ -413,6 +413,10 @@ def test_a_posterior_brings_its_weighted_kl_and_counts(case, tmp_path):
     kl = float(layer.kl_divergence())
     assert np.isfinite(kl)
     assert float(loss) == pytest.approx(weight * kl)
+    for values, unit in layer.posterior_summary().values():
+        assert np.isfinite(values).all()
+        assert values.ndim == 1
+        assert unit in ("1", "nats")
 
     bayesnorm.set_kl_weight(model, 0.5)
     for file in ("model.keras", "model.h5"):

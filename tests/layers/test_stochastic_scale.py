@@ -41,6 +41,14 @@ def test_kl_is_summed_over_channels_with_one_stddev_for_the_layer():
     assert np.isclose(float(one.kl_divergence()), float(many.kl_divergence()))
 
 
+def test_the_summary_is_the_noise_relative_to_the_scale():
+    layer = _built(initial_stddev=0.5, per_channel=False)
+    layer.scale.assign([1.0, -2.0, 0.25, 0.0])
+    ((name, (values, unit)),) = layer.posterior_summary().items()
+    assert (name, unit) == ("relative_stddev", "1")
+    np.testing.assert_allclose(values, [0.5, 0.25, 2.0, 0.5e12], rtol=1e-6)
+
+
 def test_draws_have_the_posteriors_moments_and_are_shared_by_positions(rng):
     """z-scores of n = 20,000 draws per channel, all below 5 (p < 6e-7 each)."""
     layer = _built((2, 3, 4), seed=1)

@@ -1,9 +1,11 @@
 """The All-CNN binary: what a run leaves, resuming, refused folders."""
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
@@ -11,7 +13,13 @@ import pytest
 
 import bayesnorm
 from tests.helpers import long
-from trainers import all_cnn, report, session
+from trainers import all_cnn, session
+from trainers.comparison import execution
+from trainers.comparison import report as comparison_report
+from trainers.comparison.plan import Figure, Finding, Plan, Run, read_plan
+from trainers.evaluation.records import Records
+from trainers.report import run as report
+from trainers.sections import batch_noise
 
 SMALL = {
     "epochs": 3,
@@ -34,7 +42,7 @@ def flags_of(workdir, **values):
 
 
 def run_main(workdir, **values):
-    return all_cnn.PROGRAM.main(flags_of(workdir, **values))
+    return all_cnn.PROGRAM.main(flags_of(workdir, **values)).values
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +78,7 @@ def test_killed_run_resumes_to_the_same_figures(
     resumed = run_main(tmp_path)
     path, figures = finished
     assert without_times(resumed) == without_times(figures)
-    assert json.loads((tmp_path / "metrics.json").read_text()) == resumed
+    assert Records.read(tmp_path / "metrics.json").values == resumed
     rows = []
     for folder in (path, tmp_path):
         with open(folder / "history.csv", newline="") as file:
@@ -121,6 +129,66 @@ def test_other_networks(tmp_path, no_export, values, keys):
     figures = run_main(tmp_path, epochs=1, learning_rate="0.001", **values)
     found = {key.removeprefix("test/nll_") for key in figures if "test/nll" in key}
     assert found == keys
+
+
+def test_a_comparison_finds_all_that_a_run_leaves(finished, tmp_path):
+    outcome = execution.read_outcome(finished[0])
+    keys = set()
+    for name in ("table1", "batch_size", "normalization_batch"):
+        for finding in read_plan(name, flags_of(tmp_path)).findings:
+            keys |= {finding.lower[1], finding.higher[1]}
+    assert keys
+    keys = sorted(keys)
+    plan = Plan(
+        {"BN": Run({}), "AN": Run({})},
+        {"one": Figure("One", ("BN", "AN"))},
+        [Finding(key, ("BN", key), ("AN", key)) for key in keys],
+    )
+    # What batch normalization measures, of a network that is not trained.
+    flags = flags_of(tmp_path, norm="batch", scale="plain")
+    splits = session.load_data(flags)
+    model = all_cnn.NETWORK.build(flags, splits)
+    made = types.SimpleNamespace(flags=flags, splits=splits, model=model)
+    noise = Records(batch_noise.section(made).records)
+    measured = execution.measured_noise(execution.Outcome(noise, {}))
+    flags = all_cnn.PROGRAM.flags(measured)
+    assert len(flags.scale_stddev) == len(flags.shift_stddev) == 9
+    records = Records(
+        [
+            *(r for r in outcome.records if r.part != "posterior"),
+            *noise,
+        ],
+        **outcome.records.about,
+    )
+    of_bn = dataclasses.replace(outcome, records=records)
+    outcomes = {"BN": [of_bn], "AN": [outcome]}
+    columns = all_cnn.NETWORK.columns
+    results = comparison_report.write(
+        tmp_path, plan, outcomes, columns, ["0"], "command", False
+    )
+    for key in keys:
+        assert results["findings"][key]["differences"] == [0.0]
+    page = (tmp_path / "report.md").read_text()
+    head = next(line for line in page.splitlines() if line.startswith("|  | test"))
+    titles = [title for title, *_ in comparison_report._COLUMNS if "IoU" not in title]
+    methods = ("one pass", "MC-4", "propagated moments")
+    titles += [f"test {x[0]}, {method}" for x in columns for method in methods]
+    assert all(f"| {title} |" in head for title in titles)
+    row = next(line for line in page.splitlines() if line.startswith("| AN | "))
+    value = outcome.records.value("test", "nll", "averaged")
+    assert row.split(" | ")[5] == f"{value:.3f}"
+    assert len(row.split(" | ")) == len(titles) + 1
+    for name in (
+        "curves_one",
+        "layer_noise",
+        "perturbation_gaussian",
+        "perturbation_gradient_sign",
+        "error_coverage",
+    ):
+        assert f"({name}.png)" in page
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
+    assert "| AN, sigma_S / s | " in page
+    assert "| BN, sigma_U | " in page
 
 
 @pytest.mark.slow

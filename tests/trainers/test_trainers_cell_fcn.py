@@ -1,6 +1,7 @@
 """The segmentation binary: what a run leaves, baselines, where the uncertainty is."""
 
 import dataclasses
+import types
 
 import keras
 import numpy as np
@@ -10,7 +11,10 @@ from sklearn.metrics import jaccard_score
 
 import bayesnorm
 from bayesnorm import datasets, metrics
-from trainers import cell_fcn, report
+from trainers import cell_fcn
+from trainers.evaluation import methods
+from trainers.evaluation.records import Records
+from trainers.report import run as report
 from trainers.sections import batch_noise, segmentation
 
 SMALL = {
@@ -25,7 +29,7 @@ SMALL = {
 
 def run_main(workdir):
     flags = cell_fcn.PROGRAM.flags({"workdir": workdir, **SMALL})
-    return cell_fcn.PROGRAM.main(flags)
+    return cell_fcn.PROGRAM.main(flags).values
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +120,10 @@ def test_the_noise_of_a_set_of_one_batch_is_that_of_its_augmentations(
     values["normalization_batch"] = normalization_batch
     flags = cell_fcn.PROGRAM.flags(values)
     model = cell_fcn.NETWORK.build(flags, splits)
-    figures = {}
-    batch_noise.sections(flags, splits, model, figures)
+    evaluation = types.SimpleNamespace(flags=flags, splits=splits, model=model)
+    records = Records(batch_noise.section(evaluation).records)
     # Elastic deformations move what a batch shows; the same images would give 1e-8.
-    assert figures["noise/scale_stddev/conv0_0"] > 1e-3
+    assert records.values["noise/scale_stddev/conv0_0"] > 1e-3
 
 
 def test_masks_without_cells_are_refused():
@@ -132,7 +136,7 @@ def test_large_images_go_a_few_at_a_time(rng):
     images = rng.integers(0, 255, (6, 400, 300, 1), "uint8")
     labels = rng.integers(0, 2, (6, 400, 300), "uint8")
     splits = datasets.from_arrays(*[(images, labels)] * 3, scale=1 / 255)
-    assert report.chunk_size(splits) == 8
+    assert methods.chunk_size(splits) == 8
     values = {"norm": "weight", "scale": "plain", "width": 0.05}
     model = cell_fcn.NETWORK.build(cell_fcn.PROGRAM.flags(values), splits)
     # Of two images: scale and bias standardize what they were found on.

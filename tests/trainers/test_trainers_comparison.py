@@ -8,11 +8,13 @@ import sys
 import types
 
 import pytest
-from absl.testing import flagsaver
 
-from trainers import cell_fcn, comparison, comparison_report
-from trainers.comparison import Finding, Outcome
-from trainers.flags import FLAGS
+from trainers import all_cnn, cell_fcn, comparison
+from trainers.comparison import execution, main, report
+from trainers.comparison.execution import Outcome
+from trainers.comparison.plan import Finding, read_plan
+from trainers.evaluation.records import Record, Records
+from trainers.flags import define, parse
 
 PLAN = """
 [table]
@@ -42,11 +44,7 @@ higher = BN : validation/nll
 """
 
 
-@pytest.fixture(autouse=True)
-def parsed():
-    with flagsaver.flagsaver():
-        FLAGS(["all_cnn"])
-        yield
+FLAGS = all_cnn.PROGRAM.flags()
 
 
 @pytest.fixture
@@ -57,7 +55,7 @@ def plan_file(tmp_path):
 
 
 def test_a_file_is_read(plan_file):
-    plan = comparison.read_plan(plan_file)
+    plan = read_plan(plan_file, FLAGS)
     assert plan.runs["BN"].flags == {"norm": "batch", "width": "0.5", "epochs": "9"}
     noisy = plan.runs["WN, noise"]
     assert (noisy.noise_of, noisy.paper, noisy.flags["epochs"]) == ("BN", "", "4")
@@ -69,24 +67,26 @@ def test_a_file_is_read(plan_file):
 
 
 def test_the_command_line_wins_over_common_flags_and_a_run_over_both(plan_file):
-    FLAGS(["all_cnn", "--epochs=2", "--width=0.1"])
-    plan = comparison.read_plan(plan_file)
+    flags = all_cnn.PROGRAM.flags({"epochs": 2, "width": 0.1, "seeds": "1"})
+    plan = read_plan(plan_file, flags)
+    assert "seeds" not in plan.runs["BN"].flags
     assert plan.runs["BN"].flags["epochs"] == "2"
     assert plan.runs["BN"].flags["width"] == "0.1"
     assert plan.runs["WN, noise"].flags["epochs"] == "4"
 
 
-CONFIGS = pathlib.Path(comparison.__file__).parent / "configs"
+CONFIGS = pathlib.Path(comparison.__file__).parents[1] / "configs"
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.ini")))
 def test_the_files_of_the_package_are_right(name):
-    assert cell_fcn.BINARY  # Its flags are known.
-    plan = comparison.read_plan(name)
+    of_cells = name in ("segmentation", "activations")
+    program = (cell_fcn if of_cells else all_cnn).PROGRAM
+    plan = read_plan(name, program.flags())
     assert plan.figures
     assert len(plan.runs) >= 3
     for run in plan.runs.values():
-        FLAGS(["all_cnn", *(f"--{key}={value}" for key, value in run.flags.items())])
+        program.flags(run.flags)
 
 
 @pytest.mark.parametrize(
@@ -109,19 +109,21 @@ def test_a_wrong_file_is_refused(tmp_path, text, match):
     path = tmp_path / "plan.ini"
     path.write_text(text)
     with pytest.raises(ValueError, match=match):
-        comparison.read_plan(path)
+        read_plan(path, FLAGS)
 
 
 def test_an_unknown_name_says_which_there_are():
     with pytest.raises(ValueError, match=r"table2: .*'table1'"):
-        comparison.read_plan("table2")
+        read_plan("table2", FLAGS)
 
 
 def outcomes(**values):
     """Runs with the figures; `...` stands for one that failed."""
 
     def outcome(value):
-        return Outcome({}, {}, "why") if value is ... else Outcome({"k": value}, {})
+        if value is ...:
+            return Outcome(Records(), {}, "why")
+        return Outcome(Records([Record(None, "k", value, "nats")]), {})
 
     return {name: [outcome(v) for v in of] for name, of in values.items()}
 
@@ -142,7 +144,7 @@ def outcomes(**values):
 )
 def test_findings_are_judged_seed_by_seed(low, high, verdict):
     finding = Finding("f", ("a", "k"), ("b", "k"))
-    found = comparison_report.judge(finding, outcomes(a=low, b=high))
+    found = report.judge(finding, outcomes(a=low, b=high))
     assert found["verdict"] == verdict
 
 
@@ -150,14 +152,14 @@ def test_without_a_difference_a_verdict_is_rare(rng):
     finding = Finding("f", ("a", "k"), ("b", "k"))
     verdicts = []
     for low, high in rng.normal(size=(1000, 2, 3)):
-        found = comparison_report.judge(finding, outcomes(a=low, b=high))
+        found = report.judge(finding, outcomes(a=low, b=high))
         verdicts.append(found["verdict"] != "open")
     # 50 expected, standard deviation 6.9: four of them fail at 6e-5.
     assert 22 < sum(verdicts) < 78
 
 
 def test_mean_and_standard_error_of_the_differences():
-    found = comparison_report.judge(
+    found = report.judge(
         Finding("f", ("a", "k"), ("b", "k")), outcomes(a=[1.0, 2.0, ...], b=[2, 5, 1])
     )
     assert found["differences"] == [-1.0, -3.0]
@@ -188,27 +190,32 @@ class Binary:
             return types.SimpleNamespace(returncode=1)
         folder.mkdir(parents=True)
         nll = 1.0 + (values["norm"] == "batch") + 0.01 * int(values["seed"])
-        figures = {
-            "validation/nll": nll,
-            "test/error_one_pass": 10 * nll,
-            "test/error_at_coverage_50_one_pass": 5 * nll,
-            "perturbation/gaussian/0/accuracy_one_pass": 90.0,
-            "perturbation/gaussian/0.1/accuracy_one_pass": 80.0,
-            "dataset": "digits",
-            "epochs": 2,
-            "hardware": {"cores": 2, "devices": ["CPU"]},
-            "versions": {"keras": "3"},
-        }
+        # That a run leaves such records is tested with `trainers.all_cnn`.
+        records = Records(
+            [
+                Record("validation", "nll", nll, "nats"),
+                Record("test", "error", 10 * nll, "%", "one_pass"),
+                Record(None, "epochs", 2, "1"),
+            ],
+            dataset="digits",
+            hardware={"cores": 2, "devices": ["CPU"]},
+            versions={"keras": "3"},
+            methods={"one_pass": "one pass"},
+            shown="one_pass",
+        )
         if values["norm"] == "batch":
-            figures |= {
-                "noise/scale_stddev/conv0": 0.04 + 0.01 * int(values["seed"]),
-                "noise/scale_stddev/conv1": 0.01,
-                "noise/shift_stddev/conv0": 0.2,
-                "noise/shift_stddev/conv1": 0.125,
-            }
+            first = 0.04 + 0.01 * int(values["seed"])
+            records.add(
+                Record("noise", name, value, "1", axis="layer", at=f"conv{i}")
+                for name, measured in (
+                    ("scale_stddev", [first, 0.01]),
+                    ("shift_stddev", [0.2, 0.125]),
+                )
+                for i, value in enumerate(measured)
+            )
         given = {"learning_rate": "auto"} | values
         (folder / "given.json").write_text(json.dumps(given))
-        (folder / "metrics.json").write_text(json.dumps(figures))
+        records.write(folder / "metrics.json")
         lines = (f"--{key}={value}\n" for key, value in given.items())
         (folder / "flags.txt").write_text("".join(lines))
         with open(folder / "history.csv", "w") as file:
@@ -221,15 +228,16 @@ class Binary:
 @pytest.fixture
 def binary(monkeypatch):
     binary = Binary()
-    monkeypatch.setattr(comparison.subprocess, "run", binary)
+    monkeypatch.setattr(execution.subprocess, "run", binary)
     return binary
 
 
 def compare(tmp_path, plan_file, *arguments):
+    flags = define(*all_cnn.PROGRAM.all_groups)
     argv = [f"--workdir={tmp_path}/all", f"--runs={plan_file}", *arguments]
-    FLAGS(["all_cnn", *argv])
-    columns = [("error, %", "test/error_one_pass", ".1f"), ("none", "test/x", ".1f")]
-    return comparison_report.main("trainers.all_cnn", columns)
+    parse(flags, ["all_cnn", *argv])
+    columns = [("error, %", "error", ".1f"), ("none", "x", ".1f")]
+    return main.main("trainers.all_cnn", flags, columns)
 
 
 def test_runs_their_flags_and_the_report(tmp_path, plan_file, binary, capsys):
@@ -261,15 +269,10 @@ def test_runs_their_flags_and_the_report(tmp_path, plan_file, binary, capsys):
     page = (tmp_path / "all" / "report.md").read_text()
     assert "- WN, noise, seed 7: Training diverged" in page
     assert "| noise helps | -1.0000 ± 0.0000 | 2 of 2 | confirmed |" in page
-    assert "|  | error, % | paper: error |" in page
-    assert "| BN | 20.3 ± 0.3 | 1.2 |" in page
+    assert "|  | test error, %, one pass | validation NLL | paper: error |" in page
+    assert "| BN | 20.3 ± 0.3 | 2.033 ± 0.032 | 1.2 |" in page
     assert "--data_dir=DIR" in page
-    for name in (
-        "curves_one",
-        "layer_noise",
-        "perturbation_gaussian",
-        "error_coverage",
-    ):
+    for name in ("curves_one", "layer_noise"):
         assert (tmp_path / "all" / f"{name}.png").stat().st_size > 1000
 
 
@@ -375,5 +378,5 @@ def test_from_the_command_line(tmp_path, plan_file):
     plan_file.write_text(text.replace("epochs = 9", "epochs = 2"))
     subprocess.run([*command, "--width=0.05"], check=True)
     results = json.loads((tmp_path / "all" / "metrics.json").read_text())
-    for figures in results["runs"]["WN, noise"]:
-        assert 0 < figures["test/nll_averaged"] < 3
+    for content in results["runs"]["WN, noise"]:
+        assert 0 < content["figures"]["test/nll_averaged"]["value"] < 3

@@ -1,7 +1,6 @@
 """The SBN binary: members, resuming, parallel jobs, what the report holds."""
 
 import dataclasses
-import json
 import subprocess
 import sys
 
@@ -11,7 +10,9 @@ import pytest
 
 import bayesnorm
 from bayesnorm import datasets
-from trainers import jobs, report, sbn, session
+from trainers import jobs, sbn, session
+from trainers.evaluation.records import Records
+from trainers.report import run as report
 
 SMALL = {"epochs": 2, "width": 0.1, "members": 2, "samples": 4}
 
@@ -28,7 +29,8 @@ def finished(tmp_path_factory):
 
 
 def test_the_report_has_the_papers_table_and_figures(finished):
-    path, figures = finished
+    path, records = finished
+    figures = records.values
     page = (path / "report.md").read_text()
     methods = [
         "bn",
@@ -42,8 +44,8 @@ def test_the_report_has_the_papers_table_and_figures(finished):
     for method in methods:
         assert 0 < figures[f"test/nll_{method}"] < 10
         assert 0 <= figures[f"ood/auroc_{method}"] <= 100
-    assert figures["test/nll_sbn_std"] > 0
-    assert "test/nll_ensemble_std" not in figures
+    assert records.find("test", "nll", "sbn").stddev > 0
+    assert records.find("test", "nll", "ensemble").stddev is None
     for title in ("table 1", "Entropy out of the domain", "real batches", "conv1"):
         assert title in page
     for name in ("entropy_cdf_methods", "statistics"):
@@ -90,9 +92,9 @@ def test_two_jobs_at_a_time(finished, tmp_path):
     command = [sys.executable, "-m", "trainers.sbn", *arguments, "--jobs=2"]
     command.append(f"--workdir={tmp_path}/run")
     subprocess.run(command, check=True)
-    figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    figures = Records.read(tmp_path / "run" / "metrics.json").values
     for key in ("test/nll_bn", "test/nll_sbn", "test/nll_dropout_sbn"):
-        assert figures[key] == pytest.approx(finished[1][key], rel=1e-4)
+        assert figures[key] == pytest.approx(finished[1].values[key], rel=1e-4)
 
 
 def test_the_flags_of_a_run_and_of_a_member_can_be_given_again(finished):

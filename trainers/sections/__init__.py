@@ -1,1 +1,1 @@
-"""What the reports of single binaries add: each module has a function `sections`."""
+"""Sections of single binaries, each a function of an `Evaluation`."""

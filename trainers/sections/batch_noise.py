@@ -6,12 +6,14 @@ import numpy as np
 
 from bayesnorm import plots
 from bayesnorm.measurement.batch_noise import batch_noise
-from trainers import groups, session
-from trainers.report import Section
+from trainers import session
+from trainers.evaluation.records import Record
+from trainers.groups import NOISE_FLAGS
+from trainers.report.section import Section
+from trainers.report.tables import table
 
 _BATCH_SIZES = (8, 16, 32, 64, 128)
 _BATCHES = 200
-_NOISE = tuple(flag.name for flag in groups.NOISE)
 # With a label for each pixel: images are large, and an image alone is many positions.
 _DENSE_FACTORS, _DENSE_BATCHES = (1, 2, 4), 50
 # What 200 batches of 128 need is more; twice as many examples change no digit shown.
@@ -21,25 +23,26 @@ _EXAMPLES = 10_000
 _LEAST_EXAMPLES = 256
 
 
-def sections(flags, splits, model, figures):
-    """Returns the section, and adds what it found to `figures`.
+def section(evaluation):
+    """Returns the noise that a batch normalization has in training, None without one.
 
-    Args:
-        flags: The flags of the run.
-        splits: The `Splits`.
-        model: A network with batch normalization.
-        figures: Dict of figures, changed: `noise/scale_stddev/LAYER`,
-            `noise/shift_stddev/LAYER` and `noise/chi_square_p/LAYER` at the number of
-            examples that training normalizes by, or the nearest of which the training
-            part holds four batches.
+    The records are of the number of examples that training normalizes by, or of the
+    nearest of which the training part holds four batches.
     """
+    flags, splits = evaluation.flags, evaluation.splits
+    if flags.norm != "batch":
+        return None
     training = flags.normalization_batch or flags.batch_size
-    measured, batches = _measure(flags, splits, model, training)
+    inputs = _training_inputs(flags, splits)
+    sizes, batches = {*_BATCH_SIZES, training}, _BATCHES
+    if splits.dense:
+        sizes, batches = {training * k for k in _DENSE_FACTORS}, _DENSE_BATCHES
+    sizes = sorted(x for x in sizes if x <= len(inputs) // 4) or [flags.batch_size]
+    measured = {
+        size: batch_noise(evaluation.model, inputs, size, batches, flags.seed)
+        for size in sizes
+    }
     size = min(measured, key=lambda size: abs(size - training))
-    for noise in measured[size]:
-        for key in (*_NOISE, "chi_square_p"):
-            figures[f"noise/{key}/{_name(noise)}"] = getattr(noise, key)
-    everything = list(itertools.chain.from_iterable(measured.values()))
     text = (
         "In training a batch normalization gives `(x_hat + V) U`, U = sigma / S and "
         f"V = (mu - M) / sigma with the statistics M, S of {batches} random batches "
@@ -48,24 +51,17 @@ def sections(flags, splits, model, figures):
         f"\n\n{_table(measured[size])}\n\nTo train another normalization with this "
         f"noise: `--scale=noisy {_words(measured[size])}`."
     )
-    return {
-        "batch_noise": Section(
-            "Noise of batch normalization", plots.batch_noise(everything), text
-        )
-    }
-
-
-def _measure(flags, splits, model, training):
-    """Returns batch size -> noise of each layer, and the batches of each size."""
-    inputs = _training_inputs(flags, splits)
-    sizes, batches = {*_BATCH_SIZES, training}, _BATCHES
-    if splits.dense:
-        sizes, batches = {training * k for k in _DENSE_FACTORS}, _DENSE_BATCHES
-    sizes = sorted(x for x in sizes if x <= len(inputs) // 4) or [flags.batch_size]
-    measured = {
-        size: batch_noise(model, inputs, size, batches, flags.seed) for size in sizes
-    }
-    return measured, batches
+    return Section(
+        "batch_noise",
+        "Noise of batch normalization",
+        text,
+        plots.batch_noise([*itertools.chain.from_iterable(measured.values())]),
+        [
+            Record("noise", key, getattr(n, key), "1", axis="layer", at=_name(n))
+            for n in measured[size]
+            for key in (*NOISE_FLAGS, "chi_square_p")
+        ],
+    )
 
 
 def _name(noise):
@@ -79,7 +75,7 @@ def _decay(measured):
         return ""
     slopes = [
         np.polyfit(np.log(sizes), np.log(v), 1)[0]
-        for name in _NOISE
+        for name in NOISE_FLAGS
         for v in zip(
             *([getattr(m, name) ** 2 for m in measured[s]] for s in sizes), strict=True
         )
@@ -92,24 +88,19 @@ def _decay(measured):
 
 
 def _table(noises):
-    lines = [
-        "| layer | n | stddev of U | if independent | stddev of V | if independent "
-        "| chi-square p |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    head = ["layer", "n", "stddev of U", "if independent", "stddev of V"]
+    rows = []
     for noise in noises:
         n = noise.batch_size * noise.positions
-        lines.append(
-            f"| {_name(noise)} | {n} "
-            f"| {noise.scale_stddev:.4f} | {(2 * n) ** -0.5:.4f} "
-            f"| {noise.shift_stddev:.4f} | {n**-0.5:.4f} | {noise.chi_square_p:.3f} |"
-        )
-    return "\n".join(lines)
+        u, v = noise.scale_stddev, noise.shift_stddev
+        cells = [f"{x:.4f}" for x in (u, (2 * n) ** -0.5, v, n**-0.5)]
+        rows.append([_name(noise), f"{n}", *cells, f"{noise.chi_square_p:.3f}"])
+    return table([*head, "if independent", "chi-square p"], rows)
 
 
 def _words(noises):
     """The flags that give the measured deviations to another normalization."""
-    values = {key: [f"{getattr(n, key):.4f}" for n in noises] for key in _NOISE}
+    values = {key: [f"{getattr(n, key):.4f}" for n in noises] for key in NOISE_FLAGS}
     return " ".join(f"--{key}={','.join(v)}" for key, v in values.items())
 
 

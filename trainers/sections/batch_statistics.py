@@ -7,7 +7,9 @@ from scipy import stats
 from bayesnorm import plots
 from bayesnorm.measurement.minibatch import record_statistics
 from bayesnorm.prediction.predict import predict
-from trainers.report import Section, cell
+from trainers.evaluation.records import Record
+from trainers.report.section import Section
+from trainers.report.tables import cells, table
 
 _BATCHES = 200
 # Simulated ones, of which the median is known to 5 %.
@@ -16,73 +18,59 @@ _PARTS = 100
 _EXAMPLES, _SAMPLES = 500, 200
 
 
-def sections(flags, splits, model, batches, held_out, methods, figures, predictions):
-    """Returns the sections, and adds what they found to `figures`.
-
-    Args:
-        flags: The flags of the run.
-        splits: The `Splits`.
-        model: A calibrated network.
-        batches: An epoch of training batches, an iterable.
-        held_out: A `session.TrainingInputs` of the validation part.
-        methods: The methods of the report, by key.
-        figures: Dict of figures, changed.
-        predictions: Part -> method -> predictions of each run.
-    """
-    found = {"table": _table(figures)}
-    if "ood" in predictions:
-        found["entropy_cdf_methods"] = _entropy(splits, methods, predictions["ood"])
-    if "mcbn" in predictions["test"]:
-        found["real_batches"] = _against_real_batches(
-            flags, splits, model, batches, figures
-        )
-    found["statistics"] = _statistics(flags, held_out, model, figures)
-    return found
-
-
-def _table(figures):
-    """The paper's table 1: error and NLL without and with SBN."""
+def errors(evaluation):
+    """Returns the paper's table 1: error and NLL without and with SBN."""
+    pairs = {
+        "single network": ("bn", "sbn"),
+        "ensemble": ("ensemble", "ensemble_sbn"),
+        "dropout": ("dropout", "dropout_sbn"),
+    }
+    columns = [("test", "error", ".2f"), ("test", "nll", ".4f")]
     rows = [
-        ("single network", "bn", "sbn"),
-        ("ensemble", "ensemble", "ensemble_sbn"),
-        ("dropout", "dropout", "dropout_sbn"),
+        [title, *cells(evaluation.records, columns, pair)]
+        for title, pair in pairs.items()
+        if pair[0] in evaluation.methods
     ]
-    lines = [
-        "| | error, % | error with SBN, % | NLL | NLL with SBN |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    for title, without, with_sbn in rows:
-        if f"test/nll_{without}" not in figures:
-            continue
-        cells = [
-            cell(figures, f"test/{name}_{method}", form)
-            for name, form in (("error", ".2f"), ("nll", ".4f"))
-            for method in (without, with_sbn)
-        ]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+    head = ["", "error, %", "error with SBN, %", "NLL", "NLL with SBN"]
     text = (
         "Without and with stochastic batch normalization; mean ± standard deviation "
-        "over members where there are several runs.\n\n" + "\n".join(lines)
+        f"over members where there are several runs.\n\n{table(head, rows)}"
     )
-    return Section("Error and NLL, as table 1 of the paper", None, text)
+    return Section("table", "Error and NLL, as table 1 of the paper", text)
 
 
-def _entropy(splits, methods, outside):
-    entropies = {methods[name].title: runs[0].entropy for name, runs in outside.items()}
-    means = ", ".join(f"{name} {e.mean():.3f}" for name, e in entropies.items())
+def entropies(evaluation):
+    """Returns the entropy out of the domain, None without such data."""
+    outside = evaluation.predictions.get("ood")
+    if outside is None:
+        return None
+    titles = {key: method.title for key, method in evaluation.methods.items()}
+    found = {titles[key]: runs[0].entropy for key, runs in outside.items()}
+    means = ", ".join(f"{name} {e.mean():.3f}" for name, e in found.items())
     return Section(
+        "entropy_cdf_methods",
         "Entropy out of the domain, every method",
-        plots.entropy_cdf(entropies, splits.num_classes),
         f"Figure 1 of the paper. Further right is better. Mean entropy, nats: {means}.",
+        plots.entropy_cdf(found, evaluation.splits.num_classes),
     )
 
 
-def _against_real_batches(flags, splits, model, batches, figures):
-    """Total variation from MCBN, and the drift of the mean prediction."""
+def real_batches(evaluation, batches):
+    """Returns the distance from MCBN, and the drift of the mean prediction.
+
+    None where MCBN is not among the methods.
+
+    Args:
+        evaluation: The `Evaluation`, of a calibrated network.
+        batches: An epoch of training batches, an iterable.
+    """
+    if "mcbn" not in evaluation.methods:
+        return None
+    splits, model, seed = evaluation.splits, evaluation.model, evaluation.flags.seed
     images = splits.inputs(splits.test.images[:_EXAMPLES])
     # As an array, of which each seed makes batches of its own.
     batches = np.concatenate(list(batches))
-    sampling = {"samples": _SAMPLES, "seed": flags.seed, "from_logits": True}
+    sampling = {"samples": _SAMPLES, "seed": seed, "from_logits": True}
     real = predict(model, images, method="minibatch", train_data=batches, **sampling)
     ours = predict(model, images, **sampling)
     plain = predict(model, images, method="mean", from_logits=True)
@@ -92,38 +80,44 @@ def _against_real_batches(flags, splits, model, batches, figures):
         images,
         method="minibatch",
         train_data=batches,
-        **(sampling | {"seed": flags.seed + 1}),
+        **(sampling | {"seed": seed + 1}),
     )
     distances = {
         name: 0.5 * np.abs(p.probs - real.probs).sum(-1)
         for name, p in (("sbn", ours), ("bn", plain), ("mcbn", again))
     }
-    for name, distance in distances.items():
-        figures[f"distance/mcbn_{name}"] = float(distance.mean())
-    drift = (ours.probs - plain.probs).mean(0)
-    figures["distance/drift_of_class_shares"] = float(np.abs(drift).max())
     means = {name: distance.mean() for name, distance in distances.items()}
+    drift = np.abs((ours.probs - plain.probs).mean(0)).max()
+    records = [Record("distance", "mcbn", v, "1", name) for name, v in means.items()]
+    records.append(Record("distance", "drift_of_class_shares", drift, "1"))
     text = (
         "Real training batches give the distribution that SBN approximates. Mean total "
         f"variation distance of the averaged prediction ({_SAMPLES} samples) from "
         f"theirs, over {len(images)} test examples: SBN {means['sbn']:.4f}, plain BN "
         f"{means['bn']:.4f}, other real batches {means['mcbn']:.4f}, which is the "
         "noise of the measurement. The mean probability of a class moves by at most "
-        f"{100 * np.abs(drift).max():.2f} % from BN to SBN."
+        f"{100 * drift:.2f} % from BN to SBN."
     )
-    return Section("Against the statistics of real batches", None, text)
+    heading = "Against the statistics of real batches"
+    return Section("real_batches", heading, text, records=records)
 
 
-def _statistics(flags, held_out, model, figures):
-    """KS distances per layer on held-out batches, and densities of some channels."""
+def statistics(evaluation, held_out):
+    """Returns how far statistics of held-out batches are from the laws of training.
+
+    Args:
+        evaluation: The `Evaluation`, of a calibrated network.
+        held_out: A `session.TrainingInputs` of the validation part.
+    """
+    model, seed = evaluation.model, evaluation.flags.seed
     size, inputs = held_out.batch_size, np.concatenate(list(held_out))
-    recorded = record_statistics(model, inputs, _BATCHES, size, flags.seed)
-    panels, lines = {}, []
+    recorded = record_statistics(model, inputs, _BATCHES, size, seed)
+    panels, records, rows = {}, [], []
     for layer, *met in recorded.by_call():
         moments = [ops.convert_to_numpy(x) for x in layer.statistics_moments()]
         (channels,) = moments[0].shape
         name = layer.name.removesuffix("_norm")
-        cells = []
+        medians = []
         for i, kind in enumerate(("mean", "log variance")):
             values = met[i]
             mean, stddev = moments[2 * i], np.maximum(moments[2 * i + 1], 1e-12)
@@ -131,33 +125,28 @@ def _statistics(flags, held_out, model, figures):
                 stats.kstest(values[:, c], stats.norm(mean[c], stddev[c]).cdf).statistic
                 for c in range(channels)
             ]
-            key = f"statistics/ks_{kind.replace(' ', '_')}/{name}"
-            figures[key] = float(np.median(distances))
-            cells.append(f"{np.median(distances):.3f}")
+            figure, median = f"ks_{kind.replace(' ', '_')}", np.median(distances)
+            at = {"axis": "layer", "at": name}
+            records.append(Record("statistics", figure, median, "1", **at))
+            medians.append(f"{median:.3f}")
             middle = int(np.argsort(distances)[channels // 2])
             panels[f"{name}, {kind}"] = values[:, middle], mean[middle], stddev[middle]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    table = "\n".join(
-        ["| layer | mean | log variance |", "| --- | ---: | ---: |", *lines]
-    )
+        rows.append([name, *medians])
     text = (
         f"Statistics of {_BATCHES} batches of {size} validation images against the "
         "laws from the training data, figures 2 and 3 of the paper. Median over the "
         "channels of the Kolmogorov-Smirnov distance, about "
         f"{_distance_if_exact(len(inputs), size):.2f} where the law is exact, as the "
         f"batches are of {len(inputs)} images only; the plot shows the channel of that "
-        f"distance.\n\n{table}"
+        f"distance.\n\n{table(['layer', 'mean', 'log variance'], rows)}"
     )
     shown = list(panels)
     if len(shown) > 8:  # The first, a middle, and the last two layers.
         layers = len(shown) // 2
         chosen = sorted({0, layers // 2, layers - 2, layers - 1})
         shown = [shown[2 * i + j] for i in chosen for j in (0, 1)]
-    return Section(
-        "Batch statistics",
-        plots.batch_statistics({name: panels[name] for name in shown}),
-        text,
-    )
+    figure = plots.batch_statistics({name: panels[name] for name in shown})
+    return Section("statistics", "Batch statistics", text, figure, records)
 
 
 def _distance_if_exact(examples, batch_size):

@@ -4,39 +4,24 @@ import numpy as np
 from scipy import ndimage
 
 from bayesnorm import metrics
-from trainers.report import Section
+from trainers.evaluation.records import Record
+from trainers.report.section import Section
+from trainers.report.tables import number, table
 
 # Pixels this near to the other class are the border of a cell.
 _BORDER = 2
 
 
-def sections(splits, methods, figures, predictions):
-    """Returns the sections, and adds what they found to `figures`.
-
-    Args:
-        splits: The `Splits`, two classes.
-        methods: The methods of the report, by key.
-        figures: Dict of figures, changed: `baseline/iou_NAME` in per cent, and for
-            each method `uncertainty/entropy_PLACE_METHOD` in nats and
-            `uncertainty/error_auroc_METHOD` in per cent.
-        predictions: Part -> method -> predictions of each run.
-    """
-    return {
-        "baselines": _baselines(splits, methods, figures),
-        "uncertainty": _places(splits, methods, figures, predictions["test"]),
-    }
-
-
-def _baselines(splits, methods, figures):
+def baselines(evaluation):
+    """Returns how the cells are found against a threshold, and against no network."""
+    splits, records = evaluation.splits, evaluation.records
     ious = {
         "all_cell": _iou(np.ones_like(splits.test.labels), splits.test.labels),
         "threshold": _threshold(splits),
     }
-    for name, value in ious.items():
-        figures[f"baseline/iou_{name}"] = 100 * value
     ours = ", ".join(
-        f"{method.title} {figures[f'test/iou_{key}']:.1f} %"
-        for key, method in methods.items()
+        f"{method.title} {number(records.value('test', 'iou', key), '.1f')} %"
+        for key, method in evaluation.methods.items()
     )
     text = (
         "Intersection over union of the cells in the test part: "
@@ -44,7 +29,8 @@ def _baselines(splits, methods, figures):
         f"the better side of it called cell, reaches {100 * ious['threshold']:.1f} %; "
         f"calling everything cell {100 * ious['all_cell']:.1f} %."
     )
-    return Section("Against a threshold", None, text)
+    measured = [Record("baseline", "iou", 100 * v, "%", k) for k, v in ious.items()]
+    return Section("baselines", "Against a threshold", text, records=measured)
 
 
 def _iou(predicted, truth):
@@ -84,37 +70,37 @@ def border(labels, width=_BORDER):
     return grown & ~shrunk
 
 
-def _places(splits, methods, figures, predictions):
-    labels = splits.test.labels
+def places(evaluation):
+    """Returns where the predictive entropy is, and how well it finds errors."""
+    labels = evaluation.splits.test.labels
     near = border(labels)
-    lines = [
-        "| | near borders | in cells | in the background | where right | where wrong | "
-        "AUROC for errors, % |",
-        "| --- |" + " ---: |" * 6,
-    ]
-    for key, method in methods.items():
-        prediction = predictions[key][0]
+    records, rows = [], []
+    for key, method in evaluation.methods.items():
+        prediction = evaluation.predictions["test"][key][0]
         wrong = prediction.classes != labels
-        places = {
+        masks = {
             "border": near,
             "cell": ~near & (labels > 0),
             "background": ~near & (labels == 0),
             "right": ~wrong,
             "wrong": wrong,
         }
-        cells = []
-        for name, place in places.items():
-            value = float(prediction.entropy[place].mean()) if place.any() else None
-            figures[f"uncertainty/entropy_{name}_{key}"] = value
-            cells.append("-" if value is None else f"{value:.3f}")
+        means = {
+            f"entropy_{name}": prediction.entropy[mask].mean() if mask.any() else None
+            for name, mask in masks.items()
+        }
         auroc = None
         if wrong.any() and not wrong.all():
             auroc = 100 * metrics.auroc(prediction.entropy, wrong)
-        figures[f"uncertainty/error_auroc_{key}"] = auroc
-        cells.append("-" if auroc is None else f"{auroc:.1f}")
-        lines.append(f"| {method.title} | {' | '.join(cells)} |")
+        records += [Record("uncertainty", k, v, "nats", key) for k, v in means.items()]
+        records.append(Record("uncertainty", "error_auroc", auroc, "%", key))
+        cells = [number(value, ".3f") for value in means.values()]
+        rows.append([method.title, *cells, number(auroc, ".1f")])
+    head = ["", "near borders", "in cells", "in the background"]
+    head += ["where right", "where wrong", "AUROC for errors, %"]
     text = (
         f"Mean predictive entropy in nats; borders are pixels within {_BORDER} of the "
         "other class. The AUROC tells how well the entropy finds the wrong pixels.\n\n"
     )
-    return Section("Where the uncertainty is", None, text + "\n".join(lines))
+    text += table(head, rows)
+    return Section("uncertainty", "Where the uncertainty is", text, records=records)

@@ -1,72 +1,25 @@
-"""Several runs of a binary side by side, as a file lists them.
-
-The file is an INI file. A section is a run: its title, and its flags. Of the keys two
-are not flags: `noise_of` names a run with batch normalization, whose measured noise a
-run with `scale = noisy` takes, and `paper` is a text for the table, of which the key
-`paper` of `[table]` says what it is. `[common]` holds flags of all runs; those of the
-command line win over it, those of a run over both.
-`[figure: NAME]` draws the curves of `runs`, separated by semicolons. `[finding: TEXT]`
-states that in `metrics.json` the figure `lower = RUN : KEY` is below
-`higher = RUN : KEY`.
+"""Runs what a plan lists.
 
 Each run with each seed is a process with a folder of its own: a comparison that was
 stopped goes on, and one with more seeds runs only those.
 """
 
-import configparser
 import csv
 import dataclasses
-import importlib.resources
 import json
 import os
 import pathlib
-import re
 import subprocess
 import sys
 import time
 
 from bayesnorm.storage import write_atomically
 from trainers import flags as trainer_flags
-from trainers import groups, jobs
+from trainers import jobs
+from trainers.comparison.plan import slug
+from trainers.evaluation.records import Records
+from trainers.groups import NOISE_FLAGS
 from trainers.workdir import read_flags
-
-_NOISE = tuple(flag.name for flag in groups.NOISE)
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A run: its flags as text by name, the command line's too, and what is no flag."""
-
-    flags: dict
-    noise_of: str | None = None
-    paper: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """A figure of the file: curves of some runs."""
-
-    title: str
-    runs: tuple
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """A statement of the file: `lower` is below `higher`, each `(run, key)`."""
-
-    text: str
-    lower: tuple
-    higher: tuple
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a file says."""
-
-    runs: dict
-    figures: dict
-    findings: list
-    paper: str = "paper"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,124 +27,14 @@ class Outcome:
     """What a run with a seed left.
 
     Attributes:
-        figures: The content of `metrics.json`, empty if the run failed.
+        records: Its `Records`, empty if it failed.
         history: Column -> numbers by epoch.
         failure: Why it failed, or None.
     """
 
-    figures: dict
+    records: Records
     history: dict
     failure: str | None = None
-
-
-def read_plan(source, flags):
-    """Reads a file of runs.
-
-    Args:
-        source: Path, or the name of a file that comes with the package.
-        flags: The flags of the comparison: its runs get those that are given and of
-            runs.
-
-    Returns:
-        The `Plan`.
-
-    Raises:
-        ValueError: If there is no such file, or it is not as above.
-    """
-    parser = configparser.ConfigParser(
-        interpolation=None, default_section=None, delimiters=("=",)
-    )
-    try:
-        parser.read_string(_text_of(source), source=str(source))
-    except configparser.Error as error:
-        raise ValueError(f"--runs={source}: {error}") from error
-    sections = {name: dict(parser[name]) for name in parser.sections()}
-    common = sections.pop("common", {})
-    table = sections.pop("table", {})
-    given = trainer_flags.given(flags)
-    given = {name: value for name, value in given.items() if _is_of_runs(flags, name)}
-    runs, figures, findings = {}, {}, []
-    try:
-        for name, keys in sections.items():
-            kind, _, rest = name.partition(":")
-            if kind == "figure":
-                titles = tuple(run.strip() for run in keys["runs"].split(";"))
-                figures[rest.strip()] = Figure(keys["title"], titles)
-            elif kind == "finding":
-                pairs = (_run_and_key(keys[side]) for side in ("lower", "higher"))
-                findings.append(Finding(rest.strip(), *pairs))
-            else:
-                extra = {
-                    "noise_of": keys.pop("noise_of", None),
-                    "paper": keys.pop("paper", ""),
-                }
-                runs[name] = Run(common | given | keys, **extra)
-    except KeyError as error:
-        raise ValueError(f"--runs={source}: section [{name}] needs {error}") from error
-    plan = Plan(runs, figures, findings, table.get("paper", "paper"))
-    _check(source, plan, flags)
-    return plan
-
-
-def _text_of(source):
-    path = pathlib.Path(source)
-    if not path.suffix:
-        path = importlib.resources.files("trainers") / "configs" / f"{source}.ini"
-    try:
-        return path.read_text("utf-8")
-    except OSError as error:
-        raise ValueError(
-            f"--runs={source}: expected a file, or one of {_packaged()}. {error}"
-        ) from error
-
-
-def _packaged():
-    configs = importlib.resources.files("trainers") / "configs"
-    if not configs.is_dir():
-        return []
-    return sorted(item.name.removesuffix(".ini") for item in configs.iterdir())
-
-
-def _run_and_key(text):
-    run, _, key = text.rpartition(" : ")
-    return run.strip(), key.strip()
-
-
-def _is_of_runs(flags, name):
-    return flags[name].about.of_runs
-
-
-def _check(source, plan, flags):
-    if not plan.runs:
-        raise ValueError(f"--runs={source}: there is no section of a run")
-    known = {name for name in flags if _is_of_runs(flags, name)}
-    named = [run.noise_of for run in plan.runs.values() if run.noise_of]
-    named += [run for figure in plan.figures.values() for run in figure.runs]
-    named += [side[0] for f in plan.findings for side in (f.lower, f.higher)]
-    for run in named:
-        if run not in plan.runs:
-            raise ValueError(
-                f"--runs={source}: there is no run {run!r}, only {list(plan.runs)}"
-            )
-    for name, run in plan.runs.items():
-        noisy = plan.runs.get(run.noise_of)
-        if noisy is not None and noisy.flags.get("norm") != "batch":
-            raise ValueError(
-                f"--runs={source}: run {name!r} takes the noise of {run.noise_of!r}, "
-                "which must have norm = batch"
-            )
-        same = [other for other in plan.runs if slug(other) == slug(name)]
-        if not slug(name) or len(same) > 1:
-            raise ValueError(
-                f"--runs={source}: the letters a to z and the digits of a title name "
-                f"a folder and must differ. Received: {same}"
-            )
-        for flag in run.flags:
-            if flag not in known:
-                raise ValueError(
-                    f"--runs={source}: run {name!r} has the flag {flag!r}, which there "
-                    "is not, or which is for the whole comparison"
-                )
 
 
 def execute(binary, flags, plan, folder):
@@ -247,9 +90,10 @@ def shares_first_seed(flags, run):
     return flags.share_learning_rate and searched
 
 
-def slug(name):
-    """Returns a run's title as a part of a path."""
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+def is_shared(flags, plan):
+    """Whether seeds take anything from the first one: a learning rate, or a noise."""
+    runs = plan.runs.values()
+    return any(shares_first_seed(flags, run) or run.noise_of for run in runs)
 
 
 def folder_of(folder, name, seed):
@@ -272,7 +116,7 @@ def _flags_of(flags, plan, folder, name, seed, first):
     # A run goes on as it began, whichever seed is the first now.
     began = _began(folder_of(folder, name, seed))
     if run.noise_of is not None:
-        noise = {key: began[key] for key in _NOISE if key in began}
+        noise = {key: began[key] for key in NOISE_FLAGS if key in began}
         noise = noise or measured_noise(first[run.noise_of])
         if isinstance(noise, str):
             return f"the noise of {run.noise_of!r} was not measured: {noise}"
@@ -299,12 +143,11 @@ def _began(path):
 def measured_noise(outcome):
     """Returns the flags of the noise that an outcome has, or why not, a text."""
     found = {}
-    for key in _NOISE:
-        prefix = f"noise/{key}/"
-        values = [v for k, v in outcome.figures.items() if k.startswith(prefix)]
-        if not values:
+    for key in NOISE_FLAGS:
+        measured = outcome.records.along(part="noise", figure=key)
+        if not measured:
             return outcome.failure or "its report has no noise"
-        found[key] = ",".join(f"{value:.5g}" for value in values)
+        found[key] = ",".join(f"{value:.5g}" for value in measured.values())
     return found
 
 
@@ -320,12 +163,12 @@ def _run(binary, name, seed, folder, values, threads):
     ended = ended_file(path)
     if isinstance(values, str):
         _say(f"FAILED: {name}, seed {seed}: {values}")
-        return Outcome({}, {}, values)
+        return Outcome(Records(), {}, values)
     if not ended.is_file() or json.loads(ended.read_text("utf-8")) != values:
         _say(f"started: {name}, seed {seed}")
         start = time.monotonic()
-        values_and_place = {"workdir": str(path)} | values
-        words = [sys.executable, "-m", binary, *trainer_flags.words(values_and_place)]
+        words = trainer_flags.words({"workdir": path} | values)
+        words = [sys.executable, "-m", binary, *words]
         ended.parent.mkdir(parents=True, exist_ok=True)
         log = ended.with_suffix(".txt")
         with open(log, "w") as output:
@@ -339,7 +182,7 @@ def _run(binary, name, seed, folder, values, threads):
         if code:
             why = f"killed by signal {-code}" if code < 0 else _error(log)
             _say(f"FAILED: {name}, seed {seed}: {why} ({log})")
-            return Outcome({}, {}, why)
+            return Outcome(Records(), {}, why)
         write_atomically(ended, json.dumps(values, indent=1) + "\n")
         _say(f"finished: {name}, seed {seed}, {minutes:.1f} min")
     return read_outcome(path)
@@ -347,11 +190,11 @@ def _run(binary, name, seed, folder, values, threads):
 
 def read_outcome(path):
     """Returns the `Outcome` of a run that ended, from its folder."""
-    figures = json.loads((path / "metrics.json").read_text("utf-8"))
+    records = Records.read(path / "metrics.json")
     with open(path / "history.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     history = {key: [float(row[key]) for row in rows] for key in rows[0]}
-    return Outcome(figures, history)
+    return Outcome(records, history)
 
 
 def _threads(jobs):

@@ -1,0 +1,1 @@
+"""What is measured of a trained network, apart from how it is shown."""
