@@ -32,6 +32,8 @@ _APART = (
     keras.InputSpec,
     keras.DTypePolicy,
 )
+# Whose layers say in their configuration what they compute.
+_TRUSTED = ("keras", "bayesnorm")
 _ENDINGS = ("initializer", "regularizer", "constraint")
 
 
@@ -141,7 +143,9 @@ class _Comparison:
             return self._same(ops.convert_to_numpy(a), ops.convert_to_numpy(b))
         if isinstance(a, (*_PLAIN, _Tensor)):
             return a == b
-        return isinstance(a, _APART)
+        if isinstance(a, set | frozenset):
+            return all(isinstance(x, _PLAIN) for x in (*a, *b)) and a == b
+        return isinstance(a, _APART) or _root(a) == "keras"
 
     def _once(self, compare, a, b):
         if (id(a), id(b)) not in self._met:
@@ -216,25 +220,37 @@ def _without_names(config):
     return config
 
 
+def _root(x):
+    return type(x).__module__.split(".")[0]
+
+
 def _attributes(operation):
-    """The functions in a layer; in one of the user's own everything but Keras's."""
-    keras_own = type(operation).__module__.split(".")[0] == "keras"
+    """The functions and tensors in a layer; all that is in one of the user's own."""
+    trusted = _root(operation) in _TRUSTED
     return {
         name: value
         for name, value in vars(operation).items()
         if name not in _own_attributes()
         and not name.endswith(_ENDINGS)
+        and not name.startswith("_self_")  # TensorFlow's, for its checkpoints.
         # Keras wraps methods, and keeps these in the instance.
         and not callable(getattr(type(operation), name, None))
-        and (not keras_own or isinstance(value, types.FunctionType))
+        and (not trusted or isinstance(value, types.FunctionType) or _tensors(value))
     }
+
+
+def _tensors(value):
+    return isinstance(value, list) and any(
+        isinstance(x, keras.KerasTensor) for x in value
+    )
 
 
 @functools.cache
 def _own_attributes():
-    """The names of what Keras keeps in every layer and model, and of seeds."""
+    """The names of what Keras keeps in layers and models, and of seeds."""
     bare = keras.Layer(name="bare"), keras.Model(name="bare")
-    return {*vars(bare[0]), *vars(bare[1]), "_build_shapes_dict", "seed"}
+    later = ("_build_shapes_dict", "_compiled_trainable_state", "seed")
+    return {*vars(bare[0]), *vars(bare[1]), *later}
 
 
 def _assets(layer):

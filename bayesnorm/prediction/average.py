@@ -1,8 +1,10 @@
 """The loop over the networks of a posterior, in `predict` and in a SavedModel."""
 
+import keras
 from keras import ops
 
 from bayesnorm import backend
+from bayesnorm.graph import apply
 from bayesnorm.prediction.networks import run_networks, run_prefix
 from bayesnorm.prediction.outputs import finish
 
@@ -12,6 +14,25 @@ def samples_a_pass(samples, most):
     most = min(samples, most)
     choices = range(most, most // 2, -1)
     return min(choices, key=lambda each: -samples % each)
+
+
+def mean_network(model, inputs, outputs):
+    """Returns what one network says, without noise, as `average_networks` does.
+
+    To be called in the noise mode `"mean"`.
+
+    Args:
+        model: A built model.
+        inputs: Its inputs, `[batch, ...]`.
+        outputs: An `Output` for each output of the model.
+    """
+    found = []
+    said = keras.tree.flatten(apply(model, inputs))
+    for x, output in zip(said, outputs, strict=True):
+        values, spread = finish(x, output)
+        spread = ops.zeros_like(values) if spread is None else spread
+        found.append((values, spread, None))
+    return found
 
 
 def average_networks(model, inputs, mode, samples, each, outputs, keep_samples=False):

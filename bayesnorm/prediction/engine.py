@@ -9,18 +9,21 @@ import numpy as np
 from keras import ops
 
 from bayesnorm import backend
-from bayesnorm.graph import apply, build, compiled_for
+from bayesnorm.graph import build, compiled_for
 from bayesnorm.layers.noise import noise_mode, stochastic_layers
 from bayesnorm.layers.stochastic_batch_norm import batch_statistics
 from bayesnorm.measurement.minibatch import source_of
 from bayesnorm.moments import propagate
-from bayesnorm.prediction.average import average_networks, samples_a_pass
+from bayesnorm.prediction.average import (
+    average_networks,
+    mean_network,
+    samples_a_pass,
+)
 from bayesnorm.prediction.members import with_shared_models
 from bayesnorm.prediction.memory import ROWS, rows_that_fit
 from bayesnorm.prediction.networks import Noise
 from bayesnorm.prediction.outputs import (
     entropy_and_information,
-    finish,
     finish_moments,
     told,
     unbiased,
@@ -224,13 +227,7 @@ class _Engine:
 def _mean_step(model, outputs):
     def step(batch):
         with noise_mode("mean"):
-            said = keras.tree.flatten(apply(model(), batch))
-        found = []
-        for x, output in zip(said, outputs, strict=True):
-            values, spread = finish(x, output)
-            spread = ops.zeros_like(values) if spread is None else spread
-            found.append((values, spread, None))
-        return found
+            return mean_network(model(), batch, outputs)
 
     return step
 

@@ -53,7 +53,7 @@ class WeightSets:
     """
 
     def __init__(self, model, sets):
-        model = _checked(model)
+        model = built_model(model)
         variables, sets = model.weights, list(sets)
         if not sets:
             raise ValueError("`sets` is empty: give one set of weights or more.")
@@ -96,7 +96,7 @@ class WeightSets:
             ValueError: If there is none, one is not built, or they differ in more than
                 weights, names and seeds (or in something that cannot be compared).
         """
-        models = [_checked(model) for model in models]
+        models = [built_model(model) for model in models]
         if not models:
             raise ValueError("`models` is empty: give one model or more.")
         for model in models[1:]:
@@ -183,7 +183,7 @@ class WeightSets:
                 model's.
             FileNotFoundError: If there is none.
         """
-        model = _checked(model)
+        model = built_model(model)
         arrays, header = read_archive(path)
         if not isinstance(header, dict) or header.get("kind") != _KIND:
             raise ArchiveError(f"{path} holds no weight sets.")
@@ -212,7 +212,13 @@ class WeightSets:
         return found
 
 
-def _checked(model):
+def built_model(model):
+    """Returns a model, or the one that a `sampling_model` is of, if it is built.
+
+    Raises:
+        TypeError: If it is not a Keras model.
+        ValueError: If it is not built.
+    """
     check_model(model)
     model = model.model if isinstance(model, SamplingModel) else model
     if not model.built:
