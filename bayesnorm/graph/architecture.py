@@ -145,7 +145,7 @@ class _Comparison:
             return a == b
         if isinstance(a, set | frozenset):
             return all(isinstance(x, _PLAIN) for x in (*a, *b)) and a == b
-        return isinstance(a, _APART) or _root(a) == "keras"
+        return _is_apart(a)
 
     def _once(self, compare, a, b):
         if (id(a), id(b)) not in self._met:
@@ -230,13 +230,23 @@ def _attributes(operation):
     return {
         name: value
         for name, value in vars(operation).items()
+        # What `compile` and `fit` leave is not there in a model that was loaded.
         if name not in _own_attributes()
+        and value is not None
+        and not _is_apart(value)
         and not name.endswith(_ENDINGS)
         and not name.startswith("_self_")  # TensorFlow's, for its checkpoints.
         # Keras wraps methods, and keeps these in the instance.
         and not callable(getattr(type(operation), name, None))
         and (not trusted or isinstance(value, types.FunctionType) or _tensors(value))
     }
+
+
+def _is_apart(value):
+    compared = (keras.Operation, keras.Variable, keras.KerasTensor, list, dict, set)
+    return isinstance(value, _APART) or (
+        _root(value) == "keras" and not isinstance(value, compared)
+    )
 
 
 def _tensors(value):
@@ -249,7 +259,7 @@ def _tensors(value):
 def _own_attributes():
     """The names of what Keras keeps in layers and models, and of seeds."""
     bare = keras.Layer(name="bare"), keras.Model(name="bare")
-    later = ("_build_shapes_dict", "_compiled_trainable_state", "seed")
+    later = "_build_shapes_dict", "_compiled_trainable_state", "stop_training", "seed"
     return {*vars(bare[0]), *vars(bare[1]), *later}
 
 

@@ -159,6 +159,8 @@ class _Engine:
         self._recorded, self._arguments = None, ()
         if self.samples:
             draw = self._compiled.get(_draws, plan.samples)
+            # An array: TensorFlow would compile anew for each Python number.
+            number = np.array(number, "int32")
             draws = draw(backend.seed_from_int(plan.seed), number)
             if recorded is not None:
                 draws = ops.concatenate([draws, recorded.values], axis=1)

@@ -2,11 +2,12 @@
 
 import contextlib
 import dataclasses
+import weakref
 
 import keras
 from keras import ops
 
-from bayesnorm.graph import architecture_difference, state_of
+from bayesnorm.graph import architecture_difference, compiled_for, state_of
 from bayesnorm.prediction.sampling import SamplingModel
 from bayesnorm.prediction.weight_sets import WeightSets
 
@@ -71,6 +72,15 @@ def _of_sets(sets):
     ]
 
 
+def _one_architecture(first, second):
+    """Whether two built models are, found out once for each as it is now."""
+    # What is compiled for a model goes when that has other layers or variables.
+    key = architecture_difference, weakref.ref(compiled_for(second))
+    return compiled_for(first).remember(
+        key, lambda: architecture_difference(first, second) is None
+    )
+
+
 def with_shared_models(members):
     """Has one model compute all members of its architecture, which compiles once.
 
@@ -85,7 +95,7 @@ def with_shared_models(members):
     shared = []
     place = {}
     for key, model in models.items():
-        found = (x for x in shared if architecture_difference(x, model) is None)
+        found = (x for x in shared if _one_architecture(x, model))
         place[key] = next(found, model)
         if place[key] is model:
             shared.append(model)
