@@ -21,6 +21,7 @@ __all__ = [
     "fused",
     "input_gradient",
     "operations",
+    "read",
     "replica_id",
     "replicas",
     "scalar_writer",
@@ -145,6 +146,11 @@ def compiled_stateless(function, variables):
         return outputs, [scope.get_current_value(v) for v in variables]
 
     return run
+
+
+def read(variable):
+    """Returns the value of a Keras variable, which later assignments leave alone."""
+    return variable.value
 
 
 def operations(function, variables, *arguments):

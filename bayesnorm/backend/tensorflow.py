@@ -20,6 +20,7 @@ __all__ = [
     "fused",
     "input_gradient",
     "operations",
+    "read",
     "replica_id",
     "replicas",
     "scalar_writer",
@@ -132,6 +133,12 @@ def compiled_stateless(function, variables):
         return outputs, [scope.get_current_value(v) for v in variables]
 
     return _graph(run)
+
+
+def read(variable):
+    """Returns the value of a Keras variable, which later assignments leave alone."""
+    # Keras takes its variables for tensors, and hands them on as they are.
+    return tf.convert_to_tensor(variable.value)
 
 
 def operations(function, variables, *arguments):

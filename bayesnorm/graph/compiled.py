@@ -3,7 +3,6 @@
 import weakref
 
 import keras
-from keras import ops
 
 from bayesnorm import backend
 from bayesnorm.graph.internals import layers_of
@@ -101,8 +100,7 @@ def state_of(model, weights=None):
         pairs = zip(model.weights, weights, strict=True)
         given = {id(variable): value for variable, value in pairs}
     return [
-        ops.convert_to_tensor(given.get(id(v), v.value), v.dtype)
-        for v in model.variables
+        given[id(v)] if id(v) in given else backend.read(v) for v in model.variables
     ]
 
 

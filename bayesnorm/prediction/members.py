@@ -7,6 +7,7 @@ import weakref
 import keras
 from keras import ops
 
+from bayesnorm import backend
 from bayesnorm.graph import architecture_difference, compiled_for, state_of
 from bayesnorm.prediction.sampling import SamplingModel
 from bayesnorm.prediction.weight_sets import WeightSets
@@ -106,6 +107,6 @@ def with_shared_models(members):
         if alone or member.weights is not None:
             new.append(Member(model, member.weights))
         else:
-            weights = [ops.convert_to_tensor(v) for v in member.model.weights]
+            weights = [backend.read(v) for v in member.model.weights]
             new.append(Member(model, weights))
     return new
