@@ -87,7 +87,8 @@ def export(
 
     A single input is called `inputs`, several by the names of the model's Inputs.
     A README.md in the folder tells how to serve it. Of these signatures TensorFlow Lite
-    converts `mean` alone: it has no operations that draw noise from a seed.
+    converts `mean` of a single model alone: it has no operations that draw noise from a
+    seed, and fails on some members in a loop.
 
     Args:
         model: A built model, or an ensemble: `bayesnorm.WeightSets`, or a list of

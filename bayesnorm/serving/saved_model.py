@@ -116,9 +116,9 @@ class _Served:
             inputs = [tf.identity(x) for x in inputs]
         return self._predicted(inputs, self._seeded_draws(seed))
 
-    def _predicted(self, inputs, draws):
+    def _predicted(self, inputs, of_member):
         networks = self._members.number * self._samples
-        return self._named(self._average(inputs, draws), networks)
+        return self._named(self._average(inputs, of_member), networks)
 
     def samples(self, inputs):
         draws = self._fresh_draws(inputs)
@@ -181,38 +181,46 @@ class _Served:
         seed = tf.raw_ops.NonDeterministicInts(shape=[2], dtype="int64")
         batch = tf.shape(inputs[0])[0]
 
-        def draws(member, numbers):
-            shape = (tf.size(numbers) * batch, self._noise.size)
-            own = backend.fold_in(backend.fold_in(seed, member), numbers[0])
-            return backend.stateless_normal(shape, own)
+        def of_member(member):
+            own = backend.fold_in(seed, member)
 
-        return draws
+            def draws(numbers):
+                shape = (tf.size(numbers) * batch, self._noise.size)
+                return backend.stateless_normal(shape, backend.fold_in(own, numbers[0]))
+
+            return draws
+
+        return of_member
 
     def _seeded_draws(self, seed):
         # The seeds of `predict(model, x, seed=...)`, one for each example.
         seed = tf.bitwise.bitwise_and(seed, tf.int64.max)
 
-        def draws(member, numbers):
+        def of_member(member):
             seeds = tf.map_fn(
                 lambda s: backend.fold_in(s, member),
                 tf.stack([seed, tf.zeros_like(seed)], 1),
             )
-            return tf.map_fn(
-                lambda pair: self._noise.network(*pair),
-                (
-                    tf.tile(seeds, [tf.size(numbers), 1]),
-                    tf.repeat(numbers, tf.shape(seeds)[0]),
-                ),
-                fn_output_signature=tf.TensorSpec([self._noise.size], "float32"),
-            )
 
-        return draws
+            def draws(numbers):
+                return tf.map_fn(
+                    lambda pair: self._noise.network(*pair),
+                    (
+                        tf.tile(seeds, [tf.size(numbers), 1]),
+                        tf.repeat(numbers, tf.shape(seeds)[0]),
+                    ),
+                    fn_output_signature=tf.TensorSpec([self._noise.size], "float32"),
+                )
 
-    def _average(self, inputs, draws, keep_samples=False):
+            return draws
+
+        return of_member
+
+    def _average(self, inputs, of_member, keep_samples=False):
         """`average_networks` of all members.
 
-        `draws(member, numbers)` gives those of the networks of a pass, of which a row
-        is of one example in one network, not of a whole batch.
+        `of_member(i)(numbers)` gives the draws of the networks of a pass, of which a
+        row is of one example in one network, not of a whole batch.
         """
         most = tf.maximum(1, self._chunk_size // tf.maximum(1, tf.shape(inputs[0])[0]))
         choices = range(1, self._samples + 1)
@@ -220,10 +228,11 @@ class _Served:
         packed = self._pack(inputs)
 
         def member(i):
+            draws = of_member(i)
             return average_networks(
                 self._model,
                 packed,
-                lambda numbers: self._noise.mode(draws(i, numbers)),
+                lambda numbers: self._noise.mode(draws(numbers)),
                 self._samples,
                 each[tf.minimum(most, self._samples) - 1],
                 self._outputs,
