@@ -27,6 +27,7 @@ from bayesnorm.prediction.perturbation import gaussian_noise, gradient_sign
 from bayesnorm.prediction.predict import predict
 from bayesnorm.prediction.prediction import Prediction
 from bayesnorm.prediction.sampling import sampling_model
+from bayesnorm.prediction.weight_sets import WeightSets
 from bayesnorm.serving.export import export
 from bayesnorm.surgery.initialization import data_dependent_init
 from bayesnorm.surgery.projection import project
@@ -48,6 +49,7 @@ __all__ = [
     "StochasticScaleNorm",
     "VariationalLayer",
     "WeightNormalization",
+    "WeightSets",
     "__version__",
     "batch_noise",
     "calibrate",

@@ -38,6 +38,12 @@ def classifier():
     return keras.Model(inputs, outputs)
 
 
+def small_classifier():
+    base = backbone()
+    x = layers.GlobalAveragePooling2D()(base.output)
+    return keras.Model(base.input, layers.Dense(3, activation="softmax")(x))
+
+
 def calibrated(model, images):
     return bayesnorm.calibrate(
         bayesnorm.to_stochastic(model), images, batch_size=16, verbose=False
@@ -70,11 +76,14 @@ def test_the_guide_runs(tmp_path, monkeypatch):
         "heteroscedastic": calibrated(keras.Model(base.input, regression), images),
         "segmenter": calibrated(segmenter, images),
         "stream": endless(),
+        "members": [calibrated(small_classifier(), images) for _ in range(2)],
     }
     found = blocks("More than one image classifier")
     for block in found:
         exec(block, names)
-    assert len(found) == 5
+    assert len(found) == 6
+    assert len(names["ensemble"]) == 2
+    assert names["averaged"].probs.shape == (160, 3)
     assert names["maps"].shape == (160, 8, 8)
     assert names["variance"].shape == (160, 1)
     assert names["prediction"]["tags"].mutual_information.shape == (64, 2)

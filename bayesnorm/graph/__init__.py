@@ -7,14 +7,17 @@
 - `Index`: who makes and who takes a tensor, in one model;
 - `rewrite`: a copy of a model with other layers in the place of some; `copy_of`,
   `copy_weights` of single layers;
-- `first_difference`: whether two models compute the same;
-- `compiled_for`: the functions compiled for a model.
+- `first_difference`: whether two models compute the same; `architecture_difference`:
+  whether they would, with the same weights;
+- `compiled_for`: the functions compiled for a model; `state_of`: the values that the
+  variables of one have, perhaps with other weights.
 
 `internals` is the only module of the package that names what is private to Keras.
 """
 
+from bayesnorm.graph.architecture import architecture_difference
 from bayesnorm.graph.compare import first_difference
-from bayesnorm.graph.compiled import compiled_for
+from bayesnorm.graph.compiled import compiled_for, state_of
 from bayesnorm.graph.index import Call, Index
 from bayesnorm.graph.internals import functional, is_graph, layers_of, standardize
 from bayesnorm.graph.rewrite import copy_of, copy_weights, rewrite
@@ -24,6 +27,7 @@ __all__ = [
     "Call",
     "Index",
     "apply",
+    "architecture_difference",
     "build",
     "compiled_for",
     "copy_of",
@@ -38,4 +42,5 @@ __all__ = [
     "rewrite",
     "run",
     "standardize",
+    "state_of",
 ]

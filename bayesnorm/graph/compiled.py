@@ -62,11 +62,46 @@ class Compiled:
             self._functions[key] = compiler(function, self._variables)
         return self._functions[key]
 
+    def get_stateless(self, make, *arguments):
+        """Returns a function of the values of the model's variables, compiled once.
+
+        Args:
+            make: As of `get`.
+            *arguments: As of `get`.
+
+        Returns:
+            What `backend.compiled_stateless` gives: `run(values, *args)`, `values` as
+            of `state_of`, which returns what the function does and the new values.
+        """
+        key = (make, "stateless", *arguments)
+        if key not in self._functions:
+            self._functions[key] = backend.compiled_stateless(
+                make(self._model, *arguments), self._variables
+            )
+        return self._functions[key]
+
     def remember(self, key, find):
         """Returns what `find()` returned the first time that the key was asked for."""
         if key not in self._found:
             self._found[key] = find()
         return self._found[key]
+
+
+def state_of(model, weights=None):
+    """Returns the values of a model's variables, tensors in their order.
+
+    Args:
+        model: A built model.
+        weights: Tensors to stand there in the place of those of `model.weights`, in
+            their order; None for its own.
+    """
+    given = {}
+    if weights is not None:
+        pairs = zip(model.weights, weights, strict=True)
+        given = {id(variable): value for variable, value in pairs}
+    return [
+        given[id(v)] if id(v) in given else backend.read(v) for v in model.variables
+    ]
 
 
 def _settings(model):

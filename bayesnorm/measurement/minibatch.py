@@ -2,10 +2,11 @@
 
 import dataclasses
 
+import keras
 import numpy as np
 from keras import ops
 
-from bayesnorm.graph import apply, build, compiled_for
+from bayesnorm.graph import apply, build, compiled_for, state_of
 from bayesnorm.layers.noise import noise_mode
 from bayesnorm.layers.posterior import uncounted
 from bayesnorm.layers.stochastic_batch_norm import (
@@ -13,7 +14,6 @@ from bayesnorm.layers.stochastic_batch_norm import (
     stochastic_batch_normalizations,
 )
 from bayesnorm.measurement.calibrate import check_has_layers
-from bayesnorm.measurement.state import changing, restored
 from bayesnorm.streams.arrays import rows_of
 from bayesnorm.streams.batches import reshuffled, sized_stream
 
@@ -44,8 +44,12 @@ class RecordedStatistics:
             yield layer, mean, log_variance
 
 
-def record_statistics(model, data, number, batch_size=None, seed=0, steps=None):
+def record_statistics(
+    model, data, number, batch_size=None, seed=0, steps=None, weights=None
+):
     """Records the batch statistics of `number` random training batches.
+
+    The model's variables keep their values.
 
     Args:
         model: A model with stochastic batch normalizations.
@@ -57,6 +61,7 @@ def record_statistics(model, data, number, batch_size=None, seed=0, steps=None):
         seed: Integer from 0, of the order.
         steps: Number of the stream's batches to go through before it is started anew;
             None for all.
+        weights: Tensors in the place of those of `model.weights`; None for these.
 
     Returns:
         The `RecordedStatistics`.
@@ -71,12 +76,17 @@ def record_statistics(model, data, number, batch_size=None, seed=0, steps=None):
     batches = _full_batches(model, data, number, batch_size, seed, steps)
     first = next(batches)
     build(model, first)
-    with restored(changing(model)):
-        calls = []
+    state, calls = state_of(model, weights), []
+    mapping = zip(model.variables, state, strict=True)
+    with keras.StatelessScope(mapping, collect_losses=True) as scope:
         # Not compiled: it finds the order of the calls.
         rows = [_statistics(model, first, calls)]
-        step = compiled_for(model).get(_recording, writes=True)
-        rows += [step(batch) for batch in batches]
+    # The next batches have the random states that this one left.
+    state = [scope.get_current_value(v) for v in model.variables]
+    step = compiled_for(model).get_stateless(_recording)
+    for batch in batches:
+        row, state = step(state, batch)
+        rows.append(row)
     return RecordedStatistics(
         tuple(calls), np.stack([ops.convert_to_numpy(row) for row in rows])
     )

@@ -1,8 +1,10 @@
 """The loop over the networks of a posterior, in `predict` and in a SavedModel."""
 
+import keras
 from keras import ops
 
 from bayesnorm import backend
+from bayesnorm.graph import apply
 from bayesnorm.prediction.networks import run_networks, run_prefix
 from bayesnorm.prediction.outputs import finish
 
@@ -12,6 +14,25 @@ def samples_a_pass(samples, most):
     most = min(samples, most)
     choices = range(most, most // 2, -1)
     return min(choices, key=lambda each: -samples % each)
+
+
+def mean_network(model, inputs, outputs):
+    """Returns what one network says, without noise, as `average_networks` does.
+
+    To be called in the noise mode `"mean"`.
+
+    Args:
+        model: A built model.
+        inputs: Its inputs, `[batch, ...]`.
+        outputs: An `Output` for each output of the model.
+    """
+    found = []
+    said = keras.tree.flatten(apply(model, inputs))
+    for x, output in zip(said, outputs, strict=True):
+        values, spread = finish(x, output)
+        spread = ops.zeros_like(values) if spread is None else spread
+        found.append((values, spread, None))
+    return found
 
 
 def average_networks(model, inputs, mode, samples, each, outputs, keep_samples=False):
@@ -69,6 +90,48 @@ def average_networks(model, inputs, mode, samples, each, outputs, keep_samples=F
     return list(zip(means, spreads, kept or [None] * len(means), strict=True))
 
 
+def average_members(member, number, outputs, keep_samples=False):
+    """Averages what the members of an ensemble say, each of the same weight.
+
+    Args:
+        member: Function of the number of a member that returns what it says, as
+            `average_networks` does. It is traced once.
+        number: Number of members.
+        outputs: As of `average_networks`.
+        keep_samples: Whether to return the values of each network.
+
+    Returns:
+        What `average_networks` does, of the networks of all members: member by member
+        in `samples`.
+    """
+    if number == 1:
+        return member(0)
+
+    def merge(state, said):
+        group = [
+            (mean, spread, output.task == "regression")
+            for (mean, spread, _), output in zip(said, outputs, strict=True)
+        ]
+        return _join(state, group, 1.0)
+
+    start = (0.0,) * (1 + 2 * len(outputs))
+    (_, *averages), kept = backend.scan(
+        member,
+        merge,
+        start,
+        number,
+        collect=(lambda said: [x for *_, x in said]) if keep_samples else None,
+    )
+    means, spreads = averages[::2], averages[1::2]
+    if keep_samples:
+        # From `[members, samples, batch, ...]`.
+        kept = [
+            ops.reshape(x, (number * x.shape[1], *ops.shape(mean)))
+            for x, mean in zip(kept, means, strict=True)
+        ]
+    return list(zip(means, spreads, kept or [None] * len(means), strict=True))
+
+
 def _values(produced):
     said, _ = produced
     return [values for values, _ in said]
@@ -97,20 +160,34 @@ def _merge(state, said, weights):
         Chan et al., 1979, "Updating formulae and a pairwise algorithm for
         computing sample variances".
     """
-    weight, *averages = state
     total = ops.sum(weights)
-    weights, share = weights / total, total / (weight + total)
-    new = [weight + total]
-    for mean, so_far, (values, spread) in zip(
-        averages[::2], averages[1::2], said, strict=True
-    ):
+    weights, group = weights / total, []
+    for values, spread in said:
         center = ops.tensordot(weights, values, 1)
         follows_variance = spread is None
         if follows_variance:
             spread = ops.square(values - center)
+        group.append((center, ops.tensordot(weights, spread, 1), follows_variance))
+    return _join(state, group, total)
+
+
+def _join(state, group, total):
+    """Takes a group of networks into the running means of `_merge`.
+
+    Args:
+        state: As of `_merge`.
+        group: For each output its mean, its spread, and whether that is a variance.
+        total: The weight of the group.
+    """
+    weight, *averages = state
+    share = total / (weight + total)
+    new = [weight + total]
+    for mean, so_far, (center, spread, is_variance) in zip(
+        averages[::2], averages[1::2], group, strict=True
+    ):
         delta = center - mean
-        so_far = so_far + share * (ops.tensordot(weights, spread, 1) - so_far)
-        if follows_variance:
+        so_far = so_far + share * (spread - so_far)
+        if is_variance:
             so_far = so_far + share * (1.0 - share) * ops.square(delta)
         new += [mean + share * delta, so_far]
     return tuple(new)

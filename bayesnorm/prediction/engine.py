@@ -9,17 +9,21 @@ import numpy as np
 from keras import ops
 
 from bayesnorm import backend
-from bayesnorm.graph import apply, build, compiled_for
+from bayesnorm.graph import build, compiled_for
 from bayesnorm.layers.noise import noise_mode, stochastic_layers
 from bayesnorm.layers.stochastic_batch_norm import batch_statistics
 from bayesnorm.measurement.minibatch import source_of
 from bayesnorm.moments import propagate
-from bayesnorm.prediction.average import average_networks, samples_a_pass
+from bayesnorm.prediction.average import (
+    average_networks,
+    mean_network,
+    samples_a_pass,
+)
+from bayesnorm.prediction.members import with_shared_models
 from bayesnorm.prediction.memory import ROWS, rows_that_fit
 from bayesnorm.prediction.networks import Noise
 from bayesnorm.prediction.outputs import (
     entropy_and_information,
-    finish,
     finish_moments,
     told,
     unbiased,
@@ -47,12 +51,15 @@ class Ensemble:
     """The engines of all members, made when a first batch shows what they take.
 
     Args:
-        members: List of models.
+        members: List of `Member`s.
         plan: The `Plan`.
         task: As of `predict`.
         from_logits: As of `predict`.
         statistics: Function `(i, member)` that returns the `RecordedStatistics` of a
             member, or None for other methods than `"minibatch"`.
+
+    Attributes:
+        outputs: The `Outputs`, from the first batch on.
     """
 
     def __init__(self, members, plan, task, from_logits, statistics):
@@ -65,16 +72,19 @@ class Ensemble:
     def _start(self, batch):
         example = keras.tree.map_structure(lambda x: x[:1], batch)
         found = []
-        for member in self._members:
-            build(member, batch)
+        models = list({id(m.model): m.model for m in self._members}.values())
+        for model in models:
+            build(model, batch)
             with noise_mode("mean"):
-                found.append(outputs_of(member, example, self._task, self._from_logits))
-        _check_same(self._members, found)
+                found.append(outputs_of(model, example, self._task, self._from_logits))
+        _check_same(models, found)
         self.outputs = found[0]
+        each = {id(m): outputs.each for m, outputs in zip(models, found, strict=True)}
+        own = [each[id(member.model)] for member in self._members]
         self._engines = [
-            _Engine(member, self._plan, outputs.each, i, self._statistics(i, member))
+            _Engine(member, self._plan, outputs, i, self._statistics(i, member))
             for i, (member, outputs) in enumerate(
-                zip(self._members, found, strict=True)
+                zip(with_shared_models(self._members), own, strict=True)
             )
         ]
 
@@ -87,9 +97,10 @@ class Ensemble:
     def warn_deterministic(self):
         """Warns the caller of `predict` of a model that has nothing to sample."""
         if len(self._engines) == 1 and not self._engines[0].samples:
+            name = self._members[0].model.name
             warnings.warn(
-                f"Model {self._members[0].name!r} has no layer that draws noise: all "
-                "its samples are equal, and it is run once.",
+                f"Model {name!r} has no layer that draws noise: all its samples are "
+                "equal, and it is run once.",
                 stacklevel=3,
             )
 
@@ -104,14 +115,14 @@ class Ensemble:
         ]
 
 
-def _check_same(members, found):
+def _check_same(models, found):
     names = [[output.name for output in outputs.each] for outputs in found]
     if any(other != names[0] for other in names):
         raise ValueError(
             "The members of an ensemble must have the same outputs. Received: "
             + "; ".join(
-                f"{member.name!r} with {own}"
-                for member, own in zip(members, names, strict=True)
+                f"{model.name!r} with {own}"
+                for model, own in zip(models, names, strict=True)
             )
         )
 
@@ -131,21 +142,26 @@ class _Result:
 
 
 class _Engine:
-    """Works through batches with one model, number `member` of the ensemble."""
+    """Works through batches with one member, number `number` of the ensemble."""
 
-    def __init__(self, model, plan, outputs, member, recorded):
+    def __init__(self, member, plan, outputs, number, recorded):
+        model = member.model
         self._model, self._plan, self._outputs = model, plan, outputs
         self._compiled = compiled_for(model)
+        self._state = None if member.weights is None else member.state()
         self._fit = {}  # By the shapes of an example: the rows that fit.
         noise = Noise(model)
         if plan.method in ("sample", "moments"):
-            for layer in stochastic_layers(model):
-                layer.check_noise()
+            with member.scope():
+                for layer in stochastic_layers(model):
+                    layer.check_noise()
         self.samples = plan.method in SAMPLING and bool(noise.size)
         self._recorded, self._arguments = None, ()
         if self.samples:
             draw = self._compiled.get(_draws, plan.samples)
-            draws = draw(backend.seed_from_int(plan.seed), member)
+            # An array: TensorFlow would compile anew for each Python number.
+            number = np.array(number, "int32")
+            draws = draw(backend.seed_from_int(plan.seed), number)
             if recorded is not None:
                 draws = ops.concatenate([draws, recorded.values], axis=1)
                 self._recorded = recorded.layers
@@ -189,7 +205,11 @@ class _Engine:
         most = max(1, self._rows(batch) // rows_of(batch))
         each = samples_a_pass(plan.samples, most)
         make, arguments = self._step(plan.samples, each, plan.keep_samples)
-        said = self._compiled.get(make, *arguments)(batch, *self._arguments)
+        if self._state is None:
+            said = self._compiled.get(make, *arguments)(batch, *self._arguments)
+        else:
+            step = self._compiled.get_stateless(make, *arguments)
+            said, _ = step(self._state, batch, *self._arguments)
         return [self._result(*of_output, rows) for of_output in said]
 
     def _result(self, values, spread, samples, rows):
@@ -209,13 +229,7 @@ class _Engine:
 def _mean_step(model, outputs):
     def step(batch):
         with noise_mode("mean"):
-            said = keras.tree.flatten(apply(model(), batch))
-        found = []
-        for x, output in zip(said, outputs, strict=True):
-            values, spread = finish(x, output)
-            spread = ops.zeros_like(values) if spread is None else spread
-            found.append((values, spread, None))
-        return found
+            return mean_network(model(), batch, outputs)
 
     return step
 

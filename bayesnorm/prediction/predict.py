@@ -2,16 +2,15 @@
 
 import dataclasses
 
-import keras
 import numpy as np
 
 from bayesnorm.arguments import check_choice, positive_integer, seed_integer
 from bayesnorm.measurement.minibatch import record_statistics
 from bayesnorm.prediction.batches import Padding, check_one_shape
 from bayesnorm.prediction.engine import Ensemble, Plan
+from bayesnorm.prediction.members import members_of
 from bayesnorm.prediction.networks import check_any_batch
 from bayesnorm.prediction.prediction import Prediction
-from bayesnorm.prediction.sampling import SamplingModel
 from bayesnorm.streams.arrays import rows_of
 from bayesnorm.streams.batches import number_of_batches, stream
 from bayesnorm.streams.progress import Progress
@@ -69,15 +68,16 @@ def predict(
       small networks, so take its level from `"sample"`.
 
     Args:
-        model: A Keras model, or a list of them, an ensemble: the average is over
-            members and their samples.
+        model: A Keras model, or an ensemble: `bayesnorm.WeightSets`, or a list of
+            models and these. The average is over members, each of the same weight,
+            and their samples. Members of one architecture are compiled once.
         x: Inputs: an array, a nest of arrays for a model of several inputs, or
             a stream of batches of any length: a `tf.data.Dataset`, a
             `keras.utils.PyDataset` or an iterable; of an element that is a tuple or a
             list, as in `(inputs, labels)`, the first entry counts. Batches may differ
             in the shape of their examples (lengths, image sizes) where the model takes
             them and its outputs have one shape.
-        samples: Number of networks.
+        samples: Number of networks, of an ensemble for each member.
         method: `"sample"`, `"minibatch"`, `"mean"` or `"moments"`.
         batch_size: Examples at a time, whatever the batches of `x`.
         seed: Integer from 0; None for new draws at each call.
@@ -131,9 +131,9 @@ def predict(
     if chunk_size is not None:
         chunk_size = positive_integer("chunk_size", chunk_size)
     seed = seed_integer(seed)
-    members = _members(model)
-    for member in members:
-        check_any_batch(member)
+    members = members_of(model)
+    for each in {id(m.model): m.model for m in members}.values():
+        check_any_batch(each)
     if keep_samples and method == "moments":
         raise ValueError(
             "method='moments' draws no samples to keep. Pass keep_samples=False, or "
@@ -146,13 +146,18 @@ def predict(
         if method != "minibatch":
             return None
         return record_statistics(
-            member, train_data, samples, train_batch_size, (seed + i) % 2**32
+            member.model,
+            train_data,
+            samples,
+            train_batch_size,
+            (seed + i) % 2**32,
+            weights=member.weights,
         )
 
     plan = Plan(method, samples, batch_size, chunk_size, keep_samples, seed)
     ensemble = Ensemble(members, plan, task, from_logits, statistics)
     parts, done, padded = [], 0, Padding(batch_size)
-    for batch in stream(x, batch_size, members[0], steps, ensemble.most_examples):
+    for batch in stream(x, batch_size, members[0].model, steps, ensemble.most_examples):
         rows = rows_of(batch)
         if not parts:
             number = number_of_batches(x, batch_size, steps, rows)
@@ -203,16 +208,3 @@ def _check_outputs(part, output, done):
             "its weights may have diverged."
         )
     )
-
-
-def _members(model):
-    models = list(model) if isinstance(model, list | tuple) else [model]
-    for member in models:
-        if not isinstance(member, keras.Model):
-            raise TypeError(
-                "`model` must be a keras.Model or a list of them. Received: "
-                f"{type(member).__name__}"
-            )
-    if not models:
-        raise ValueError("`model` is an empty list: give one model or more.")
-    return [m.model if isinstance(m, SamplingModel) else m for m in models]

@@ -6,20 +6,21 @@ import pathlib
 import keras
 import numpy as np
 
-from bayesnorm.arguments import check_model, positive_integer
+from bayesnorm.arguments import positive_integer
 from bayesnorm.graph import apply, compiled_for, functional, is_graph
 from bayesnorm.graph.internals import get_input_signature
 from bayesnorm.layers.noise import noise_mode, stochastic_layers
+from bayesnorm.prediction.members import members_of
 from bayesnorm.prediction.memory import ROWS, rows_that_fit
-from bayesnorm.prediction.networks import check_any_batch
-from bayesnorm.prediction.sampling import SamplingModel
+from bayesnorm.prediction.networks import Noise, check_any_batch
 from bayesnorm.prediction.tasks import outputs_of
+from bayesnorm.prediction.weight_sets import WeightSets, built_model
 from bayesnorm.storage import drafted
 
 _README = """# {name}
 
-A TensorFlow SavedModel that answers with Monte Carlo uncertainty: {samples} networks
-for each example. It needs no Python to run. From this folder:
+A TensorFlow SavedModel that answers with Monte Carlo uncertainty: {networks} networks
+for each example{members}. It needs no Python to run. From this folder:
 
 ```shell
 tensorflow_model_server --rest_api_port=8501 --model_name={name} \\
@@ -44,8 +45,8 @@ Inputs of all:
 | --- | --- | --- |
 | `serving_default` | {outputs} | fresh noise for every example and call |
 | `seeded` | {outputs} | takes `seed` too, int64 `[batch]`: an example's answer repeats with its seed, whatever else is in the batch |
-| `samples` | {kept}: `[batch, {samples}, ...]` | the answer of each network, with fresh noise |
-| `mean` | {mean} | the one network of mean weights |
+| `samples` | {kept}: `[batch, {networks}, ...]` | the answer of each network, with fresh noise |
+| `mean` | {mean} | {what_mean} |
 
 Every input and output has the batch as its first axis. Entropy and mutual information are in nats.
 """  # noqa: E501
@@ -75,6 +76,10 @@ def export(
     - `samples`: `samples` `[batch, samples, ..., classes]`, fresh noise;
     - `mean`: `probs` and `entropy` of the network of mean weights.
 
+    An ensemble is one graph, which runs in turn with the weights of each member; all
+    weigh the same. Its `mean` is `predict(ensemble, x, method="mean")`, with the
+    `mutual_information` (or `variance`) between the members as well.
+
     With `task="regression"` the outputs are `mean` and `variance`; with
     `task="multilabel"` each label has its probability, entropy and mutual information.
     A model of several outputs has these entries for each, with its name before them:
@@ -82,14 +87,18 @@ def export(
 
     A single input is called `inputs`, several by the names of the model's Inputs.
     A README.md in the folder tells how to serve it. Of these signatures TensorFlow Lite
-    converts `mean` alone: it has no operations that draw noise from a seed.
+    converts `mean` of a single model alone: it has no operations that draw noise from a
+    seed, and fails on some members in a loop.
 
     Args:
-        model: A built model.
+        model: A built model, or an ensemble: `bayesnorm.WeightSets`, or a list of
+            models of one architecture.
         path: The folder to make, for a server an integer (the version) inside the
             folder of the model: `workdir/saved_model/1`. It appears complete, or
             not at all.
-        samples: Number of networks.
+        samples: Number of networks, of an ensemble for each member: an answer is of
+            `members * samples`, with which `samples` has its second axis. A model that
+            draws no noise has one.
         from_logits: As for `bayesnorm.predict`.
         task: As for `bayesnorm.predict`.
         chunk_size: Rows (networks times examples) of one pass through the
@@ -98,7 +107,9 @@ def export(
             shape of an example open).
 
     Raises:
-        ValueError: If an argument is not as above, there is something at `path`,
+        TypeError: If `model` is something else.
+        ValueError: If an argument is not as above, the models are not of one
+            architecture or have other outputs, there is something at `path`,
             or the backend is not TensorFlow.
     """
     if keras.backend.backend() != "tensorflow":
@@ -111,20 +122,14 @@ def export(
     samples = positive_integer("samples", samples)
     if chunk_size is not None:
         chunk_size = positive_integer("chunk_size", chunk_size)
-    check_model(model)
-    model = model.model if isinstance(model, SamplingModel) else model
-    if not model.built:
-        raise ValueError(
-            f"Model {model.name!r} is not built: call it on a batch of data first."
-        )
+    model, sets, outputs = _ensemble(model, task, from_logits)
     check_any_batch(model)
-    for layer in stochastic_layers(model):
-        layer.check_noise()
+    for member in members_of(model if sets is None else sets):
+        with member.scope():
+            for layer in stochastic_layers(model):
+                layer.check_noise()
     signature = _signature(model)
-    inputs = keras.tree.map_structure(
-        lambda x: keras.KerasTensor(x.shape, x.dtype), signature
-    )
-    outputs = outputs_of(model, inputs, task, from_logits).each
+    samples = samples if Noise(model).size else 1
     path = pathlib.Path(os.path.abspath(path))
     if path.exists() and (path.is_file() or any(path.iterdir())):
         raise ValueError(
@@ -137,9 +142,37 @@ def export(
     # A server that watches the folder must not see half a model.
     with drafted(path) as draft:
         draft.mkdir()
-        saved_model.write(model, draft, signature, samples, outputs, chunk_size)
-        readme = _readme(model, path, samples, signature, outputs)
+        weights = None if sets is None else sets.stacked()
+        saved_model.write(
+            model, weights, draft, signature, samples, outputs, chunk_size
+        )
+        members = 1 if sets is None else len(sets)
+        readme = _readme(model, path, members, samples, signature, outputs)
         (draft / "README.md").write_text(readme)
+
+
+def _ensemble(model, task, from_logits):
+    """Returns `(model, WeightSets or None, the Output of each output)`."""
+    if isinstance(model, WeightSets):
+        return model.model, model, _outputs(model.model, task, from_logits)
+    if not isinstance(model, list | tuple):
+        model = built_model(model)
+        return model, None, _outputs(model, task, from_logits)
+    sets = WeightSets.of(model)
+    found = [_outputs(built_model(m), task, from_logits) for m in model]
+    if any(outputs != found[0] for outputs in found):
+        raise ValueError(
+            "The members of an ensemble must have the same outputs, all logits or all "
+            f"probabilities. Received: {found}"
+        )
+    return sets.model, sets, found[0]
+
+
+def _outputs(model, task, from_logits):
+    inputs = keras.tree.map_structure(
+        lambda x: keras.KerasTensor(x.shape, x.dtype), _signature(model)
+    )
+    return outputs_of(model, inputs, task, from_logits).each
 
 
 def _signature(model):
@@ -179,7 +212,7 @@ def _pass(model):
     return step
 
 
-def _readme(model, path, samples, signature, outputs):
+def _readme(model, path, members, samples, signature, outputs):
     def entries(of_regression, of_probabilities):
         return ", ".join(
             f"`{output.entry(name)}`"
@@ -193,14 +226,19 @@ def _readme(model, path, samples, signature, outputs):
         f"- `{x.name}`: {x.dtype} `[{', '.join(['batch', *map(str, x.shape[1:])])}]`"
         for x in keras.tree.flatten(signature)
     )
+    averaged = entries(("mean", "variance"), ("probs", "entropy", "mutual_information"))
     return _README.format(
         name=model.name,
-        samples=samples,
+        networks=members * samples,
+        members="" if members == 1 else f", {samples} of each of {members} members",
         folder=path.name,
         inputs=inputs,
-        outputs=entries(
-            ("mean", "variance"), ("probs", "entropy", "mutual_information")
+        outputs=averaged,
+        mean=averaged if members > 1 else entries(("mean",), ("probs", "entropy")),
+        what_mean=(
+            "the one network of mean weights"
+            if members == 1
+            else "the average of the members' networks of mean weights"
         ),
-        mean=entries(("mean",), ("probs", "entropy")),
         kept=entries(("samples",), ("samples",)),
     )

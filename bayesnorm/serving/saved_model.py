@@ -7,30 +7,33 @@ import keras
 import tensorflow as tf
 
 from bayesnorm.backend import tensorflow as backend
-from bayesnorm.graph import apply, layers_of
+from bayesnorm.graph import layers_of
 from bayesnorm.layers.noise import noise_mode
-from bayesnorm.prediction.average import average_networks, samples_a_pass
-from bayesnorm.prediction.networks import Noise
-from bayesnorm.prediction.outputs import (
-    entropy_and_information,
-    finish,
-    told,
-    unbiased,
+from bayesnorm.prediction.average import (
+    average_members,
+    average_networks,
+    mean_network,
+    samples_a_pass,
 )
+from bayesnorm.prediction.networks import Noise
+from bayesnorm.prediction.outputs import entropy_and_information, told, unbiased
 
 
-def write(model, directory, signature, samples, outputs, chunk_size):
+def write(model, weights, directory, signature, samples, outputs, chunk_size):
     """Writes the SavedModel that `bayesnorm.export` describes.
 
     Args:
         model: A built model.
+        weights: The weights of the members of an ensemble, for each of `model.weights`
+            an array `[members, ...]`; None for the model's own.
         directory: Where to.
         signature: The model's inputs, a nest of `InputSpec`s with names.
-        samples: Number of networks.
+        samples: Number of networks, for each member.
         outputs: An `Output` for each output of the model.
         chunk_size: Rows of one pass through the network.
     """
-    served = _Served(model, signature, samples, outputs, chunk_size)
+    members = _Members(model, weights)
+    served = _Served(members, signature, samples, outputs, chunk_size)
     inputs = [
         tf.TensorSpec(x.shape, x.dtype, x.name) for x in keras.tree.flatten(signature)
     ]
@@ -56,19 +59,51 @@ def _tables(model):
     ]
 
 
+class _Members:
+    """A model with the weights of one member after the other.
+
+    Args:
+        model: A built model.
+        weights: As of `write`.
+    """
+
+    def __init__(self, model, weights):
+        self.model, self.number, self._stacks = model, 1, None
+        if weights is not None:
+            self.number = len(weights[0])
+            self._stacks = [
+                tf.Variable(stack, trainable=False, name=f"members_{k}")
+                for k, stack in enumerate(weights)
+            ]
+
+    def average(self, function, outputs, keep_samples=False):
+        """Returns `average_members` of a function of the number of a member."""
+
+        def member(i):
+            if self._stacks is None:
+                return function(i)
+            # Of a variable this reads the member's part alone.
+            weights = [tf.gather(stack, i) for stack in self._stacks]
+            mapping = list(zip(self.model.weights, weights, strict=True))
+            with keras.StatelessScope(mapping):
+                return function(i)
+
+        return average_members(member, self.number, outputs, keep_samples)
+
+
 class _Served:
     """The functions behind the signatures: each example has its own networks."""
 
-    def __init__(self, model, signature, samples, outputs, chunk_size):
-        self._model = model
-        self._noise = Noise(model)
+    def __init__(self, members, signature, samples, outputs, chunk_size):
+        self._members, self._model = members, members.model
+        self._noise = Noise(self._model)
         self._nest = signature
         self._samples = samples
         self._outputs = outputs
         self._chunk_size = chunk_size
 
     def predict(self, inputs):
-        return self._named(self._average(inputs, self._fresh_draws(inputs)))
+        return self._predicted(inputs, self._fresh_draws(inputs))
 
     def predict_seeded(self, inputs, seed):
         (seed,) = _checked([seed])
@@ -79,7 +114,11 @@ class _Served:
         )
         with tf.control_dependencies([same]):
             inputs = [tf.identity(x) for x in inputs]
-        return self._named(self._average(inputs, self._seeded_draws(seed)))
+        return self._predicted(inputs, self._seeded_draws(seed))
+
+    def _predicted(self, inputs, of_member):
+        networks = self._members.number * self._samples
+        return self._named(self._average(inputs, of_member), networks)
 
     def samples(self, inputs):
         draws = self._fresh_draws(inputs)
@@ -92,22 +131,30 @@ class _Served:
         )
 
     def mean(self, inputs):
-        with noise_mode("mean"):
-            outputs = keras.tree.flatten(apply(self._model, self._pack(inputs)))
+        inputs = self._pack(inputs)
 
-        def entries(x, output):
-            values, entropy = finish(x, output)
-            if entropy is None:
+        def member(i):
+            del i
+            with noise_mode("mean"):
+                return mean_network(self._model, inputs, self._outputs)
+
+        said = self._members.average(member, self._outputs)
+        if self._members.number > 1:
+            return self._named(said, self._members.number)
+
+        def entries(said, output):
+            values, entropy, _ = said
+            if output.task == "regression":
                 return {"mean": values}
             return {"probs": told(values, output), "entropy": entropy}
 
-        return self._entries(entries, outputs)
+        return self._entries(entries, said)
 
-    def _named(self, said):
+    def _named(self, said, networks):
         def entries(said, output):
             mean, spread, _ = said
             if output.task == "regression":
-                return {"mean": mean, "variance": spread * unbiased(self._samples)}
+                return {"mean": mean, "variance": spread * unbiased(networks)}
             entropy, information = entropy_and_information(mean, spread)
             return {
                 "probs": told(mean, output),
@@ -134,48 +181,65 @@ class _Served:
         seed = tf.raw_ops.NonDeterministicInts(shape=[2], dtype="int64")
         batch = tf.shape(inputs[0])[0]
 
-        def draws(numbers):
-            shape = (tf.size(numbers) * batch, self._noise.size)
-            return backend.stateless_normal(shape, backend.fold_in(seed, numbers[0]))
+        def of_member(member):
+            own = backend.fold_in(seed, member)
 
-        return draws
+            def draws(numbers):
+                shape = (tf.size(numbers) * batch, self._noise.size)
+                return backend.stateless_normal(shape, backend.fold_in(own, numbers[0]))
+
+            return draws
+
+        return of_member
 
     def _seeded_draws(self, seed):
         # The seeds of `predict(model, x, seed=...)`, one for each example.
         seed = tf.bitwise.bitwise_and(seed, tf.int64.max)
-        seeds = tf.map_fn(
-            lambda s: backend.fold_in(s, 0), tf.stack([seed, tf.zeros_like(seed)], 1)
-        )
 
-        def draws(numbers):
-            return tf.map_fn(
-                lambda pair: self._noise.network(*pair),
-                (
-                    tf.tile(seeds, [tf.size(numbers), 1]),
-                    tf.repeat(numbers, tf.shape(seeds)[0]),
-                ),
-                fn_output_signature=tf.TensorSpec([self._noise.size], "float32"),
+        def of_member(member):
+            seeds = tf.map_fn(
+                lambda s: backend.fold_in(s, member),
+                tf.stack([seed, tf.zeros_like(seed)], 1),
             )
 
-        return draws
+            def draws(numbers):
+                return tf.map_fn(
+                    lambda pair: self._noise.network(*pair),
+                    (
+                        tf.tile(seeds, [tf.size(numbers), 1]),
+                        tf.repeat(numbers, tf.shape(seeds)[0]),
+                    ),
+                    fn_output_signature=tf.TensorSpec([self._noise.size], "float32"),
+                )
 
-    def _average(self, inputs, draws, keep_samples=False):
-        """`average_networks`; `draws` of the numbers of a pass's networks gives theirs.
+            return draws
 
-        A row of draws is of one example in one network, not of a whole batch.
+        return of_member
+
+    def _average(self, inputs, of_member, keep_samples=False):
+        """`average_networks` of all members.
+
+        `of_member(i)(numbers)` gives the draws of the networks of a pass, of which a
+        row is of one example in one network, not of a whole batch.
         """
         most = tf.maximum(1, self._chunk_size // tf.maximum(1, tf.shape(inputs[0])[0]))
         choices = range(1, self._samples + 1)
         each = tf.constant([samples_a_pass(self._samples, most) for most in choices])
-        return average_networks(
-            self._model,
-            self._pack(inputs),
-            lambda numbers: self._noise.mode(draws(numbers)),
-            self._samples,
-            each[tf.minimum(most, self._samples) - 1],
-            self._outputs,
-            keep_samples,
-        )
+        packed = self._pack(inputs)
+
+        def member(i):
+            draws = of_member(i)
+            return average_networks(
+                self._model,
+                packed,
+                lambda numbers: self._noise.mode(draws(numbers)),
+                self._samples,
+                each[tf.minimum(most, self._samples) - 1],
+                self._outputs,
+                keep_samples,
+            )
+
+        return self._members.average(member, self._outputs, keep_samples)
 
 
 def _checked(inputs):
