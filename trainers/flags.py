@@ -28,6 +28,7 @@ _INDIFFERENT = {
     "dataset_title",
     "config",
     "steps_per_call",
+    "stream",
     "checkpoint_every",
     "tensorboard",
     "jobs",
@@ -183,6 +184,12 @@ flags.DEFINE_float("initial_stddev", None, "Posterior deviation at the start.")
 
 flags.DEFINE_integer("samples", 30, "Samples of the averaged prediction.")
 flags.DEFINE_integer("steps_per_call", 100, "Steps of one compiled call.")
+flags.DEFINE_bool(
+    "stream",
+    False,
+    "Keep the images in the host's memory, and put those of the next steps on the "
+    "device while it computes: for sets larger than the device.",
+)
 flags.DEFINE_integer("checkpoint_every", 1, "Epochs between checkpoints.")
 flags.DEFINE_bool("tensorboard", True, "Write scalars for TensorBoard.")
 

@@ -8,8 +8,10 @@ from bayesnorm import backend, datasets
 from trainers import command, learning_rate
 from trainers.checkpoints import Checkpoints, Workdir, write_history
 from trainers.flags import FLAGS, defining_flags, image_size
-from trainers.loop import Config, Loop, fit, make_optimizer, training_order
+from trainers.loop import Config, Loop, fit
+from trainers.optimization import make_optimizer
 from trainers.progress import Progress
+from trainers.sources import OnDevice, OnHost, of_splits, training_order
 
 # Pixels of the smallest image that the networks take without padding.
 _UNPADDED = 27
@@ -159,7 +161,8 @@ def make_loop(model, splits, seed=None, augmentation=None, data=None):
         splits: The `Splits`.
         seed: Seed of the order and of the augmentation; None for the flag's.
         augmentation: As `kind` of `make_augmentation`.
-        data: As of `Loop`.
+        data: `data` of another loop on the same set, which is then not put on the
+            device once more; or None.
     """
     seed = FLAGS.seed if seed is None else seed
     config = Config(
@@ -179,10 +182,9 @@ def make_loop(model, splits, seed=None, augmentation=None, data=None):
     return Loop(
         model,
         make_optimizer(FLAGS.optimizer),
-        splits,
+        data or of_splits(splits, OnHost if FLAGS.stream else OnDevice),
         config,
         make_augmentation(splits, seed, augmentation),
-        data,
     )
 
 
@@ -229,14 +231,26 @@ def train(model, splits, workdir, seed=None, augmentation=None):
     log = backend.scalar_writer(workdir / "tensorboard") if FLAGS.tensorboard else None
     if FLAGS.tensorboard and log is None:
         progress.note("no TensorBoard scalars: they are written with TensorFlow only")
-
-    def on_epoch_end(history):
-        write_history(workdir / "history.csv", history)
-        if log is not None:
-            log(len(history), {k: v for k, v in history[-1].items() if k != "epoch"})
-
+    records = _Records(workdir / "history.csv", log)
     checkpoints = Checkpoints(workdir / "checkpoints", FLAGS.checkpoint_every)
-    history = fit(loop, checkpoints, progress, on_epoch_end)
-    # Again: a run may have been killed between its last checkpoint and this file.
-    write_history(workdir / "history.csv", history)
-    return history
+    return fit(loop, checkpoints, [progress, records])
+
+
+class _Records(keras.callbacks.Callback):
+    """Writes `history.csv`, and scalars for TensorBoard."""
+
+    def __init__(self, path, log):
+        super().__init__()
+        self._path, self._log = path, log
+
+    def on_train_begin(self, logs=None):
+        # A run that is over writes it again, if somebody took it away.
+        if self.params["history"]:
+            write_history(self._path, self.params["history"])
+
+    def on_epoch_end(self, epoch, logs=None):
+        history = self.params["history"]
+        write_history(self._path, history)
+        if self._log is not None:
+            scalars = {k: v for k, v in history[-1].items() if k != "epoch"}
+            self._log(epoch + 1, scalars)

@@ -6,7 +6,7 @@ from benchmarks.accelerator import device, speed, training
 from benchmarks.accelerator.context import Piece, all_cnn_loop, held, networks
 from trainers import all_cnn, session
 from trainers.flags import FLAGS
-from trainers.loop import Loops
+from trainers.simultaneous import Loops
 
 _KIND = "All-CNN, AN + stochastic"
 _EPOCHS, _SEEDS = 5, 3
