@@ -399,7 +399,7 @@ def run_steps(call, blocks, own, totals, steps_per_call, callbacks=None):
                 if not np.isfinite(values[0]).any():
                     return values
                 if callbacks is not None:
-                    means = (values / (done + stop)).tolist()
+                    means = (values.astype("float64") / (done + stop)).tolist()
                     logs = dict(zip(TOTALS, means, strict=True))
                     callbacks.on_train_batch_end(done + stop - 1, logs)
             done += block.steps
