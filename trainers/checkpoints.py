@@ -11,6 +11,7 @@ import keras
 from bayesnorm.storage import (
     ArchiveError,
     read_archive,
+    remove_drafts,
     write_archive,
     write_atomically,
 )
@@ -66,12 +67,13 @@ class Checkpoints:
         return [found[epoch] for epoch in sorted(found, reverse=True)]
 
     def save(self, values, history):
-        """Writes a checkpoint and removes all but two."""
+        """Writes a checkpoint, and removes all but two and what killed runs left."""
         header = {"backend": keras.backend.backend(), "history": history}
         arrays = {f"variable_{i:05d}": value for i, value in enumerate(values)}
         write_archive(self.directory / f"epoch-{len(history):06d}.npz", arrays, header)
         for old in self._paths()[2:]:
             old.unlink()
+        remove_drafts(self.directory, "epoch-*.npz")
 
     def latest(self):
         """Returns the latest `Saved` that can be read, or None.

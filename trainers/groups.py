@@ -6,6 +6,7 @@ Flags without a default have one of the binary, for the data set.
 import math
 
 from trainers.flags import Flag
+from trainers.optimization import OPTIMIZERS, SCHEDULES
 
 # Layers take consecutive seeds of 32 bits: those of two runs must not meet.
 SEED_STRIDE = 1000
@@ -181,7 +182,7 @@ TRAINING = (
         "Examples whose statistics a step normalizes by, the --batch_size of its loss "
         "among them (1024 in figure 2 of Shekhovtsov & Flach), by default no others.",
     ),
-    Flag("optimizer", ("sgd", "adam"), "SGD is Nesterov's, 0.9."),
+    Flag("optimizer", tuple(sorted(OPTIMIZERS)), "Of Keras; sgd is Nesterov's, 0.9."),
     Flag(
         "learning_rate",
         "string",
@@ -194,8 +195,9 @@ TRAINING = (
     integer("search_evaluations", "Steps of the search.", 12, least=2, **_SEARCH),
     Flag(
         "schedule",
-        ("exponential", "linear"),
-        "How the rate falls: by the factor --decay over --decay_epochs, or to 0.",
+        SCHEDULES,
+        "How the rate falls over --decay_epochs: by the factor --decay (exponential, "
+        "epoch by epoch), to 0 (linear, epoch by epoch; cosine, step by step), or not.",
     ),
     Flag(
         "decay",
@@ -220,6 +222,14 @@ TRAINING = (
     ),
     Flag("augment_validation", "bool", "Augment that part too, as the paper.", True),
     integer("steps_per_call", "Steps of one compiled call.", 100, **_FREE),
+    Flag(
+        "stream",
+        "bool",
+        "Keep the images in the host's memory, and put those of the next steps on the "
+        "device while it computes: for sets larger than the device.",
+        False,
+        **_FREE,
+    ),
     integer("checkpoint_every", "Epochs between checkpoints.", 1, **_FREE),
     Flag("tensorboard", "bool", "Write scalars for TensorBoard.", True, **_FREE),
 )

@@ -1,20 +1,21 @@
 """The training loop of all binaries.
 
-An epoch runs on the device: images and labels lie there, and one compiled call
-takes many steps, each of which picks its examples by index, augments them, and
-takes a step of the optimizer. What differs between the backends stands in
-`bayesnorm.backend`.
+An epoch runs on the device: a source (`trainers.sources`) puts images and labels
+there, all of them or block by block, and one compiled call takes many steps, each of
+which picks its examples by index, augments them, and takes a step of the optimizer.
+What differs between the backends stands in `bayesnorm.backend`.
 
 The loss of a step is `mean NLL + sum(model.losses)`, in nats per example: the
 KL of the posterior comes in through `model.losses`, weighted by a variable that
 `bayesnorm.set_kl_weight` changes without compiling again.
 
 What a run computes depends on its seed, its configuration and its data alone.
-The order of the examples is a function of (seed, epoch), all other randomness is
-in variables that a checkpoint holds, so a run stopped and resumed ends with the
-figures of one that was not.
+The order of the examples is a function of (seed, epoch), as is the rate of a step, and
+all other randomness is in variables that a checkpoint holds, so a run stopped and
+resumed ends with the figures of one that was not.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -25,9 +26,13 @@ import numpy as np
 from keras import ops
 
 from bayesnorm import backend, datasets
-from bayesnorm.arguments import check_choice
 from bayesnorm.layers import kl_divergence, set_kl_weight
 from bayesnorm.layers.kl_weight import kl_weight_of_epoch
+from trainers.optimization import check_schedule, step_rates
+from trainers.sources import of_splits
+
+# What is summed over the steps of an epoch.
+TOTALS = ("loss", "nll", "accuracy")
 
 
 class DivergenceError(RuntimeError):
@@ -46,13 +51,11 @@ class Config:
         normalization_batch: None, or the number of examples from `batch_size` that go
             through the network in a step, so that batch statistics are theirs, while
             the loss is that of the first `batch_size`; all of it is differentiated.
-        learning_rate: Learning rate of the first epoch.
-        schedule: `"exponential"` or `"linear"`.
-        decay: Factor by which the learning rate falls within `decay_epochs`:
-            `learning_rate * decay ** (epoch / decay_epochs)`, constant in an epoch. A
-            linear one falls to 0: `learning_rate * (1 - epoch / decay_epochs)`.
-        decay_epochs: None for `epochs`, so that a short run decays as far as a
-            long one.
+        learning_rate: Learning rate of the first step.
+        schedule: How it changes, as for `trainers.optimization.step_rates`.
+        decay: Factor by which an exponential schedule falls within `decay_epochs`.
+        decay_epochs: Epochs of the schedule; None for `epochs`, so that a short run
+            decays as far as a long one.
         kl_warmup_epochs: Epochs over which the weight of the KL rises to its last.
         kl_factor: Factor of the KL, whose weight is `kl_factor` over the number of
             training labels: `1 / N` for a classifier, and where each of N images has P
@@ -70,7 +73,7 @@ class Config:
     batch_size: int = 32
     normalization_batch: int | None = None
     learning_rate: float = 0.01
-    schedule: str = "exponential"
+    schedule: object = "exponential"
     decay: float = 0.01
     decay_epochs: int | None = None
     kl_warmup_epochs: int = 0
@@ -81,7 +84,7 @@ class Config:
     eval_batch_size: int = 256
 
     def __post_init__(self):
-        check_choice("schedule", self.schedule, ("exponential", "linear"))
+        check_schedule(self.schedule)
         decay_epochs = 1 if self.decay_epochs is None else self.decay_epochs
         normalized = self.normalization_batch or self.batch_size
         for name, value, smallest in (
@@ -110,110 +113,76 @@ class Config:
                     f"{name}={value!r}"
                 )
 
-    def learning_rate_of_epoch(self, epoch):
-        """Returns the learning rate of an epoch, counted from 0."""
+    def learning_rates(self, epoch, steps):
+        """Returns the learning rates of an epoch's steps, a list.
+
+        Args:
+            epoch: Integer from 0.
+            steps: Steps of an epoch.
+        """
         over = self.decay_epochs or self.epochs
-        if self.schedule == "linear":
-            return self.learning_rate * max(0.0, 1.0 - epoch / over)
-        return self.learning_rate * self.decay ** (epoch / over)
-
-
-def make_optimizer(name, learning_rate=0.01):
-    """Returns `"sgd"` (Nesterov, momentum 0.9) or `"adam"`, unbuilt."""
-    if name == "sgd":
-        return keras.optimizers.SGD(learning_rate, momentum=0.9, nesterov=True)
-    if name == "adam":
-        return keras.optimizers.Adam(learning_rate)
-    raise ValueError(f"`name` must be 'sgd' or 'adam'. Received: {name!r}")
-
-
-def training_order(num_examples, batch_size, seed, epoch):
-    """Returns the examples of an epoch's steps, `[N // batch_size, batch_size]`.
-
-    Args:
-        num_examples: Integer N.
-        batch_size: Integer, at most N.
-        seed: Integer from 0.
-        epoch: Integer from 0.
-    """
-    generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    steps = num_examples // batch_size
-    order = generator.permutation(num_examples)[: steps * batch_size]
-    return order.reshape(steps, batch_size).astype("int32")
-
-
-def with_normalization_batch(order, size):
-    """Appends to each step the examples that follow it in the epoch, up to `size`.
-
-    Args:
-        order: Integers `[steps, batch_size]`, as of `training_order`.
-        size: Integer, at most the number of entries of `order`.
-
-    Returns:
-        Integers `[steps, size]`: no example twice in a step.
-    """
-    steps, batch_size = order.shape
-    places = batch_size * np.arange(steps)[:, None] + np.arange(size)
-    return order.reshape(-1)[places % order.size]
+        return step_rates(
+            self.schedule, self.learning_rate, self.decay, over, epoch, steps
+        )
 
 
 class Loop:
-    """Trains a model on data held in memory; `fit` runs it.
+    """Trains a model; `fit` runs it.
 
     Args:
         model: A built Keras model, images `[batch, height, width, channels]` to
             logits `[batch, classes]` (or `[batch, ..., classes]` with labels
             `[batch, ...]`: NLL and accuracy are then means over the positions).
-        optimizer: A Keras optimizer.
-        splits: A `bayesnorm.datasets.Splits`; its images are scaled in the step.
+        optimizer: A Keras optimizer. One that has a schedule of its own keeps it;
+            otherwise each step sets the learning rate.
+        data: A `bayesnorm.datasets.Splits`, put on the device, or a dict of the
+            `trainers.sources.Source`s `"train"` and `"validation"`, such as `data` of
+            another loop. Images are scaled in the step.
         config: A `Config`.
         augment: A Keras layer on scaled images that is random when called with
             `training=True`, or None. With a label for each pixel it takes and gives a
             dict of `images` and `segmentation_masks`.
-        data: `data` of another loop on the same splits, which is then not put on the
-            device once more; or None.
+        compiled_loop: What compiles the loop over steps, a function as
+            `bayesnorm.backend.compiled_loop`: the place of a strategy that spreads a
+            step over several devices.
 
     Raises:
         ValueError: If the data do not pass `bayesnorm.datasets.validate` (NaN, wrong
-            labels), or hold fewer training examples than a batch.
+            labels), hold fewer training examples than a batch, or those of validation
+            are unlike those of training.
     """
 
-    def __init__(self, model, optimizer, splits, config, augment=None, data=None):
-        datasets.validate(splits)
-        self.num_examples = len(splits.train)
-        if config.batch_size > self.num_examples:
-            raise ValueError(
-                f"`batch_size` must be at most {self.num_examples}, the number of "
-                f"training examples. Received: batch_size={config.batch_size}"
-            )
-        used = self.num_examples // config.batch_size * config.batch_size
-        if (config.normalization_batch or 0) > used:
-            raise ValueError(
-                f"`normalization_batch` must be at most {used}, the training examples "
-                f"of an epoch. Received: normalization_batch="
-                f"{config.normalization_batch}"
-            )
+    def __init__(
+        self,
+        model,
+        optimizer,
+        data,
+        config,
+        augment=None,
+        compiled_loop=backend.compiled_loop,
+    ):
+        if isinstance(data, datasets.Splits):
+            data = of_splits(data)
+        train = data["train"]
+        train.check(config)
+        train.check_alike(data["validation"])
         self.model = model
         self.optimizer = optimizer
         self.config = config
+        self.data = data
         self._augment = augment
-        self._scale = splits.scale
-        self._dense = splits.dense
+        self._scale = train.scale
+        self._dense = train.dense
         # The KL weighs 1 / N for a classifier; a pixel counts as an example.
-        self._kl_examples = splits.train.labels.size / config.kl_factor
-        self.data = data or {
-            part: (
-                ops.convert_to_tensor(getattr(splits, part).images),
-                ops.convert_to_tensor(getattr(splits, part).labels.astype("int32")),
-            )
-            for part in ("train", "validation")
-        }
+        self._kl_examples = train.num_labels / config.kl_factor
+        self.steps = train.num_examples // config.batch_size
         if augment is not None and not augment.built:
-            shape = (None, *splits.image_shape)
+            shape = (None, *train.image_shape)
             masks = {"images": shape, "segmentation_masks": shape[:-1]}
-            augment.build(masks if splits.dense else shape)
+            augment.build(masks if train.dense else shape)
         if not optimizer.built:
             optimizer.build(model.trainable_variables)
+        self._sets_rate = isinstance(optimizer.learning_rate, keras.Variable)
         # From here on no layer counts examples to find a weight by itself.
         set_kl_weight(model, 0.0)
         augment_variables = [] if augment is None else augment.variables
@@ -222,9 +191,9 @@ class Loop:
         self.variables = list(unique.values())
         trainable = {id(v) for v in model.trainable_variables}
         self._others = [v for v in self.variables if id(v) not in trainable]
-        self._train = backend.compiled_loop(self.train_step, self.variables)
+        self._train = compiled_loop(self.train_step, self.variables)
         self._evaluate = {
-            augmented: backend.compiled_loop(
+            augmented: compiled_loop(
                 functools.partial(self.eval_step, augmented), self.variables
             )
             for augmented in (False, True)
@@ -242,8 +211,8 @@ class Loop:
         both = self._augment(both, training=True)
         return both["images"], both["segmentation_masks"]
 
-    def train_step(self, i, totals, images, labels, order):
-        """The body of the compiled loop over an epoch's steps."""
+    def train_step(self, i, totals, images, labels, order, rates):
+        """The body of the compiled loop over a block's steps."""
         indices = ops.take(order, i, axis=0)
         x, y = self._batch(images, labels, indices, augmented=True)
         size = self.config.batch_size
@@ -259,6 +228,8 @@ class Loop:
         loss, (nll, correct), gradients = backend.value_and_gradients(
             loss, trainable, self._others
         )
+        if self._sets_rate:
+            self.optimizer.learning_rate.assign(ops.take(rates, i, axis=0))
         self.optimizer.apply(gradients, trainable)
         return [t + v for t, v in zip(totals, (loss, nll, correct), strict=True)]
 
@@ -271,71 +242,72 @@ class Loop:
         return [t + ops.sum(weight * v) for t, v in zip(totals, terms, strict=True)]
 
     def begin_epoch(self, epoch, learning_rate=None):
-        """Sets learning rate and weight of the KL.
+        """Sets the weight of the KL.
 
         Args:
             epoch: Integer from 0.
-            learning_rate: Number; None for the configuration's of this epoch.
+            learning_rate: Number; None for the configuration's rates of this epoch.
 
         Returns:
-            `(order, row)`: the examples of the steps, `[steps, examples]`, and a dict
-            of `learning_rate` and `kl_weight`.
+            `(rates, row)`: the learning rates of the steps, `[steps]`, and a dict of
+            `learning_rate`, that of the first step, and `kl_weight`.
+
+        Raises:
+            ValueError: If a rate is given and the optimizer has its own schedule.
         """
         config = self.config
-        if learning_rate is None:
-            learning_rate = config.learning_rate_of_epoch(epoch)
+        if self._sets_rate:
+            rates = config.learning_rates(epoch, self.steps)
+        else:
+            rates = [float(self.optimizer.learning_rate)] * self.steps
+        if learning_rate is not None:
+            if not self._sets_rate:
+                raise ValueError(
+                    "The optimizer has a learning rate schedule of its own, which goes "
+                    "before any other: give one with a number to search for it. "
+                    f"Received: learning_rate={learning_rate!r}"
+                )
+            rates = [learning_rate] * self.steps
         weight = kl_weight_of_epoch(epoch, self._kl_examples, config.kl_warmup_epochs)
-        self.optimizer.learning_rate.assign(learning_rate)
         set_kl_weight(self.model, weight)
-        order = training_order(self.num_examples, config.batch_size, config.seed, epoch)
-        if config.normalization_batch:
-            order = with_normalization_batch(order, config.normalization_batch)
-        return order, {"learning_rate": learning_rate, "kl_weight": weight}
+        row = {"learning_rate": rates[0], "kl_weight": weight}
+        return np.asarray(rates, "float32"), row
 
-    def end_epoch(self, row, totals, steps):
+    def end_epoch(self, row, totals):
         """Returns the row of an epoch: that of its beginning and what came of it."""
-        loss, nll, accuracy = (float(total) / steps for total in totals)
+        means = (float(total) / self.steps for total in totals)
         kl = float(ops.convert_to_numpy(kl_divergence(self.model)))
-        return {**row, "loss": loss, "nll": nll, "accuracy": accuracy, "kl": kl}
+        return {**row, **dict(zip(TOTALS, means, strict=True)), "kl": kl}
 
-    def train_epoch(self, epoch, learning_rate=None, progress=None):
+    def train_epoch(self, epoch, learning_rate=None, callbacks=None):
         """Trains for an epoch.
 
         Args:
             epoch: As for `begin_epoch`.
             learning_rate: As for `begin_epoch`.
-            progress: Function `(step, steps)` called after each compiled call.
+            callbacks: A `keras.callbacks.CallbackList`, whose hooks of a batch are
+            called around each compiled call, with the means so far; or None.
 
         Returns:
             Dict of `learning_rate`, `kl_weight`, the means over the steps of `loss` and
             `nll` (nats per example, or pixel), of `accuracy`, and `kl` (nats) at the
             end of the epoch.
         """
-        order, row = self.begin_epoch(epoch, learning_rate)
-        tensors = (*self.data["train"], ops.convert_to_tensor(order))
-        totals = _run(
-            lambda start, stop, totals: self._train(start, stop, totals, *tensors),
-            np.zeros(3, "float32"),
-            len(order),
+        rates, row = self.begin_epoch(epoch, learning_rate)
+
+        def own(block, done):
+            # As long as the order, whose last steps may be none.
+            return block.order, np.resize(rates[done:], len(block.order))
+
+        totals = run_steps(
+            self._train,
+            self.data["train"].training(self.config, epoch),
+            own,
+            np.zeros(len(TOTALS), "float32"),
             self.config.steps_per_call,
-            progress,
+            callbacks,
         )
-        return self.end_epoch(row, totals, len(order))
-
-    def evaluation_order(self, part):
-        """Returns the examples of the steps of an evaluation, and their weights.
-
-        Args:
-            part: `"train"` or `"validation"`.
-
-        Returns:
-            Two arrays `[steps, eval_batch_size]`; the last step is filled up by
-            examples of weight 0.
-        """
-        count, size = int(self.data[part][0].shape[0]), self.config.eval_batch_size
-        places = np.arange(-(-count // size) * size).reshape(-1, size)
-        inside = places < count
-        return np.where(inside, places, 0).astype("int32"), inside.astype("float32")
+        return self.end_epoch(row, totals)
 
     def evaluate(self, part="validation", augmented=False):
         """Evaluates one pass, at the posterior's means.
@@ -347,16 +319,20 @@ class Loop:
         Returns:
             Dict of `nll` (nats per example) and `accuracy`.
         """
-        order, weights = map(ops.convert_to_tensor, self.evaluation_order(part))
-        images, labels = self.data[part]
-        call = self._evaluate[bool(augmented)]
-        nll, correct = _run(
-            lambda *args: call(*args, images, labels, order, weights),
+        count = 0
+
+        def own(block, done):
+            nonlocal count
+            count += int(block.weights.sum())
+            return block.order, block.weights
+
+        nll, correct = run_steps(
+            self._evaluate[bool(augmented)],
+            self.data[part].evaluation(self.config),
+            own,
             np.zeros(2, "float32"),
-            len(order),
             self.config.steps_per_call,
         )
-        count = len(labels)
         return {"nll": float(nll) / count, "accuracy": float(correct) / count}
 
     def state(self):
@@ -392,115 +368,42 @@ class Loop:
         return all(np.isfinite(np.asarray(w, "float64")).all() for w in weights)
 
 
-class Loops:
-    """Loops of networks that differ in their seeds, trained at the same time.
-
-    With JAX one program trains them all, vectorized over the networks: where one of
-    them leaves an accelerator idle, several take little longer. What each computes is
-    what it computes alone, to rounding. With TensorFlow they take turns.
-
-    Figures are lists, an entry for each loop. A network that leaves the finite range
-    does not stop the others: its figures are NaN from there on.
+def run_steps(call, blocks, own, totals, steps_per_call, callbacks=None):
+    """Runs the steps of blocks, some per call, while any of the first totals is finite.
 
     Args:
-        loops: List of `Loop`s, of one architecture, data set and configuration but for
-            seeds and learning rates.
-    """
-
-    def __init__(self, loops):
-        self.loops = list(loops)
-        self.config = self.loops[0].config
-        variables = [loop.variables for loop in self.loops]
-        self._train = backend.compiled_loops(
-            [loop.train_step for loop in self.loops], variables
-        )
-        self._evaluate = {
-            augmented: backend.compiled_loops(
-                [functools.partial(loop.eval_step, augmented) for loop in self.loops],
-                variables,
-            )
-            for augmented in (False, True)
-        }
-
-    def train_epoch(self, epoch, progress=None):
-        """Trains all for an epoch; returns dict of lists, as `Loop.train_epoch`."""
-        begun = [loop.begin_epoch(epoch) for loop in self.loops]
-        orders = [ops.convert_to_tensor(np.stack([order for order, _ in begun]))]
-        steps = int(orders[0].shape[1])
-        data = list(self.loops[0].data["train"])
-        totals = _run(
-            lambda *args: self._train(*args, data, orders),
-            np.zeros((3, len(self.loops)), "float32"),
-            steps,
-            self.config.steps_per_call,
-            progress,
-        )
-        rows = [
-            loop.end_epoch(row, own, steps)
-            for loop, (_, row), own in zip(self.loops, begun, totals.T, strict=True)
-        ]
-        return {name: [row[name] for row in rows] for name in rows[0]}
-
-    def evaluate(self, part="validation", augmented=False):
-        """Evaluates all; returns dict of lists, as `Loop.evaluate`."""
-        first = self.loops[0]
-        order, weights = map(ops.convert_to_tensor, first.evaluation_order(part))
-        data = [*first.data[part], order, weights]
-        call = self._evaluate[bool(augmented)]
-        totals = _run(
-            lambda *args: call(*args, data, []),
-            np.zeros((2, len(self.loops)), "float32"),
-            len(order),
-            self.config.steps_per_call,
-        )
-        nll, correct = totals.astype("float64") / len(data[1])
-        return {"nll": nll.tolist(), "accuracy": correct.tolist()}
-
-    def state(self):
-        """Returns the values of all variables of all loops, as a list of arrays."""
-        return [value for loop in self.loops for value in loop.state()]
-
-    def set_state(self, values):
-        """Sets all variables of all loops, as `Loop.set_state`."""
-        count = len(values) // len(self.loops)
-        for k, loop in enumerate(self.loops):
-            loop.set_state(values[k * count : (k + 1) * count])
-
-    def is_finite(self, row):
-        """Whether any of the networks is in the finite range."""
-        return any(
-            loop.is_finite(member_row(row, k)) for k, loop in enumerate(self.loops)
-        )
-
-
-def member_row(row, number):
-    """Returns the row of one network out of that of `Loops`."""
-    return {k: v[number] if isinstance(v, list) else v for k, v in row.items()}
-
-
-def _run(call, totals, steps, steps_per_call, progress=None):
-    """Runs steps, some per call, while any of the first totals is finite.
-
-    Args:
-        call: Function `(start, stop, totals) -> totals`, totals a list of tensors.
+        call: Function `(start, stop, totals, images, labels, *own) -> totals`, totals a
+            list of tensors.
+        blocks: Generator of `trainers.sources.Block`s.
+        own: Function `(block, done)` of a block and the steps before it to the other
+            arrays that its steps take.
         totals: Array `[totals, ...]`, zeros.
-        steps: Number of steps.
         steps_per_call: Number of steps of a call.
-        progress: Function `(step, steps)`, or None.
+        callbacks: A `keras.callbacks.CallbackList`, or None.
 
     Returns:
         The totals, an array.
     """
-    totals = [ops.convert_to_tensor(total) for total in totals]
-    for start in range(0, steps, steps_per_call):
-        stop = min(start + steps_per_call, steps)
-        totals = call(start, stop, totals)
-        # Waits for the device: a bar that ran ahead would mislead.
-        if not np.isfinite(ops.convert_to_numpy(totals[0])).any():
-            break
-        if progress is not None:
-            progress(stop, steps)
-    return np.stack([ops.convert_to_numpy(total) for total in totals])
+    totals, done = [ops.convert_to_tensor(total) for total in totals], 0
+    with contextlib.closing(blocks):
+        for block in blocks:
+            tensors = (block.images, block.labels)
+            tensors += tuple(map(ops.convert_to_tensor, own(block, done)))
+            for start in range(0, block.steps, steps_per_call):
+                stop = min(start + steps_per_call, block.steps)
+                if callbacks is not None:
+                    callbacks.on_train_batch_begin(done + start)
+                totals = call(start, stop, totals, *tensors)
+                # Waits for the device: a bar that ran ahead would mislead.
+                values = np.stack([ops.convert_to_numpy(total) for total in totals])
+                if not np.isfinite(values[0]).any():
+                    return values
+                if callbacks is not None:
+                    means = (values.astype("float64") / (done + stop)).tolist()
+                    logs = dict(zip(TOTALS, means, strict=True))
+                    callbacks.on_train_batch_end(done + stop - 1, logs)
+            done += block.steps
+    return values
 
 
 def _nll_and_correct(logits, labels):
@@ -515,14 +418,21 @@ def _nll_and_correct(logits, labels):
     )
 
 
-def fit(loop, checkpoints=None, progress=None, on_epoch_end=None):
+def fit(loop, checkpoints=None, callbacks=()):
     """Trains for the configured epochs, from the last checkpoint if there is one.
 
     Args:
-        loop: A `Loop`, or several as `Loops`.
+        loop: A `Loop`, or several as `trainers.simultaneous.Loops`.
         checkpoints: A `trainers.checkpoints.Checkpoints`, or None to keep none.
-        progress: A `trainers.progress.Progress`, or None to be silent.
-        on_epoch_end: Function of the history so far, or None.
+        callbacks: List of `keras.callbacks.Callback`s, such as a
+            `trainers.progress.Progress`. They are called as by Keras's `fit`, the hooks
+            of a batch once for each compiled call; `logs` of an epoch are its entry of
+            the history, and `params["history"]` is the history so far, of a run gone on
+            with also what lies behind. An epoch's checkpoint is written after its
+            `on_epoch_end` and holds what that did to the model, but no state of the
+            callbacks. One that sets `stop_training` of the model ends the run, which
+            goes on if begun again. Of several loops there is no model. The learning
+            rate is the schedule's: what a callback assigns is overwritten.
 
     Returns:
         The history, a list of one dict per epoch: those of `Loop.train_epoch`,
@@ -535,6 +445,7 @@ def fit(loop, checkpoints=None, progress=None, on_epoch_end=None):
             there is none).
     """
     config = loop.config
+    model = getattr(loop, "model", None)
     good, good_epoch = loop.state(), 0
     history = []
     saved = checkpoints.latest() if checkpoints is not None else None
@@ -542,12 +453,20 @@ def fit(loop, checkpoints=None, progress=None, on_epoch_end=None):
         good, history = saved.values, saved.history
         good_epoch = len(history)
         loop.set_state(good)
-        if progress is not None:
-            progress.note(f"resuming after epoch {len(history)} of {config.epochs}")
+    callbacks = keras.callbacks.CallbackList(
+        list(callbacks),
+        model=model,
+        epochs=config.epochs,
+        steps=loop.steps,
+        history=history,
+    )
+    if model is not None:
+        model.stop_training = False
+    callbacks.on_train_begin()
     for epoch in range(len(history), config.epochs):
         start = time.perf_counter()
-        steps = None if progress is None else progress.steps(epoch + 1, config.epochs)
-        row = {"epoch": epoch + 1, **loop.train_epoch(epoch, progress=steps)}
+        callbacks.on_epoch_begin(epoch)
+        row = {"epoch": epoch + 1, **loop.train_epoch(epoch, callbacks=callbacks)}
         validation = loop.evaluate("validation", config.augment_validation)
         row |= {f"val_{name}": value for name, value in validation.items()}
         row["seconds"] = time.perf_counter() - start
@@ -563,13 +482,13 @@ def fit(loop, checkpoints=None, progress=None, on_epoch_end=None):
                 + (", in another working directory." if good_epoch else ".")
             )
         history.append(row)
-        last = epoch + 1 == config.epochs
+        callbacks.on_epoch_end(epoch, row)
+        last = epoch + 1 == config.epochs or getattr(model, "stop_training", False)
         if checkpoints is None or last or checkpoints.is_due(epoch + 1):
             good, good_epoch = loop.state(), epoch + 1
             if checkpoints is not None:
                 checkpoints.save(good, history)
-        if progress is not None:
-            progress.epoch(row, config.epochs)
-        if on_epoch_end is not None:
-            on_epoch_end(history)
+        if last:
+            break
+    callbacks.on_train_end()
     return history

@@ -2,22 +2,25 @@
 
 import sys
 
+import keras
 import numpy as np
 
 _BAR = 24
 
 
-class Progress:
-    """Writes the progress of `trainers.loop.fit`.
+class Progress(keras.callbacks.Callback):
+    """Writes the progress of `trainers.loop.fit`, one of its callbacks.
 
     Args:
         stream: A text stream; None for the standard output.
     """
 
     def __init__(self, stream=None):
+        super().__init__()
         self._stream = sys.stdout if stream is None else stream
         self._terminal = self._stream.isatty()
         self._seconds = []
+        self._epoch = 0
 
     def _write(self, text, end="\n"):
         clear = "\r\x1b[K" if self._terminal else ""
@@ -28,17 +31,27 @@ class Progress:
         """Writes a line."""
         self._write(text)
 
-    def steps(self, epoch, epochs):
-        """Returns the function `(step, steps)` of an epoch's bar, None without one."""
+    def on_train_begin(self, logs=None):
+        """Says where a run goes on."""
+        if done := len(self.params["history"]):
+            self.note(f"resuming after epoch {done} of {self.params['epochs']}")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Notes the number of the epoch, for the bar."""
+        self._epoch = epoch + 1
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Draws the bar of an epoch on a terminal."""
         if not self._terminal:
-            return None
+            return
+        epochs, steps = self.params["epochs"], self.params["steps"]
+        filled = _BAR * (batch + 1) // steps
+        bar = "#" * filled + "." * (_BAR - filled)
+        self._write(f"epoch {self._epoch}/{epochs} [{bar}] {batch + 1}/{steps}", end="")
 
-        def update(step, steps):
-            filled = _BAR * step // steps
-            bar = "#" * filled + "." * (_BAR - filled)
-            self._write(f"epoch {epoch}/{epochs} [{bar}] {step}/{steps}", end="")
-
-        return update
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes the line of an epoch."""
+        self.epoch(self.params["history"][-1], self.params["epochs"])
 
     def epoch(self, row, epochs):
         """Writes the line of an epoch: an entry of the history.

@@ -9,8 +9,10 @@ from trainers import flags as trainer_flags
 from trainers import learning_rate
 from trainers.checkpoints import Checkpoints, write_history
 from trainers.groups import image_size
-from trainers.loop import Config, Loop, fit, make_optimizer, training_order
+from trainers.loop import Config, Loop, fit
+from trainers.optimization import make_optimizer
 from trainers.progress import Progress
+from trainers.sources import OnDevice, OnHost, of_splits, training_order
 from trainers.workdir import Workdir
 
 # Pixels of the smallest image that the networks take without padding.
@@ -144,7 +146,8 @@ def make_loop(flags, model, splits, seed=None, augmentation=None, data=None):
         splits: The `Splits`.
         seed: Seed of the order and of the augmentation; None for the flag's.
         augmentation: As `kind` of `make_augmentation`.
-        data: As of `Loop`.
+        data: `data` of another loop on the same set, which is then not put on the
+            device once more; or None.
     """
     seed = flags.seed if seed is None else seed
     settings = {
@@ -159,10 +162,9 @@ def make_loop(flags, model, splits, seed=None, augmentation=None, data=None):
     return Loop(
         model,
         make_optimizer(flags.optimizer),
-        splits,
+        data or of_splits(splits, OnHost if flags.stream else OnDevice),
         config,
         make_augmentation(flags, splits, seed, augmentation),
-        data,
     )
 
 
@@ -211,14 +213,26 @@ def train(flags, model, splits, workdir, seed=None, augmentation=None):
     log = backend.scalar_writer(workdir / "tensorboard") if flags.tensorboard else None
     if flags.tensorboard and log is None:
         progress.note("no TensorBoard scalars: they are written with TensorFlow only")
-
-    def on_epoch_end(history):
-        write_history(workdir / "history.csv", history)
-        if log is not None:
-            log(len(history), {k: v for k, v in history[-1].items() if k != "epoch"})
-
+    records = _Records(workdir / "history.csv", log)
     checkpoints = Checkpoints(workdir / "checkpoints", flags.checkpoint_every)
-    history = fit(loop, checkpoints, progress, on_epoch_end)
-    # Again: a run may have been killed between its last checkpoint and this file.
-    write_history(workdir / "history.csv", history)
-    return history
+    return fit(loop, checkpoints, [progress, records])
+
+
+class _Records(keras.callbacks.Callback):
+    """Writes `history.csv`, and scalars for TensorBoard."""
+
+    def __init__(self, path, log):
+        super().__init__()
+        self._path, self._log = path, log
+
+    def on_train_begin(self, logs=None):
+        # A run that is over writes it again, if somebody took it away.
+        if self.params["history"]:
+            write_history(self._path, self.params["history"])
+
+    def on_epoch_end(self, epoch, logs=None):
+        history = self.params["history"]
+        write_history(self._path, history)
+        if self._log is not None:
+            scalars = {k: v for k, v in history[-1].items() if k != "epoch"}
+            self._log(epoch + 1, scalars)

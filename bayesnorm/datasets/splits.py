@@ -111,7 +111,7 @@ def validate(splits):
         label_range = splits.num_classes
         if part == "ood":
             label_range = len(splits.ood_class_names) or None
-        _check_split(f"{where}, part {part!r}", split, label_range)
+        check_split(f"{where}, part {part!r}", split, label_range)
         shape = shape or split.images.shape[1:]
         dtype = dtype or split.images.dtype
         if split.images.shape[1:] != shape or split.images.dtype != dtype:
@@ -157,7 +157,17 @@ def _check_classes(where, num_classes, class_names):
         )
 
 
-def _check_split(where, split, label_range):
+def check_split(where, split, label_range):
+    """Checks images and labels.
+
+    Args:
+        where: What they are, in words, for the error.
+        split: A `Split`.
+        label_range: Number of classes; None if it is not known.
+
+    Raises:
+        ValueError: As for `validate`.
+    """
     images, labels = split.images, split.labels
     if not isinstance(images, np.ndarray) or images.dtype not in (np.uint8, np.float32):
         raise ValueError(
@@ -289,7 +299,7 @@ def from_arrays(
     if scale is None:
         scale = 1 / 255 if images.dtype == np.uint8 else 1.0
     # Statistics of bad images would only warn; the check names the culprit.
-    _check_split(f"data set {name!r}, part 'train'", parts["train"], len(class_names))
+    check_split(f"data set {name!r}, part 'train'", parts["train"], len(class_names))
     mean, stddev = channel_statistics(images, scale)
     return Splits(
         name=name,

@@ -4,7 +4,10 @@ import contextlib
 import os
 import pathlib
 import shutil
+import time
 import uuid
+
+_STALE_S = 600.0
 
 
 @contextlib.contextmanager
@@ -30,6 +33,22 @@ def drafted(path):
         if draft.is_dir():
             shutil.rmtree(draft, ignore_errors=True)
         draft.unlink(missing_ok=True)
+
+
+def remove_drafts(folder, pattern):
+    """Removes the drafts that killed writes left behind.
+
+    One on which somebody wrote in the last ten minutes may be of a process that lives.
+
+    Args:
+        folder: Path of the folder.
+        pattern: Pattern of the names of the files that were to be.
+    """
+    for draft in pathlib.Path(folder).glob(f".{pattern}.{'[0-9a-f]' * 32}"):
+        # Another process may be quicker.
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - draft.stat().st_mtime > _STALE_S:
+                draft.unlink()
 
 
 def write_atomically(path, data):

@@ -105,7 +105,7 @@ def number_of_batches(x, batch_size, steps=None, rows=None):
 
 def _batches(found, batch_size, model, most=None):
     start = 0
-    for batch in _recut(_checked(found, model), batch_size, most):
+    for batch in recut(_checked(found, model), batch_size, most):
         _check_finite(batch, start)
         start += rows_of(batch)
         yield batch
@@ -128,7 +128,14 @@ def _checked(found, model):
         yield batch
 
 
-def _recut(found, batch_size, most):
+def recut(found, batch_size, most=None):
+    """Yields batches cut anew, of `batch_size` until their shape changes or they end.
+
+    Args:
+        found: Iterable of nests of arrays.
+        batch_size: Integer.
+        most: As for `stream`.
+    """
     for _, group in itertools.groupby(found, shapes_of):
         yield from _recut_group(group, batch_size, most)
 

@@ -36,7 +36,7 @@ def elements(x, batch_size, steps=None):
     if is_array_nest(x):
         return iter([_first_steps(as_arrays(x), batch_size, steps)])
     if isinstance(x, keras.utils.PyDataset):
-        return _inputs(_items(x), steps)
+        return _inputs(items(x), steps)
     if hasattr(x, "__iter__") and not isinstance(x, str | bytes):
         return _inputs(x, steps)
     raise TypeError(
@@ -51,7 +51,7 @@ def check_ends(x, steps):
 
     That of a generator is not known.
     """
-    if steps is None and _is_endless(x):
+    if steps is None and is_endless(x):
         raise ValueError(
             f"The {type(x).__name__} has no end (repeat() without a number, or "
             "num_batches=None). Pass steps=, the number of its batches to take, or "
@@ -59,7 +59,8 @@ def check_ends(x, steps):
         )
 
 
-def _is_endless(x):
+def is_endless(x):
+    """Whether data are known to go on for ever; of a generator it is not known."""
     if isinstance(x, keras.utils.PyDataset):
         return _num_batches(x) is None
     cardinality = getattr(x, "cardinality", None)
@@ -73,10 +74,11 @@ def _num_batches(dataset):
         return None
 
 
-def _items(dataset):
+def items(dataset):
+    """Yields the items of a `PyDataset` in their order, perhaps for ever."""
     number = _num_batches(dataset)
     numbers = itertools.count() if number is None else range(number)
-    return (dataset[i] for i in numbers)
+    yield from (dataset[i] for i in numbers)
 
 
 def _inputs(batches, steps):

@@ -59,6 +59,8 @@ class TimedCheckpoints(Checkpoints):
         return self.is_over or now - self._saved >= self._seconds
 
     def save(self, values, history):
-        """As `Checkpoints.save`."""
+        """As `Checkpoints.save`; raises OutOfTimeError if the time is over then."""
         super().save(values, history)
         self._saved = time.monotonic()
+        if self.is_over:
+            raise OutOfTimeError(f"after epoch {len(history)}")

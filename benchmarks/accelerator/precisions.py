@@ -5,7 +5,7 @@ import functools
 from benchmarks.accelerator import device, speed, training
 from benchmarks.accelerator.context import Piece, all_cnn_loop, networks
 from trainers import all_cnn, session
-from trainers.loop import Loops
+from trainers.simultaneous import Loops
 
 _KIND = "All-CNN, AN + stochastic"
 _EPOCHS, _SEEDS = 5, 3

@@ -17,7 +17,7 @@ from benchmarks.accelerator.ledger import DONE
 from benchmarks.accelerator.training import Stopwatch, seconds_per_epoch
 from trainers import all_cnn, sbn
 from trainers.comparison.plan import slug
-from trainers.loop import Loops
+from trainers.simultaneous import Loops
 
 _ALL_CNN, _SBN = all_cnn.PROGRAM, sbn.PROGRAM
 # Kind of network -> program and flags, those that the tables need most first.
@@ -177,7 +177,7 @@ def flop_share(context, kind, images_per_second):
 def summary(context, kind, loops, histories):
     """Returns what a training at once took: a result of a piece, a dict for JSON."""
     each = seconds_per_epoch(histories)
-    rate = loops[0].num_examples * len(loops) / each
+    rate = loops[0].data["train"].num_examples * len(loops) / each
     return {
         "networks_at_once": len(loops),
         "seconds_per_epoch": each,

@@ -7,7 +7,8 @@ import numpy as np
 
 from benchmarks.accelerator.clock import OutOfTimeError, TimedCheckpoints
 from trainers.checkpoints import write_history
-from trainers.loop import Loops, fit, member_row
+from trainers.loop import fit
+from trainers.simultaneous import Loops, member_row
 
 
 def train(context, loops, folder, histories):
@@ -26,15 +27,11 @@ def train(context, loops, folder, histories):
         OutOfTimeError: If there is no time for another epoch; there is a checkpoint.
     """
     checkpoints = TimedCheckpoints(folder, context.clock, context.checkpoint_s)
-
-    def on_epoch_end(history):
-        if checkpoints.is_over:
-            _write(histories, _apart(history, len(loops)))
-            raise OutOfTimeError(
-                f"after epoch {len(history)} of {loops[0].config.epochs}"
-            )
-
-    history = fit(Loops(loops), checkpoints, context.progress, on_epoch_end)
+    try:
+        history = fit(Loops(loops), checkpoints, [context.progress])
+    except OutOfTimeError:
+        _write(histories, _apart(checkpoints.latest().history, len(loops)))
+        raise
     members = _apart(history, len(loops))
     _write(histories, members)
     return members

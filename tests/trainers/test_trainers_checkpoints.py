@@ -1,6 +1,7 @@
 """Checkpoints and the folder of a run."""
 
 import csv
+import os
 
 import numpy as np
 import pytest
@@ -28,6 +29,20 @@ def test_a_checkpoint_returns_what_was_saved_and_two_are_kept(tmp_path):
     for value, expected in zip(saved.values, VALUES, strict=True):
         np.testing.assert_array_equal(value, expected + 3)
         assert value.dtype == (expected + 3).dtype
+
+
+def test_old_drafts_of_killed_runs_are_removed(tmp_path):
+    old, new = (tmp_path / f".epoch-000001.npz.{c * 32}" for c in "ab")
+    other = tmp_path / f".other.npz.{'a' * 32}"
+    for path in (old, new, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    Checkpoints(tmp_path).save(VALUES, history(1))
+    # The young one may be of a process that writes it.
+    assert not old.exists()
+    assert new.exists()
+    assert other.exists()
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped"])

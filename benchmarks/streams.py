@@ -1,0 +1,166 @@
+"""Training from a stream: memory, and steps per second beside data on the device.
+
+```
+python -m benchmarks.streams --output=benchmarks/results/streams
+KERAS_BACKEND=jax python -m benchmarks.streams --output=benchmarks/results/streams
+```
+
+Images are made from their index as they are read, from `tf.data`, Grain and a
+`keras.utils.PyDataset`. The peak of the resident memory is taken in a process of its
+own, of a short run and of one ten times longer: it must not grow with the stream. Steps
+per second are of epochs that take turns with those of data that lie on the device.
+"""
+
+import importlib.util
+import json
+import pathlib
+import resource
+import subprocess
+import sys
+
+import keras
+import numpy as np
+from absl import app, flags
+
+from benchmarks import timing
+from trainers import command
+from trainers.loop import Config, Loop
+from trainers.optimization import make_optimizer
+from trainers.sources import OnDevice, Split, Stream
+
+_STEPS = flags.DEFINE_integer("steps", 150, "Steps of the short run.", 1)
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each.", 1)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the table.")
+_PEAK = flags.DEFINE_string("peak", None, "Only the memory of a run, as KIND:STEPS.")
+
+_SHAPE, _CLASSES, _BATCH, _CALL, _TURN = (128, 128, 3), 10, 64, 10, 30
+_PIXELS = int(np.prod(_SHAPE))
+_POOL = np.random.default_rng(0).integers(0, 256, 2 * _PIXELS).astype("uint8")
+_MODULES = {"tf.data": "tensorflow", "Grain": "grain", "PyDataset": "keras"}
+
+
+def example(i):
+    """Returns image and label of an index."""
+    start = i * 7919 % _PIXELS
+    return _POOL[start : start + _PIXELS].reshape(_SHAPE), i % _CLASSES
+
+
+def batch(i):
+    """Returns images and labels of a batch."""
+    images, labels = zip(
+        *map(example, range(i * _BATCH, (i + 1) * _BATCH)), strict=True
+    )
+    return np.stack(images), np.array(labels)
+
+
+class Batches(keras.utils.PyDataset):
+    """So many batches."""
+
+    def __init__(self, length):
+        super().__init__()
+        self._length = length
+
+    def __len__(self):
+        return self._length
+
+    def __getitem__(self, i):
+        return batch(i)
+
+
+def data_of(kind, steps):
+    """Returns data of so many batches."""
+    if kind == "PyDataset":
+        return Batches(steps)
+    if kind == "Grain":
+        import grain
+
+        return grain.MapDataset.range(steps).map(batch)
+    import tensorflow as tf
+
+    def read(i):
+        images, labels = tf.numpy_function(batch, [i], ("uint8", "int64"))
+        return tf.ensure_shape(images, (_BATCH, *_SHAPE)), labels
+
+    return lambda epoch: (
+        tf.data.Dataset.range(steps).shuffle(steps, epoch).map(read).as_numpy_iterator()
+    )
+
+
+def loop_on(train):
+    """Returns a loop on a source."""
+    model = keras.Sequential(
+        [
+            keras.Input(_SHAPE),
+            keras.layers.Conv2D(16, 16, strides=16, activation="relu"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(_CLASSES),
+        ]
+    )
+    config = Config(1, _BATCH, steps_per_call=_CALL)
+    validation = OnDevice(Split(*batch(0)), 1 / 255)
+    data = {"train": train, "validation": validation}
+    return Loop(model, make_optimizer("sgd"), data, config)
+
+
+def source_of(kind, steps):
+    """Returns a source of so many steps."""
+    if kind == "on the device":
+        parts = zip(*map(batch, range(steps)), strict=True)
+        return OnDevice(Split(*map(np.concatenate, parts)), 1 / 255)
+    return Stream(data_of(kind, steps), _CLASSES, steps * _BATCH)
+
+
+def peak(kind, steps):
+    """Returns the peak of the resident memory of a run in a process of its own, MB."""
+    arguments = [sys.executable, "-m", "benchmarks.streams", f"--peak={kind}:{steps}"]
+    said = subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True)
+    return float(said.stdout.splitlines()[-1])
+
+
+def main(argv):
+    """Measures, prints and writes."""
+    del argv
+    if _PEAK.value:
+        kind, _, steps = _PEAK.value.partition(":")
+        loop_on(source_of(kind, int(steps))).train_epoch(0)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    kinds = [kind for kind, name in _MODULES.items() if importlib.util.find_spec(name)]
+    loops = {
+        kind: loop_on(source_of(kind, _TURN)) for kind in ("on the device", *kinds)
+    }
+    turns = {
+        kind: lambda loop=loop: loop.train_epoch(0, 1e-4)
+        for kind, loop in loops.items()
+    }
+    seconds = timing.take_turns(turns, _ROUNDS.value)
+    summary = timing.summarize(
+        f"A training step, {_BATCH} images of {_PIXELS} bytes",
+        seconds,
+        "on the device",
+        per=_TURN,
+    )
+    short, long = _STEPS.value, 10 * _STEPS.value
+    lines = [
+        f"| stream | {short} steps, MB | {long} steps, MB |",
+        "| --- | --- | --- |",
+        f"| read | {short * _BATCH * _PIXELS / 2**20:.0f} "
+        f"| {long * _BATCH * _PIXELS / 2**20:.0f} |",
+    ]
+    summary["peaks"] = {kind: [peak(kind, n) for n in (short, long)] for kind in kinds}
+    for kind, (a, b) in summary["peaks"].items():
+        lines.append(f"| peak memory, {kind} | {a:.0f} | {b:.0f} |")
+    text = "\n".join(
+        [timing.table(summary), *lines, "", "```", command.as_given(), "```", ""]
+    )
+    print(text)
+    if _OUTPUT.value:
+        folder = pathlib.Path(_OUTPUT.value)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = keras.backend.backend()
+        (folder / f"{name}.md").write_text(text)
+        (folder / f"{name}.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

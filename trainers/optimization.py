@@ -1,0 +1,90 @@
+"""Optimizers by name, and schedules of the learning rate."""
+
+import inspect
+
+import keras
+import numpy as np
+
+SCHEDULES = ("constant", "cosine", "exponential", "linear")
+OPTIMIZERS = {
+    name.lower(): kind
+    for name, kind in vars(keras.optimizers).items()
+    if inspect.isclass(kind)
+    and issubclass(kind, keras.optimizers.Optimizer)
+    and name not in ("Optimizer", "LossScaleOptimizer")
+}
+
+
+def make_optimizer(optimizer, learning_rate=0.01):
+    """Returns an optimizer, unbuilt if it is made here.
+
+    Args:
+        optimizer: Name of one of `keras.optimizers` in lower case, `"sgd"` being
+            Nesterov's of momentum 0.9 and others Keras's defaults; or an optimizer,
+            which is returned.
+        learning_rate: Learning rate of one that is made.
+
+    Raises:
+        ValueError: If there is none of the name.
+    """
+    if isinstance(optimizer, keras.optimizers.Optimizer):
+        return optimizer
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(
+            "`optimizer` must be a Keras optimizer or one of "
+            f"{tuple(sorted(OPTIMIZERS))}. Received: {optimizer!r}"
+        )
+    momentum = {"momentum": 0.9, "nesterov": True} if optimizer == "sgd" else {}
+    return OPTIMIZERS[optimizer](learning_rate, **momentum)
+
+
+def check_schedule(schedule):
+    """Raises a ValueError if it is neither a name in `SCHEDULES` nor a function."""
+    if schedule not in SCHEDULES and not callable(schedule):
+        raise ValueError(
+            f"`schedule` must be one of {SCHEDULES}, a "
+            "keras.optimizers.schedules.LearningRateSchedule or another function of "
+            f"the step. Received: {schedule!r}"
+        )
+
+
+def step_rates(schedule, initial, decay, over, epoch, steps):
+    """Returns the learning rates of an epoch's steps, a list of numbers.
+
+    Args:
+        schedule: One of
+
+            - `"constant"`: `initial`;
+            - `"exponential"`: `initial * decay ** (epoch / over)`, one for an epoch;
+            - `"linear"`: to 0, `initial * (1 - epoch / over)`, one for an epoch;
+            - `"cosine"`: to 0, `initial * (1 + cos(pi * step / (over * steps))) / 2`;
+            - a `keras.optimizers.schedules.LearningRateSchedule` or another function
+              of the step, an integer from 0 at the first step of the first epoch, to
+              the rate. It alone says the rates, and is called on the host.
+        initial: Learning rate of the first step.
+        decay: Number, see above.
+        over: Epochs of the schedule.
+        epoch: Integer from 0.
+        steps: Steps of an epoch.
+
+    Raises:
+        ValueError: If a rate is not a finite number from 0.
+    """
+    if schedule == "linear":
+        return [initial * max(0.0, 1.0 - epoch / over)] * steps
+    if schedule == "exponential":
+        return [initial * decay ** (epoch / over)] * steps
+    if schedule == "constant":
+        return [initial] * steps
+    numbers = range(epoch * steps, (epoch + 1) * steps)
+    if schedule == "cosine":
+        part = np.minimum(np.array(numbers) / (over * steps), 1.0)
+        return (initial * (1 + np.cos(np.pi * part)) / 2).tolist()
+    rates = [float(schedule(step)) for step in numbers]
+    for step, rate in zip(numbers, rates, strict=True):
+        if not 0 <= rate < float("inf"):
+            raise ValueError(
+                "`schedule` must return a finite number from 0 for every step. "
+                f"Received: {rate!r} for step {step}"
+            )
+    return rates
