@@ -13,8 +13,6 @@ are random: neither time nor size depends on them.
 """
 
 import pathlib
-import shlex
-import sys
 import tempfile
 import time
 import warnings
@@ -25,6 +23,7 @@ from absl import app, flags
 
 import bayesnorm
 from benchmarks import timing
+from trainers import flags as trainer_flags
 
 _NETWORKS = flags.DEFINE_list("networks", ["lenet5", "all_cnn"], "Networks.")
 _WIDTH = flags.DEFINE_float("width", 0.125, "Width factor.", 0.01)
@@ -171,7 +170,7 @@ def main(argv):
     folder.mkdir(parents=True, exist_ok=True)
     backend = keras.backend.backend()
     timing.write(folder / f"{backend}.json", results)
-    command = shlex.join(["python", "-m", "benchmarks.ensembles", *sys.argv[1:]])
+    command = trainer_flags.command()
     head = (
         f"# Ensembles: compiled once, against once a member\n\n    {command}\n\n"
         f"On {timing.hardware()}, Keras {keras.version()} on {backend}; "

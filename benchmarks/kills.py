@@ -29,6 +29,7 @@ import numpy as np
 from absl import app, flags
 
 from bayesnorm.storage import write_atomically
+from trainers import flags as trainer_flags
 from trainers.report.tables import table
 
 _KILLS = flags.DEFINE_integer("kills", 20, "Kills in all.", 1)
@@ -161,11 +162,10 @@ def _page(rows):
         ],
     )
     commands = "\n".join(f"python -m {row['command']}" for row in rows)
-    words = shlex.join(["python", "-m", "benchmarks.kills", *sys.argv[1:]])
     return f"""# Runs that were killed
 
-`{words}`; {os.cpu_count()} cores, {platform.machine()}; Keras {keras.__version__} on \
-{keras.backend.backend()}.
+`{trainer_flags.command()}`; {os.cpu_count()} cores, {platform.machine()}; \
+Keras {keras.__version__} on {keras.backend.backend()}.
 
 {rendered}
 

@@ -14,8 +14,6 @@ same settings is not run again, so that a broken run goes on.
 
 import json
 import pathlib
-import shlex
-import sys
 
 import keras
 import numpy as np
@@ -24,6 +22,7 @@ from keras import layers
 
 import bayesnorm
 from benchmarks import timing
+from trainers import flags as trainer_flags
 from trainers.report import tables
 
 _NETWORKS = flags.DEFINE_list("networks", [], "Networks, none for all.")
@@ -166,7 +165,7 @@ def main(argv):
     """Runs the comparison and writes after each network what there is."""
     del argv
     settings = {
-        "command": shlex.join(["python", "-m", "benchmarks.moments", *sys.argv[1:]]),
+        "command": trainer_flags.command(),
         "size": _SIZE.value,
         "keras": keras.__version__,
         "backend": keras.backend.backend(),

@@ -23,7 +23,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import timing
-from trainers import command
+from trainers.flags import command
 from trainers.loop import Config, Loop
 from trainers.optimization import make_optimizer
 from trainers.sources import OnDevice, Split, Stream
@@ -150,9 +150,7 @@ def main(argv):
     summary["peaks"] = {kind: [peak(kind, n) for n in (short, long)] for kind in kinds}
     for kind, (a, b) in summary["peaks"].items():
         lines.append(f"| peak memory, {kind} | {a:.0f} | {b:.0f} |")
-    text = "\n".join(
-        [timing.table(summary), *lines, "", "```", command.as_given(), "```", ""]
-    )
+    text = "\n".join([timing.table(summary), *lines, "", "```", command(), "```", ""])
     print(text)
     if _OUTPUT.value:
         folder = pathlib.Path(_OUTPUT.value)

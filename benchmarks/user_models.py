@@ -16,7 +16,6 @@ import collections
 import json
 import pathlib
 import re
-import shlex
 import sys
 import tempfile
 import warnings
@@ -29,6 +28,7 @@ from keras import layers, ops
 
 import bayesnorm
 from benchmarks import timing
+from trainers import flags as trainer_flags
 from trainers.report import tables
 
 _MODELS = flags.DEFINE_integer("models", 200, "Number of networks.", 1)
@@ -429,7 +429,7 @@ def _kind(outcome):
 
 
 def _page(found, number):
-    command = shlex.join(["python", "-m", "benchmarks.user_models", *sys.argv[1:]])
+    command = trainer_flags.command()
     counts, reasons = collections.defaultdict(collections.Counter), []
     for of_seed in found.values():
         for step, outcome in of_seed.items():

@@ -138,13 +138,19 @@ def defining(flags):
     return {name: value for name, value in texts(flags).items() if counts(name)}
 
 
-def command(flags):
-    """Returns the command line of this process, without this machine's folders."""
+def command(flags=None):
+    """Returns the command line of this process.
+
+    Args:
+        flags: Its flags, of which some are stated otherwise; None for its words.
+    """
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     # Without a spec it is a program of its own, as pip installs it.
     line = [os.path.basename(sys.argv[0])]
     if spec:
         line = ["python", "-m", spec.name.removesuffix(".__main__")]
+    if flags is None:
+        return shlex.join(line + sys.argv[1:])
     for name, value in given(flags).items():
         stated = flags[name].about.stated
         if stated != "":
