@@ -19,9 +19,16 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "tensorflow: needs the TensorFlow backend")
 
 
+# Fixtures of a module that are a whole run: one process makes them, not each.
+_RUNS = {"finished", "unbroken"}
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Skips the tests of the other backend, and says so."""
+    """Skips the tests of the other backend, and says so; groups those of one run."""
     for item in items:
+        if _RUNS & set(item.fixturenames):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
         for backend in ("tensorflow", "jax"):
             if item.get_closest_marker(backend) and backend != BACKEND:
                 reason = f"needs KERAS_BACKEND={backend}"

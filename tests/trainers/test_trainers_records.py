@@ -142,6 +142,11 @@ def test_a_layer_of_ones_own_appears_in_every_report(tmp_path, rng, monkeypatch)
     found = methods.standard(model, 4, 0, said.append)
     assert list(found) == ["one_pass", "averaged"]
     assert "no propagated moments: No rule" in said[0]
+    more = methods.standard(model, 11, 0, said.append)
+    assert [more[key].short for key in ("averaged_10", "averaged")] == [
+        "MC-10",
+        "MC-11",
+    ]
     flags = types.SimpleNamespace(samples=4, dataset_title="dots")
     evaluation = evaluate(flags, splits, model, [row], found, "averaged", said.append)
     report.write(tmp_path, evaluation, "A network", note=said.append)
