@@ -164,19 +164,22 @@ def main(argv):
         for summary in compare(name):
             results.append(summary)
             print(described(summary), flush=True)
+            _write(results)
+
+
+def _write(results):
     if _OUTPUT.value is None:
         return
     folder = pathlib.Path(_OUTPUT.value)
     folder.mkdir(parents=True, exist_ok=True)
-    backend = keras.backend.backend()
-    timing.write(folder / f"{backend}.json", results)
+    timing.write(folder / "metrics.json", results)
     command = trainer_flags.command()
     head = (
         f"# Ensembles: compiled once, against once a member\n\n    {command}\n\n"
-        f"On {timing.hardware()}, Keras {keras.version()} on {backend}; "
+        f"On {timing.hardware()}, Keras {keras.version()}; "
         f"{_EXAMPLES.value} examples, {_SAMPLES.value} samples of a member.\n\n"
     )
-    (folder / f"report_{backend}.md").write_text(
+    (folder / "report.md").write_text(
         head + "\n".join(described(summary) for summary in results)
     )
 
