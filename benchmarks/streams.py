@@ -22,11 +22,13 @@ import keras
 import numpy as np
 from absl import app, flags
 
+from bayesnorm.datasets import Split
+from bayesnorm.streams.sources import OnDevice
+from bayesnorm.streams.streamed import Stream
 from benchmarks import timing
 from trainers import command
 from trainers.loop import Config, Loop
 from trainers.optimization import make_optimizer
-from trainers.sources import OnDevice, Split, Stream
 
 _STEPS = flags.DEFINE_integer("steps", 100, "Steps of the short run.", 1)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", 1)
@@ -35,6 +37,7 @@ _PEAK = flags.DEFINE_string("peak", None, "Only the memory of a run, as KIND:STE
 
 _SHAPE, _CLASSES, _BATCH, _CALL, _TURN = (128, 128, 3), 10, 32, 10, 20
 _PIXELS = int(np.prod(_SHAPE))
+STEP_BYTES = _BATCH * _PIXELS
 _POOL = np.random.default_rng(0).integers(0, 256, 2 * _PIXELS).astype("uint8")
 _MODULES = {"tf.data": "tensorflow", "Grain": "grain", "PyDataset": "keras"}
 
@@ -148,8 +151,8 @@ def main(argv):
     lines = [
         f"| stream | {short} steps, MB | {long} steps, MB |",
         "| --- | --- | --- |",
-        f"| read | {short * _BATCH * _PIXELS / 2**20:.0f} "
-        f"| {long * _BATCH * _PIXELS / 2**20:.0f} |",
+        f"| read | {short * STEP_BYTES / 2**20:.0f} "
+        f"| {long * STEP_BYTES / 2**20:.0f} |",
     ]
     summary["peaks"] = {kind: [peak(kind, n) for n in (short, long)] for kind in kinds}
     for kind, (a, b) in summary["peaks"].items():

@@ -5,13 +5,13 @@ import dataclasses
 import keras
 
 from bayesnorm import backend, datasets
+from bayesnorm.streams.sources import OnDevice, OnHost, of_splits, training_order
 from trainers import command, learning_rate
 from trainers.checkpoints import Checkpoints, Workdir, write_history
 from trainers.flags import FLAGS, defining_flags, image_size
 from trainers.loop import Config, Loop, fit
 from trainers.optimization import make_optimizer
 from trainers.progress import Progress
-from trainers.sources import OnDevice, OnHost, of_splits, training_order
 
 # Pixels of the smallest image that the networks take without padding.
 _UNPADDED = 27
