@@ -1,9 +1,9 @@
 """The training loop of all binaries.
 
-An epoch runs on the device: a source (`trainers.sources`) puts images and labels
-there, all of them or block by block, and one compiled call takes many steps, each of
-which picks its examples by index, augments them, and takes a step of the optimizer.
-What differs between the backends stands in `bayesnorm.backend`.
+An epoch runs on the device: a source (`bayesnorm.streams.sources`) puts images and
+labels there, all of them or block by block, and one compiled call takes many steps,
+each of which picks its examples by index, augments them, and takes a step of the
+optimizer. What differs between the backends stands in `bayesnorm.backend`.
 
 The loss of a step is `mean NLL + sum(model.losses)`, in nats per example: the
 KL of the posterior comes in through `model.losses`, weighted by a variable that
@@ -28,8 +28,8 @@ from keras import ops
 from bayesnorm import backend, datasets
 from bayesnorm.layers import kl_divergence, set_kl_weight
 from bayesnorm.layers.kl_weight import kl_weight_of_epoch
+from bayesnorm.streams.sources import of_splits
 from trainers.optimization import check_schedule, step_rates
-from trainers.sources import of_splits
 
 # What is summed over the steps of an epoch.
 TOTALS = ("loss", "nll", "accuracy")
@@ -135,9 +135,9 @@ class Loop:
             `[batch, ...]`: NLL and accuracy are then means over the positions).
         optimizer: A Keras optimizer. One that has a schedule of its own keeps it;
             otherwise each step sets the learning rate.
-        data: A `bayesnorm.datasets.Splits`, put on the device, or a dict of the
-            `trainers.sources.Source`s `"train"` and `"validation"`, such as `data` of
-            another loop. Images are scaled in the step.
+        data: A `bayesnorm.datasets.Splits`, put on the device, or a dict of the sources
+            (`bayesnorm.streams.sources.Source`) of `"train"` and `"validation"`, such
+            as `data` of another loop. Images are scaled in the step.
         config: A `Config`.
         augment: A Keras layer on scaled images that is random when called with
             `training=True`, or None. With a label for each pixel it takes and gives a
@@ -374,7 +374,7 @@ def run_steps(call, blocks, own, totals, steps_per_call, callbacks=None):
     Args:
         call: Function `(start, stop, totals, images, labels, *own) -> totals`, totals a
             list of tensors.
-        blocks: Generator of `trainers.sources.Block`s.
+        blocks: Generator of `bayesnorm.streams.sources.Block`s.
         own: Function `(block, done)` of a block and the steps before it to the other
             arrays that its steps take.
         totals: Array `[totals, ...]`, zeros.

@@ -5,6 +5,7 @@ import dataclasses
 import keras
 
 from bayesnorm import backend, datasets
+from bayesnorm.streams.sources import OnDevice, OnHost, of_splits, training_order
 from trainers import flags as trainer_flags
 from trainers import learning_rate
 from trainers.checkpoints import Checkpoints, write_history
@@ -12,7 +13,6 @@ from trainers.groups import image_size
 from trainers.loop import Config, Loop, fit
 from trainers.optimization import make_optimizer
 from trainers.progress import Progress
-from trainers.sources import OnDevice, OnHost, of_splits, training_order
 from trainers.workdir import Workdir
 
 # Pixels of the smallest image that the networks take without padding.

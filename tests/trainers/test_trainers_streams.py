@@ -9,10 +9,11 @@ import pytest
 
 from bayesnorm import datasets
 from bayesnorm.streams.ahead import ahead
+from bayesnorm.streams.sources import OnDevice, OnHost, of_splits, training_order
+from bayesnorm.streams.streamed import Stream
 from trainers.checkpoints import Checkpoints
 from trainers.loop import Config, Loop, fit
 from trainers.optimization import make_optimizer
-from trainers.sources import OnDevice, OnHost, Stream, of_splits, training_order
 
 N, CLASSES = 50, 3
 
@@ -294,3 +295,11 @@ def test_one_item_is_made_ahead_and_the_thread_ends_with_its_consumer():
     assert made == [0, 1, 2]
     assert not [t for t in threading.enumerate() if t.name.startswith("ahead")]
     assert list(ahead(items())) == list(range(10))
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_stream():
+    from benchmarks.streams import STEP_BYTES, peak
+
+    short, long = (peak("PyDataset", steps) for steps in (50, 500))
+    assert 2**20 * (long - short) < 0.1 * 450 * STEP_BYTES
