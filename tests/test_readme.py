@@ -88,3 +88,15 @@ def test_the_guide_runs(tmp_path, monkeypatch):
     assert names["variance"].shape == (160, 1)
     assert names["prediction"]["tags"].mutual_information.shape == (64, 2)
     assert (names["prediction"]["age"].variance > 0).all()
+
+
+def test_the_loop_takes_a_stream(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("Data larger than memory")
+    names = {"__name__": "readme"}
+    exec(code, names)
+    history = names["history"]
+    assert [row["epoch"] for row in history] == [1, 2]
+    # Two normal laws a distance of 8 apart, by 64 pixels: nearly no error.
+    assert history[-1]["val_accuracy"] > 0.9
+    assert history[-1]["nll"] < history[0]["nll"]
