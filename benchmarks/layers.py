@@ -16,9 +16,9 @@ from absl import app, flags
 
 from bayesnorm import datasets, models
 from bayesnorm.models.blocks import NormalizedBlocks
+from bayesnorm.training.loop import Config, Loop
+from bayesnorm.training.optimization import make_optimizer
 from benchmarks import timing
-from trainers.loop import Config, Loop
-from trainers.optimization import make_optimizer
 
 _NETWORK = flags.DEFINE_enum("network", "all", ["all", "all_cnn", "small"], "Network.")
 _WIDTH = flags.DEFINE_float("width", 1.0, "Width factor of the All-CNN.", 0.01)

@@ -23,12 +23,12 @@ import numpy as np
 from absl import app, flags
 
 from bayesnorm.datasets import Split
-from bayesnorm.streams.sources import OnDevice
-from bayesnorm.streams.streamed import Stream
+from bayesnorm.training.loop import Config, Loop
+from bayesnorm.training.optimization import make_optimizer
+from bayesnorm.training.sources import OnDevice
+from bayesnorm.training.stream import Stream
 from benchmarks import timing
 from trainers.flags import command
-from trainers.loop import Config, Loop
-from trainers.optimization import make_optimizer
 
 _STEPS = flags.DEFINE_integer("steps", 100, "Steps of the short run.", 1)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", 1)

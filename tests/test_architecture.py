@@ -24,6 +24,7 @@ ROOMS = (
     "datasets",
     "plots",
     "streams",
+    "training",
     "surgery",
     "measurement",
     "prediction",

@@ -5,8 +5,8 @@ Flags without a default have one of the binary, for the data set.
 
 import math
 
+from bayesnorm.training.optimization import OPTIMIZERS, SCHEDULES
 from trainers.flags import Flag
-from trainers.optimization import OPTIMIZERS, SCHEDULES
 
 # Layers take consecutive seeds of 32 bits: those of two runs must not meet.
 SEED_STRIDE = 1000

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from absl import app, logging
 from absl import flags as absl_flags
 
+from bayesnorm.training.loop import DivergenceError
 from trainers import flags as trainer_flags
 from trainers.flags import Flag
-from trainers.loop import DivergenceError
 
 _COMMON = {"batch_size": 32, "schedule": "exponential", "kl_factor": 1.0}
 

@@ -35,9 +35,9 @@ from bayesnorm import datasets, models
 from bayesnorm.layers.stochastic_batch_norm import stochastic_batch_normalizations
 from bayesnorm.measurement.calibrate import calibrate
 from bayesnorm.surgery.to_stochastic import to_stochastic
+from bayesnorm.training.checkpoints import write_history
 from trainers import flags as trainer_flags
 from trainers import groups, jobs, session
-from trainers.checkpoints import write_history
 from trainers.evaluation.evaluate import evaluate
 from trainers.evaluation.methods import MEAN, Method, sampling
 from trainers.flags import Flag

@@ -5,14 +5,14 @@ import dataclasses
 import keras
 
 from bayesnorm import backend, datasets
-from bayesnorm.streams.sources import OnDevice, OnHost, of_splits, training_order
+from bayesnorm.training import learning_rate
+from bayesnorm.training.checkpoints import Checkpoints, write_history
+from bayesnorm.training.loop import Config, Loop, fit
+from bayesnorm.training.optimization import make_optimizer
+from bayesnorm.training.progress import Progress
+from bayesnorm.training.sources import OnDevice, OnHost, of_splits, training_order
 from trainers import flags as trainer_flags
-from trainers import learning_rate
-from trainers.checkpoints import Checkpoints, write_history
 from trainers.groups import image_size
-from trainers.loop import Config, Loop, fit
-from trainers.optimization import make_optimizer
-from trainers.progress import Progress
 from trainers.workdir import Workdir
 
 # Pixels of the smallest image that the networks take without padding.
@@ -205,7 +205,7 @@ def train(flags, model, splits, workdir, seed=None, augmentation=None):
         augmentation: As `kind` of `make_augmentation`.
 
     Returns:
-        The history of `trainers.loop.fit`.
+        The history of `bayesnorm.training.loop.fit`.
     """
     progress = Progress()
     loop = make_loop(flags, model, splits, seed, augmentation)

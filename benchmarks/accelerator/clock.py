@@ -2,7 +2,7 @@
 
 import time
 
-from trainers.checkpoints import Checkpoints
+from bayesnorm.training.checkpoints import Checkpoints
 
 # An epoch may take longer than the last one did.
 _MARGIN = 1.25

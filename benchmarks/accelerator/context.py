@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import keras
 
+from bayesnorm.training.progress import Progress
 from benchmarks.accelerator.clock import Clock
 from benchmarks.accelerator.ledger import Ledger
 from trainers import all_cnn, sbn, session
 from trainers import flags as trainer_flags
-from trainers.progress import Progress
 
 # The papers' protocols, whatever the defaults for the data are.
 _ALL_CNN = {

@@ -5,10 +5,10 @@ What `trainers.sbn` makes of the networks, which are trained at once.
 
 import functools
 
+from bayesnorm.training.checkpoints import Checkpoints
 from benchmarks.accelerator import speed, training
 from benchmarks.accelerator.context import Piece, networks, sbn_loop
 from trainers import sbn, session
-from trainers.checkpoints import Checkpoints
 
 _KINDS = {"vgg11": "VGG-11", "resnet18": "ResNet-18", "lenet5": "LeNet-5"}
 # Calibration and the predictions of all methods compile a program for each network.

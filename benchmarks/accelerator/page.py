@@ -4,8 +4,8 @@ import numpy as np
 
 from bayesnorm import backend
 from bayesnorm.storage import write_atomically
+from bayesnorm.training.progress import duration
 from benchmarks.accelerator.ledger import DONE, FAILED
-from trainers.progress import duration
 from trainers.report import tables
 
 

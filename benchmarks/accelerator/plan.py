@@ -5,6 +5,7 @@ import pathlib
 import time
 import traceback
 
+from bayesnorm.training.progress import Progress, duration
 from benchmarks.accelerator import device, page, precisions, speed
 from benchmarks.accelerator.clock import Clock, OutOfTimeError
 from benchmarks.accelerator.context import Context, Data
@@ -14,7 +15,6 @@ from benchmarks.accelerator.normalizations import Table
 from trainers import all_cnn, groups, program, sbn
 from trainers import flags as trainer_flags
 from trainers.flags import Flag
-from trainers.progress import Progress, duration
 
 _OWN = (
     Flag("budget_s", "float", "Seconds after which nothing new begins.", 540.0),

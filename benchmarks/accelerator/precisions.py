@@ -2,10 +2,10 @@
 
 import functools
 
+from bayesnorm.training.simultaneous import Loops
 from benchmarks.accelerator import device, speed, training
 from benchmarks.accelerator.context import Piece, all_cnn_loop, networks
 from trainers import all_cnn, session
-from trainers.simultaneous import Loops
 
 _KIND = "All-CNN, AN + stochastic"
 _EPOCHS, _SEEDS = 5, 3

@@ -6,6 +6,7 @@ import functools
 import numpy as np
 
 from bayesnorm import datasets
+from bayesnorm.training.simultaneous import Loops
 from benchmarks.accelerator import device
 from benchmarks.accelerator.context import (
     Piece,
@@ -17,7 +18,6 @@ from benchmarks.accelerator.ledger import DONE
 from benchmarks.accelerator.training import Stopwatch, seconds_per_epoch
 from trainers import all_cnn, sbn
 from trainers.comparison.plan import slug
-from trainers.simultaneous import Loops
 
 _ALL_CNN, _SBN = all_cnn.PROGRAM, sbn.PROGRAM
 # Kind of network -> program and flags, those that the tables need most first.

@@ -5,10 +5,10 @@ import time
 
 import numpy as np
 
+from bayesnorm.training.checkpoints import write_history
+from bayesnorm.training.loop import fit
+from bayesnorm.training.simultaneous import Loops, member_row
 from benchmarks.accelerator.clock import OutOfTimeError, TimedCheckpoints
-from trainers.checkpoints import write_history
-from trainers.loop import fit
-from trainers.simultaneous import Loops, member_row
 
 
 def train(context, loops, folder, histories):

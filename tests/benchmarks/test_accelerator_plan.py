@@ -10,10 +10,10 @@ import keras
 import numpy as np
 import pytest
 
+from bayesnorm.training.progress import Progress
 from trainers import all_cnn
 from trainers.evaluation.records import Records
 from trainers.flags import parse, words
-from trainers.progress import Progress
 
 pytest.importorskip("jax")
 

@@ -40,7 +40,7 @@ class Evaluation:
         flags: The flags of the run.
         splits: The `Splits`.
         model: The model to save and to serve, scaled images to logits.
-        history: The history of `trainers.loop.fit`.
+        history: The history of `bayesnorm.training.loop.fit`.
         methods: Key, a part of the names in `metrics.json`, -> `Method`.
         shown: The key of the method that the plots of one method show.
         predictions: Part ("test", "ood" where there is one) -> method -> a `Prediction`

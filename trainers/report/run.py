@@ -17,7 +17,7 @@ def write(workdir, evaluation, description, sections=(), note=print):
     with TensorFlow, `saved_model/1/`.
 
     Args:
-        workdir: The `trainers.checkpoints.Workdir`.
+        workdir: The `trainers.workdir.Workdir`.
         evaluation: The `Evaluation`.
         description: What was trained, for the report: a noun phrase.
         sections: Functions of further sections, as for `section.collect`.

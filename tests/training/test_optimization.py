@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from bayesnorm import datasets
-from trainers.checkpoints import Checkpoints
-from trainers.loop import Config, Loop, fit
-from trainers.optimization import make_optimizer
+from bayesnorm.training.checkpoints import Checkpoints
+from bayesnorm.training.loop import Config, Loop, fit
+from bayesnorm.training.optimization import make_optimizer
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ _BAR = 24
 
 
 class Progress(keras.callbacks.Callback):
-    """Writes the progress of `trainers.loop.fit`, one of its callbacks.
+    """Writes the progress of `loop.fit`, one of its callbacks.
 
     Args:
         stream: A text stream; None for the standard output.

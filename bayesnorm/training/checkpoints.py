@@ -18,7 +18,7 @@ from bayesnorm.storage import (
 
 
 def write_history(path, history):
-    """Writes the history of `trainers.loop.fit` as a CSV file."""
+    """Writes the history of `loop.fit` as a CSV file."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
     writer.writeheader()

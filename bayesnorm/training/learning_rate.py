@@ -29,14 +29,14 @@ def search(
     same initial state, to which the loop is set back at the end.
 
     Args:
-        loop: A `trainers.loop.Loop` in its initial state.
+        loop: A `loop.Loop` in its initial state.
         epochs: Epochs of one evaluation.
         low: Lowest learning rate.
         high: Highest learning rate.
         evaluations: Number of evaluations.
         cache: Path of a JSON file that keeps the evaluations: a search that was
             stopped, or is over, does not repeat them.
-        progress: A `trainers.progress.Progress`, or None.
+        progress: A `progress.Progress`, or None.
         before_evaluation: Function without arguments, called before each evaluation
             that the cache does not have; what it raises stops the search.
 

@@ -1,6 +1,6 @@
-"""The training loop of all binaries.
+"""The training loop.
 
-An epoch runs on the device: a source (`bayesnorm.streams.sources`) puts images and
+An epoch runs on the device: a source (`sources`) puts images and
 labels there, all of them or block by block, and one compiled call takes many steps,
 each of which picks its examples by index, augments them, and takes a step of the
 optimizer. What differs between the backends stands in `bayesnorm.backend`.
@@ -28,8 +28,8 @@ from keras import ops
 from bayesnorm import backend, datasets
 from bayesnorm.layers import kl_divergence, set_kl_weight
 from bayesnorm.layers.kl_weight import kl_weight_of_epoch
-from bayesnorm.streams.sources import of_splits
-from trainers.optimization import check_schedule, step_rates
+from bayesnorm.training.optimization import check_schedule, step_rates
+from bayesnorm.training.sources import of_splits
 
 # What is summed over the steps of an epoch.
 TOTALS = ("loss", "nll", "accuracy")
@@ -52,7 +52,7 @@ class Config:
             through the network in a step, so that batch statistics are theirs, while
             the loss is that of the first `batch_size`; all of it is differentiated.
         learning_rate: Learning rate of the first step.
-        schedule: How it changes, as for `trainers.optimization.step_rates`.
+        schedule: How it changes, as for `optimization.step_rates`.
         decay: Factor by which an exponential schedule falls within `decay_epochs`.
         decay_epochs: Epochs of the schedule; None for `epochs`, so that a short run
             decays as far as a long one.
@@ -136,7 +136,7 @@ class Loop:
         optimizer: A Keras optimizer. One that has a schedule of its own keeps it;
             otherwise each step sets the learning rate.
         data: A `bayesnorm.datasets.Splits`, put on the device, or a dict of the sources
-            (`bayesnorm.streams.sources.Source`) of `"train"` and `"validation"`, such
+            (`sources.Source`) of `"train"` and `"validation"`, such
             as `data` of another loop. Images are scaled in the step.
         config: A `Config`.
         augment: A Keras layer on scaled images that is random when called with
@@ -374,7 +374,7 @@ def run_steps(call, blocks, own, totals, steps_per_call, callbacks=None):
     Args:
         call: Function `(start, stop, totals, images, labels, *own) -> totals`, totals a
             list of tensors.
-        blocks: Generator of `bayesnorm.streams.sources.Block`s.
+        blocks: Generator of `sources.Block`s.
         own: Function `(block, done)` of a block and the steps before it to the other
             arrays that its steps take.
         totals: Array `[totals, ...]`, zeros.
@@ -422,10 +422,10 @@ def fit(loop, checkpoints=None, callbacks=()):
     """Trains for the configured epochs, from the last checkpoint if there is one.
 
     Args:
-        loop: A `Loop`, or several as `trainers.simultaneous.Loops`.
-        checkpoints: A `trainers.checkpoints.Checkpoints`, or None to keep none.
+        loop: A `Loop`, or several as `simultaneous.Loops`.
+        checkpoints: A `checkpoints.Checkpoints`, or None to keep none.
         callbacks: List of `keras.callbacks.Callback`s, such as a
-            `trainers.progress.Progress`. They are called as by Keras's `fit`, the hooks
+            `progress.Progress`. They are called as by Keras's `fit`, the hooks
             of a batch once for each compiled call; `logs` of an epoch are its entry of
             the history, and `params["history"]` is the history so far, of a run gone on
             with also what lies behind. An epoch's checkpoint is written after its

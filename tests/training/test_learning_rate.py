@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from trainers.learning_rate import search
+from bayesnorm.training.learning_rate import search
 
 
 class Fake:

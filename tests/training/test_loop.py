@@ -7,12 +7,12 @@ from scipy import special
 
 import bayesnorm.layers as layers
 from bayesnorm import datasets
-from bayesnorm.streams.sources import training_order, with_normalization_batch
+from bayesnorm.training.checkpoints import Checkpoints
+from bayesnorm.training.loop import Config, DivergenceError, Loop, fit
+from bayesnorm.training.optimization import make_optimizer
+from bayesnorm.training.simultaneous import Loops, member_row
+from bayesnorm.training.sources import training_order, with_normalization_batch
 from tests.helpers import long
-from trainers.checkpoints import Checkpoints
-from trainers.loop import Config, DivergenceError, Loop, fit
-from trainers.optimization import make_optimizer
-from trainers.simultaneous import Loops, member_row
 
 N, CLASSES = 50, 3
 

@@ -5,8 +5,8 @@ import functools
 import numpy as np
 
 from bayesnorm import backend
-from bayesnorm.streams.sources import OnDevice
-from trainers.loop import TOTALS, run_steps
+from bayesnorm.training.loop import TOTALS, run_steps
+from bayesnorm.training.sources import OnDevice
 
 
 class Loops:
@@ -36,7 +36,7 @@ class Loops:
                     "Networks trained at once share data that lie on the device, each "
                     "with an order of its own. Received a source of type "
                     f"{type(source).__name__}: train one after the other, or give "
-                    "`bayesnorm.streams.sources.OnDevice`."
+                    "`bayesnorm.training.OnDevice`."
                 )
         variables = [loop.variables for loop in self.loops]
         self._train = backend.compiled_loops(

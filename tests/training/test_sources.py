@@ -9,11 +9,11 @@ import pytest
 
 from bayesnorm import datasets
 from bayesnorm.streams.ahead import ahead
-from bayesnorm.streams.sources import OnDevice, OnHost, of_splits, training_order
-from bayesnorm.streams.streamed import Stream
-from trainers.checkpoints import Checkpoints
-from trainers.loop import Config, Loop, fit
-from trainers.optimization import make_optimizer
+from bayesnorm.training.checkpoints import Checkpoints
+from bayesnorm.training.loop import Config, Loop, fit
+from bayesnorm.training.optimization import make_optimizer
+from bayesnorm.training.sources import OnDevice, OnHost, of_splits, training_order
+from bayesnorm.training.stream import Stream
 
 N, CLASSES = 50, 3
 

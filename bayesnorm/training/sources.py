@@ -67,7 +67,7 @@ def with_normalization_batch(order, size):
 
 
 class Source:
-    """A part of a set, as a `trainers.loop.Loop` takes it.
+    """A part of a set, as a `loop.Loop` takes it.
 
     Attributes:
         num_examples: Examples of an epoch; None if an evaluation has yet to count them.

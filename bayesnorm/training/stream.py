@@ -11,7 +11,7 @@ from bayesnorm.datasets.splits import Split, check_split
 from bayesnorm.streams.arrays import rows_of
 from bayesnorm.streams.batches import recut
 from bayesnorm.streams.epochs import Epochs
-from bayesnorm.streams.sources import Source, capacity_for, stacked
+from bayesnorm.training.sources import Source, capacity_for, stacked
 
 
 class Stream(Source):
