@@ -19,16 +19,32 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "tensorflow: needs the TensorFlow backend")
 
 
-# Fixtures of a module that are a whole run: one process makes them, not each.
-_RUNS = {"finished", "unbroken"}
+# Files whose tests look at one long run: one process does it, not each.
+_ONE_RUN = (
+    "test_accelerator_plan.py",
+    "test_export_ensembles.py",
+    "test_trainers_all_cnn.py",
+    "test_trainers_cell_fcn.py",
+    "test_trainers_sbn.py",
+)
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Deals out tests one by one, but those of some files together, and first."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return file if file.endswith(_ONE_RUN) else nodeid
+
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(items):
-    """Skips the tests of the other backend, and says so; groups those of one run."""
+    """Skips the tests of the other backend, and says so."""
     for item in items:
-        if _RUNS & set(item.fixturenames):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
         for backend in ("tensorflow", "jax"):
             if item.get_closest_marker(backend) and backend != BACKEND:
                 reason = f"needs KERAS_BACKEND={backend}"
