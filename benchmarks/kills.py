@@ -170,8 +170,8 @@ Keras {keras.__version__} on {keras.backend.backend()}.
 {rendered}
 
 SIGKILL to all processes of a run, and the same command again; figures are all of every
-`metrics.json` and `history.csv` but the seconds, to the last digit; left are the drafts of
-files of which the writing was killed, which a later run removes. The commands:
+`metrics.json` and `history.csv` but the seconds, to the last digit; left are the drafts
+of files of which the writing was killed, which a later run removes. The commands:
 
 ```
 {commands}
