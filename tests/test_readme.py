@@ -96,7 +96,7 @@ def test_the_loop_takes_a_stream(tmp_path, monkeypatch):
     names = {"__name__": "readme"}
     exec(code, names)
     history = names["history"]
-    assert [row["epoch"] for row in history] == [1, 2]
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5]
     # Two normal laws a distance of 8 apart, by 64 pixels: nearly no error.
-    assert history[-1]["val_accuracy"] > 0.9
+    assert history[-1]["val_accuracy"] > 0.95
     assert history[-1]["nll"] < history[0]["nll"]

@@ -1,5 +1,6 @@
 """The accelerator plan: equal to the trainers, resumed as if unbroken, in order."""
 
+import contextlib
 import csv
 import json
 import subprocess
@@ -325,7 +326,10 @@ def test_the_clock_and_its_checkpoints(tmp_path, monkeypatch):
         now[0] += 9.0
         due.append((checkpoints.is_due(epoch), checkpoints.is_over))
         if due[-1][0]:
-            checkpoints.save([np.zeros(1)], [{}] * epoch)
+            over = pytest.raises(OutOfTimeError, match=f"after epoch {epoch}")
+            with over if due[-1][1] else contextlib.nullcontext():
+                checkpoints.save([np.zeros(1)], [{}] * epoch)
+    assert len(checkpoints.latest().history) == 4
     # After 18 s by the seconds between them; after 36 of 40 s the next does not fit.
     assert due == [(False, False), (True, False), (False, False), (True, True)]
 
