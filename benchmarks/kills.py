@@ -7,9 +7,9 @@ python -m benchmarks.kills --kills=20 --output=benchmarks/results/kills
 Each binary, and a comparison of several runs, is run once without a break. Then the
 same command is begun in another folder and killed with all its processes (SIGKILL,
 which no program can answer) at a moment drawn evenly from the time that it took, again
-and again, and at last left to end. All of `metrics.json` and of `history.csv` but the
-seconds must be equal to the last digit; the command ends with exit code 1 if anything
-differs.
+and again (in a new folder, where it had ended before), and at last left to end. All of
+`metrics.json` and of `history.csv` but the seconds must be equal to the last digit; the
+command ends with exit code 1 if anything differs.
 """
 
 import csv
@@ -108,32 +108,37 @@ def _drafts(folder):
     return [str(path) for path in folder.rglob(".*") if path.is_file()]
 
 
-def survive(name, command, moments, folder):
+def survive(name, command, kills, rng, folder):
     """Returns the row of a command: what came of it when it was killed.
 
     Args:
         name: Its name.
         command: The command, without a folder.
-        moments: When to kill it, as shares of the time that it takes.
+        kills: How often to kill it.
+        rng: A NumPy generator, for the moments.
         folder: `pathlib.Path` for its folders and its log.
     """
     with open(folder / f"{name}.txt", "w", encoding="utf-8") as log:
         took = _ended(command, folder / f"{name}-unbroken", log)
-        broken, killed = folder / f"{name}-broken", []
-        for share in moments:
-            if _killed(command, broken, log, share * took):
-                killed.append(share * took)
-            print(f"{name}: killed after {share * took:.1f} of {took:.1f} s")
-        _ended(command, broken, log)
-    found, expected = figures_of(broken), figures_of(folder / f"{name}-unbroken")
+        broken, killed = [folder / f"{name}-0"], []
+        while len(killed) < kills:
+            seconds = took * rng.uniform()
+            if _killed(command, broken[-1], log, seconds):
+                killed.append(seconds)
+                print(f"{name}: killed after {seconds:.1f} of {took:.1f} s")
+            else:
+                broken.append(folder / f"{name}-{len(broken)}")
+        _ended(command, broken[-1], log)
+    expected = figures_of(folder / f"{name}-unbroken")
+    found = [figures_of(path) for path in broken]
     return {
         "name": name,
         "command": command,
         "seconds": took,
         "killed": killed,
         "files": len(expected),
-        "equal": bool(expected) and found == expected,
-        "left": _drafts(broken),
+        "equal": bool(expected) and all(figures == expected for figures in found),
+        "left": [draft for path in broken for draft in _drafts(path)],
     }
 
 
@@ -183,13 +188,13 @@ def main(argv):
     """Kills, compares, prints and writes."""
     del argv
     rng = np.random.default_rng(_SEED.value)
-    moments = np.array_split(rng.uniform(size=_KILLS.value), len(_COMMANDS))
+    kills = [len(part) for part in np.array_split(range(_KILLS.value), len(_COMMANDS))]
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         (folder / "runs.ini").write_text(_RUNS, "utf-8")
         rows = [
-            survive(name, command.format(runs=folder / "runs.ini"), shares, folder)
-            for (name, command), shares in zip(_COMMANDS.items(), moments, strict=True)
+            survive(name, command.format(runs=folder / "runs.ini"), number, rng, folder)
+            for (name, command), number in zip(_COMMANDS.items(), kills, strict=True)
         ]
         text = _page(rows).replace(str(folder), "DIR")
     print(text)
