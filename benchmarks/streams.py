@@ -29,6 +29,7 @@ from bayesnorm.training.sources import OnDevice
 from bayesnorm.training.stream import Stream
 from benchmarks import timing
 from trainers.flags import command
+from trainers.report import tables
 
 _STEPS = flags.DEFINE_integer("steps", 100, "Steps of the short run.", 1)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", 1)
@@ -148,16 +149,15 @@ def main(argv):
         per=_TURN,
     )
     short, long = _STEPS.value, 10 * _STEPS.value
-    lines = [
-        f"| stream | {short} steps, MB | {long} steps, MB |",
-        "| --- | --- | --- |",
-        f"| read | {short * STEP_BYTES / 2**20:.0f} "
-        f"| {long * STEP_BYTES / 2**20:.0f} |",
-    ]
+    read = [n * STEP_BYTES / 2**20 for n in (short, long)]
     summary["peaks"] = {kind: [peak(kind, n) for n in (short, long)] for kind in kinds}
-    for kind, (a, b) in summary["peaks"].items():
-        lines.append(f"| peak memory, {kind} | {a:.0f} | {b:.0f} |")
-    text = "\n".join([timing.table(summary), *lines, "", "```", command(), "```", ""])
+    peaks = {f"peak memory, {kind}": found for kind, found in summary["peaks"].items()}
+    rows = {"read": read} | peaks
+    memory = tables.table(
+        ["stream", f"{short} steps, MB", f"{long} steps, MB"],
+        [[name, *(f"{x:.0f}" for x in values)] for name, values in rows.items()],
+    )
+    text = "\n".join([timing.table(summary), memory, "", "```", command(), "```", ""])
     print(text)
     if _OUTPUT.value:
         folder = pathlib.Path(_OUTPUT.value)

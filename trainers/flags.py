@@ -128,6 +128,11 @@ def given(flags):
     return {k: v for k, v in texts(flags).items() if flags[k].present}
 
 
+def given_to_runs(flags):
+    """Returns those that are given and that each run of a comparison gets, likewise."""
+    return {k: v for k, v in given(flags).items() if flags[k].about.of_runs}
+
+
 def defining(flags):
     """Returns those that figures depend on, text by name."""
 

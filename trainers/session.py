@@ -213,12 +213,12 @@ def train(flags, model, splits, workdir, seed=None, augmentation=None):
     log = backend.scalar_writer(workdir / "tensorboard") if flags.tensorboard else None
     if flags.tensorboard and log is None:
         progress.note("no TensorBoard scalars: they are written with TensorFlow only")
-    records = _Records(workdir / "history.csv", log)
+    records = _History(workdir / "history.csv", log)
     checkpoints = Checkpoints(workdir / "checkpoints", flags.checkpoint_every)
     return fit(loop, checkpoints, [progress, records])
 
 
-class _Records(keras.callbacks.Callback):
+class _History(keras.callbacks.Callback):
     """Writes `history.csv`, and scalars for TensorBoard."""
 
     def __init__(self, path, log):

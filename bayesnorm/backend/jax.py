@@ -13,7 +13,6 @@ __all__ = [
     "compiled",
     "compiled_loop",
     "compiled_loops",
-    "compiled_stateless",
     "compiled_step",
     "devices",
     "erfc",
@@ -121,29 +120,6 @@ def compiled_step(function, variables):
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
         return outputs
-
-    return run
-
-
-def compiled_stateless(function, variables):
-    """Compiles `function`, which reads and writes `variables`, as one of their values.
-
-    Args:
-        function: A function of tensors, in nests, to tensors, in nests.
-        variables: The Keras variables, which keep their values.
-
-    Returns:
-        `run(values, *args) -> (outputs, values)`, the values a list of tensors in the
-        order of the variables. It compiles once for each set of shapes.
-    """
-    variables = list(variables)
-
-    @jax.jit
-    def run(values, *args):
-        mapping = list(zip(variables, values, strict=True))
-        with keras.StatelessScope(mapping, collect_losses=True) as scope:
-            outputs = function(*args)
-        return outputs, [scope.get_current_value(v) for v in variables]
 
     return run
 

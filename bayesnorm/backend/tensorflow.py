@@ -2,7 +2,6 @@
 
 import functools
 
-import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -12,7 +11,6 @@ __all__ = [
     "compiled",
     "compiled_loop",
     "compiled_loops",
-    "compiled_stateless",
     "compiled_step",
     "devices",
     "erfc",
@@ -111,28 +109,6 @@ def _graph(function, **options):
 def compiled_step(function, variables):
     """Compiles `function`, which reads and writes `variables`, as `compiled`."""
     return compiled(function, variables)
-
-
-def compiled_stateless(function, variables):
-    """Compiles `function`, which reads and writes `variables`, as one of their values.
-
-    Args:
-        function: A function of tensors, in nests, to tensors, in nests.
-        variables: The Keras variables, which keep their values.
-
-    Returns:
-        `run(values, *args) -> (outputs, values)`, the values a list of tensors in the
-        order of the variables. It compiles once for each set of shapes.
-    """
-    variables = list(variables)
-
-    def run(values, *args):
-        mapping = list(zip(variables, values, strict=True))
-        with keras.StatelessScope(mapping, collect_losses=True) as scope:
-            outputs = function(*args)
-        return outputs, [scope.get_current_value(v) for v in variables]
-
-    return _graph(run)
 
 
 def read(variable):

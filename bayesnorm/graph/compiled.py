@@ -70,14 +70,13 @@ class Compiled:
             *arguments: As of `get`.
 
         Returns:
-            What `backend.compiled_stateless` gives: `run(values, *args)`, `values` as
-            of `state_of`, which returns what the function does and the new values.
+            `run(values, *args) -> (outputs, values)`, the values as of `state_of`. The
+            variables keep theirs, and it compiles once for each set of shapes.
         """
         key = (make, "stateless", *arguments)
         if key not in self._functions:
-            self._functions[key] = backend.compiled_stateless(
-                make(self._model, *arguments), self._variables
-            )
+            function = _stateless(make(self._model, *arguments), self._variables)
+            self._functions[key] = backend.compiled(function, ())
         return self._functions[key]
 
     def remember(self, key, find):
@@ -85,6 +84,18 @@ class Compiled:
         if key not in self._found:
             self._found[key] = find()
         return self._found[key]
+
+
+def _stateless(function, variables):
+    """Makes of a function that reads and writes variables one of their values."""
+
+    def run(values, *args):
+        mapping = zip(variables, values, strict=True)
+        with keras.StatelessScope(mapping, collect_losses=True) as scope:
+            outputs = function(*args)
+        return outputs, [scope.get_current_value(v) for v in variables]
+
+    return run
 
 
 def state_of(model, weights=None):

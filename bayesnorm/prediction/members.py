@@ -1,5 +1,6 @@
 """The members of an ensemble: models, or sets of the weights of one."""
 
+import collections
 import contextlib
 import dataclasses
 import weakref
@@ -92,21 +93,18 @@ def with_shared_models(members):
         The list of `Member`s in the same order: one that stands alone with its
         architecture keeps its own model and weights.
     """
-    models = {id(member.model): member.model for member in members}
-    shared = []
-    place = {}
-    for key, model in models.items():
+    shared, place = [], {}
+    for model in {id(member.model): member.model for member in members}.values():
         found = (x for x in shared if _one_architecture(x, model))
-        place[key] = next(found, model)
-        if place[key] is model:
+        place[id(model)] = next(found, model)
+        if place[id(model)] is model:
             shared.append(model)
+    models = [place[id(member.model)] for member in members]
+    numbers = collections.Counter(map(id, models))
     new = []
-    for member in members:
-        model = place[id(member.model)]
-        alone = sum(place[id(other.model)] is model for other in members) == 1
-        if alone or member.weights is not None:
-            new.append(Member(model, member.weights))
-        else:
+    for member, model in zip(members, models, strict=True):
+        weights = member.weights
+        if weights is None and numbers[id(model)] > 1:
             weights = [backend.read(v) for v in member.model.weights]
-            new.append(Member(model, weights))
+        new.append(Member(model, weights))
     return new

@@ -136,8 +136,8 @@ class Loop:
         optimizer: A Keras optimizer. One that has a schedule of its own keeps it;
             otherwise each step sets the learning rate.
         data: A `bayesnorm.datasets.Splits`, put on the device, or a dict of the sources
-            (`sources.Source`) of `"train"` and `"validation"`, such
-            as `data` of another loop. Images are scaled in the step.
+            (`sources.Source`) of `"train"` and `"validation"`, such as `data` of
+            another loop. Images are scaled in the step.
         config: A `Config`.
         augment: A Keras layer on scaled images that is random when called with
             `training=True`, or None. With a label for each pixel it takes and gives a
@@ -286,7 +286,7 @@ class Loop:
             epoch: As for `begin_epoch`.
             learning_rate: As for `begin_epoch`.
             callbacks: A `keras.callbacks.CallbackList`, whose hooks of a batch are
-            called around each compiled call, with the means so far; or None.
+                called around each compiled call, with the means so far; or None.
 
         Returns:
             Dict of `learning_rate`, `kl_weight`, the means over the steps of `loss` and

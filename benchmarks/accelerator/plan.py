@@ -96,8 +96,7 @@ def defined():
 
 def _context(flags, start):
     out = pathlib.Path(flags.out)
-    given = trainer_flags.given(flags)
-    given = {k: v for k, v in given.items() if flags[k].about.of_runs}
+    given = trainer_flags.given_to_runs(flags)
     return Context(
         out=out,
         data=Data(flags.data),

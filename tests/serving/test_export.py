@@ -145,6 +145,18 @@ def test_weights_are_stored_once(exported, model):
     assert stored < weights + 10_000
 
 
+def check_seeded(seeded, model, x, seeds, samples):
+    """An example's seed gives the networks that `predict` draws with this seed."""
+    for i, seed in enumerate(seeds):
+        expected = predict(
+            model, x[i : i + 1], samples, seed=int(seed), from_logits=True
+        )
+        for name, value in seeded.items():
+            np.testing.assert_allclose(
+                value[i], getattr(expected, name)[0], atol=2e-6, err_msg=name
+            )
+
+
 @needs_tensorflow
 def test_answers(exported, model, x):
     """A server's answers against Python's, on batches of several sizes."""
@@ -160,15 +172,7 @@ def test_answers(exported, model, x):
     np.testing.assert_allclose(mean["probs"], expected.probs, atol=1e-6)
     np.testing.assert_allclose(mean["entropy"], expected.entropy, atol=1e-6)
 
-    # An example's seed gives the networks that `predict` draws with this seed.
-    for i, seed in enumerate(seeds):
-        expected = predict(
-            model, x[i : i + 1], SAMPLES, seed=int(seed), from_logits=True
-        )
-        for name, value in seeded.items():
-            np.testing.assert_allclose(
-                value[i], getattr(expected, name)[0], atol=2e-6, err_msg=name
-            )
+    check_seeded(seeded, model, x, seeds, SAMPLES)
     # What else is in the batch changes only the rounding.
     for name, value in one.items():
         np.testing.assert_allclose(value[0], seeded[name][2], atol=2e-6)

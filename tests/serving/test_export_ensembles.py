@@ -9,7 +9,7 @@ from scipy import stats
 from bayesnorm.prediction.predict import predict
 from bayesnorm.prediction.weight_sets import WeightSets
 from bayesnorm.serving.export import export
-from tests.serving.test_export import Exported, make_model
+from tests.serving.test_export import Exported, check_seeded, make_model
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -53,14 +53,7 @@ def test_answers_are_those_of_predict(exported, sets, x):
     assert set(mean) == {"probs", "entropy", "mutual_information"}
     for name, value in mean.items():
         np.testing.assert_allclose(value, getattr(expected, name), atol=1e-6)
-    for i, seed in enumerate(seeds):
-        expected = predict(
-            sets, x[i : i + 1], SAMPLES, seed=int(seed), from_logits=True
-        )
-        for name, value in seeded.items():
-            np.testing.assert_allclose(
-                value[i], getattr(expected, name)[0], atol=2e-6, err_msg=name
-            )
+    check_seeded(seeded, sets, x, seeds, SAMPLES)
     for name, value in alone.items():
         np.testing.assert_allclose(value[0], seeded[name][2], atol=2e-6)
     assert set(default) == {"probs", "entropy", "mutual_information"}

@@ -79,8 +79,7 @@ def read_plan(source, flags):
     sections = {name: dict(parser[name]) for name in parser.sections()}
     common = sections.pop("common", {})
     table = sections.pop("table", {})
-    given = trainer_flags.given(flags)
-    given = {name: value for name, value in given.items() if _is_of_runs(flags, name)}
+    given = trainer_flags.given_to_runs(flags)
     runs, figures, findings = {}, {}, []
     try:
         for name, keys in sections.items():
@@ -128,14 +127,10 @@ def _run_and_key(text):
     return run.strip(), key.strip()
 
 
-def _is_of_runs(flags, name):
-    return flags[name].about.of_runs
-
-
 def _check(source, plan, flags):
     if not plan.runs:
         raise ValueError(f"--runs={source}: there is no section of a run")
-    known = {name for name in flags if _is_of_runs(flags, name)}
+    known = {name for name in flags if flags[name].about.of_runs}
     named = [run.noise_of for run in plan.runs.values() if run.noise_of]
     named += [run for figure in plan.figures.values() for run in figure.runs]
     named += [side[0] for f in plan.findings for side in (f.lower, f.higher)]
