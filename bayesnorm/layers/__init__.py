@@ -13,6 +13,7 @@ from bayesnorm.layers.posterior import VariationalLayer, posterior_layers
 from bayesnorm.layers.scale_norm import ScaleNorm
 from bayesnorm.layers.stochastic_batch_norm import StochasticBatchNormalization
 from bayesnorm.layers.stochastic_scale_norm import StochasticScaleNorm
+from bayesnorm.layers.structured_bayesian_pruning import StructuredBayesianPruning
 from bayesnorm.layers.weight_normalization import WeightNormalization
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "StochasticBatchNormalization",
     "StochasticLayer",
     "StochasticScaleNorm",
+    "StructuredBayesianPruning",
     "VariationalLayer",
     "WeightNormalization",
     "kl_divergence",

@@ -97,6 +97,26 @@ CASES = {
         lambda **kw: bayesnorm.StochasticScaleNorm(num_examples=50, **kw),
         VECTOR,
     ),
+    "pruning": (lambda **kw: bayesnorm.StructuredBayesianPruning(**kw), IMAGE),
+    "pruning-vector-bias": (
+        lambda **kw: bayesnorm.StructuredBayesianPruning(
+            use_bias=True, initial_mean=-1.0, initial_log_stddev=-1.0, seed=3, **kw
+        ),
+        VECTOR,
+    ),
+    "pruning-axis1-bias": (
+        lambda **kw: bayesnorm.StructuredBayesianPruning(
+            axis=1, use_bias=True, num_examples=50, initial_log_stddev=0.0, **kw
+        ),
+        IMAGE,
+    ),
+    # About half of the channels lie below the threshold, once perturbed.
+    "pruning-some_below": (
+        lambda **kw: bayesnorm.StructuredBayesianPruning(
+            initial_log_stddev=0.6, threshold=1.31, use_bias=True, kl_weight=0.01, **kw
+        ),
+        IMAGE,
+    ),
     "noisy_scale": (lambda **kw: bayesnorm.NoisyScaleNorm(0.3, 0.2, **kw), IMAGE),
     "noisy_scale-vectors-axis1": (
         lambda **kw: bayesnorm.NoisyScaleNorm(
@@ -416,7 +436,7 @@ def test_a_posterior_brings_its_weighted_kl_and_counts(case, tmp_path):
     for values, unit in layer.posterior_summary().values():
         assert np.isfinite(values).all()
         assert values.ndim == 1
-        assert unit in ("1", "nats")
+        assert unit in ("1", "nats", "%")
 
     bayesnorm.set_kl_weight(model, 0.5)
     for file in ("model.keras", "model.h5"):
