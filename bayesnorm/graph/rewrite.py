@@ -55,8 +55,8 @@ def rewrite(model, replace, input_shape=None):
             that returns None to have it copied, or the list of layers that take its
             place, in order: none, one or several, or functions of symbolic tensors such
             as operations. The weights of a layer go to the one that takes its place,
-            where there is one that has none yet; others have those that whoever made
-            them gave them.
+            where there is one that is to have any and has none yet; others have those
+            that whoever made them gave them.
         input_shape: Function of a nested model that returns the shapes of its inputs, a
             list; None where they stay.
 
@@ -71,7 +71,8 @@ def rewrite(model, replace, input_shape=None):
         new = copier.model(model)
     for old, layers in copier.replaced():
         if len(layers) == 1 and id(old) not in copier.finished:
-            copy_weights(old, layers[0])
+            if layers[0].weights or not old.weights:
+                copy_weights(old, layers[0])
     _copy_trainable(copier)
     _copy_compilation(model, new)
     return new
@@ -188,7 +189,9 @@ def _from_config(operation, change):
         }
     changed = None if change is None else change(config)
     if changed is None:
-        return type(operation).from_config(config["config"])
+        changed = config
+    if all(changed[key] == config[key] for key in ("module", "class_name")):
+        return type(operation).from_config(changed["config"])
     return keras.saving.deserialize_keras_object(changed, safe_mode=False)
 
 

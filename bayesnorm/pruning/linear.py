@@ -63,6 +63,11 @@ def kernel_of(layer):
     return np.swapaxes(kernel, -1, -2) if isinstance(layer, _TRANSPOSED) else kernel
 
 
+def summed(kernel):
+    """Returns the sum of a kernel over its window, `[inputs, outputs]`."""
+    return kernel.reshape(-1, *kernel.shape[-2:]).sum(0)
+
+
 def _bias_of(layer, size):
     return np.zeros(size) if layer.bias is None else _array(layer.bias).astype("float64")
 
@@ -166,9 +171,9 @@ def _folded(sink, removal, kernel, bias):
     if sink.at_border:
         carrier = removal.carrier(sink)
         shares = constant[gone] / constant[carrier]
-        kernel[..., carrier, :] += np.einsum("...io,i->...o", kernel[..., gone, :], shares)
+        kernel[..., carrier, :] += shares @ kernel[..., gone, :]
     else:
-        bias += np.einsum("...io,i->o", kernel[..., gone, :], constant[gone])
+        bias += constant[gone] @ summed(kernel)[gone]
     return rows
 
 
@@ -204,7 +209,7 @@ def _grouped(sink, removal, kernel, bias, groups, columns):
     for o in columns:
         group = o // block
         gone = np.flatnonzero(~kept[group])
-        bias[o] += np.einsum("...i,i->", kernel[..., gone, o], constant[group, gone])
+        bias[o] += constant[group, gone] @ summed(kernel)[gone, o]
         parts.append(kernel[..., kept[group], o])
     return np.stack(parts, -1)
 

@@ -17,7 +17,7 @@ from bayesnorm.layers import (
 )
 from bayesnorm.layers.kernels import LINEAR_LAYERS, filter_norms, output_kernel
 from bayesnorm.layers.linear import NormalizedLinear
-from bayesnorm.pruning.linear import channel_axis, pads
+from bayesnorm.pruning.linear import channel_axis, pads, summed
 
 _NORMALIZATIONS = (layers.BatchNormalization, ScaleNorm)
 # Of which a factor for each input can be folded into the rows of the kernel.
@@ -183,7 +183,7 @@ class _Plain:
         if id(operation) in self._columns:
             scale, shift, added = self._columns[id(operation)]
             factors, bias, biased = factors * scale, bias * scale + shift, biased or added
-        rows, constant = self._rows.get(id(operation), (None, np.zeros(1)))
+        rows, constant = self._rows.get(id(operation), (None, 0.0))
         biased = bool(biased or np.any(constant))
         new = copy_of(inner, lambda config: _renamed(config, operation, biased))
         new.build(shape)
@@ -193,9 +193,7 @@ class _Plain:
         if rows is not None:
             swapped = _is_transposed(inner)
             kernel = np.swapaxes(kernel, -1, -2) if swapped else kernel
-            bias = bias + np.einsum(
-                "...io,i->o", kernel, np.broadcast_to(constant, kernel.shape[-2])
-            )
+            bias = bias + constant @ summed(kernel)
             kernel = kernel * rows[:, None]
             kernel = np.swapaxes(kernel, -1, -2) if swapped else kernel
         variable.assign(kernel)

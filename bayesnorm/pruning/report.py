@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+from bayesnorm.plots import kept_channels
 from bayesnorm.pruning import cost
 
 _BATCHES = (1, 100)
@@ -127,9 +128,6 @@ class PruningReport:
             folder: Folder, made if it is not there.
             latency: Whether to measure the time of both networks.
         """
-        # Here: pictures are of a floor above.
-        from bayesnorm.plots import kept_channels
-
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         head, rows = self.rows()
