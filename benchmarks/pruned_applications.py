@@ -5,9 +5,9 @@ python -m benchmarks.pruned_applications --output=benchmarks/results/pruned_appl
 ```
 
 Of every convolution a share of the filters, drawn at random, is masked; the pruned
-network is compared with one in whose weights the same filters are 0. Weights are random;
-the batch normalizations have random scales and biases, and the statistics of a random
-batch, so that a masked channel holds `act(beta - gamma mean / sd)`, seldom 0.
+network is compared with one in whose weights the same filters are 0. Weights are
+random; the batch normalizations have random scales and biases, and the statistics of a
+random batch, so that a masked channel holds `act(beta - gamma mean / sd)`, seldom 0.
 """
 
 import json
@@ -185,8 +185,8 @@ def main(argv):
             "",
             table(results),
             "",
-            "Removed are the masked filters that nothing needs as they are. The error is "
-            "the largest difference of the logits from those of the masked network, "
+            "Removed are the masked filters that nothing needs as they are. The error",
+            "is the largest difference of the logits from those of the masked network,",
             "relative to the largest. What stays, and what needs it, is in `stays.md`.",
             "",
         ]

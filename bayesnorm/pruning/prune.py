@@ -6,7 +6,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from bayesnorm.arguments import check_choice, check_model, check_number, positive_integer
+from bayesnorm.arguments import (
+    check_choice,
+    check_model,
+    check_number,
+    positive_integer,
+)
 from bayesnorm.graph import Index, apply, graph_of, layers_of, rewrite
 from bayesnorm.layers import ScaleNorm, StructuredBayesianPruning
 from bayesnorm.layers.kernels import LINEAR_LAYERS
@@ -45,8 +50,8 @@ def prune(model, threshold=1.0, criterion="snr", keep=None, round_to=None):
 
     Args:
         model: A built Functional or Sequential model; nested models are gone into.
-        threshold: Number, the signal-to-noise ratio `E[theta] / sd[theta]` below which a
-            channel goes.
+        threshold: Number, the signal-to-noise ratio `E[theta] / sd[theta]` below which
+            a channel goes.
         criterion: `"snr"`, or `"evidence"`: a channel goes where the evidence of the
             model without it is no smaller, and no threshold is chosen.
         keep: Dict from the names of layers to booleans `[channels]`, False for what is
@@ -56,14 +61,14 @@ def prune(model, threshold=1.0, criterion="snr", keep=None, round_to=None):
         round_to: Integer: layers keep a multiple of so many channels. None for 1.
 
     Returns:
-        `(pruned, report)`: a new model of plain Keras layers (those of this package that
-        sample stay, thinned; wrappers and pruning layers do not), compiled as the old
-        one without the state of its optimizer, and a `PruningReport`.
+        `(pruned, report)`: a new model of plain Keras layers (those of this package
+        that sample stay, thinned; wrappers and pruning layers do not), compiled as the
+        old one without the state of its optimizer, and a `PruningReport`.
 
     Raises:
         TypeError: If `model` is not a Keras model.
-        ValueError: If it has no graph, weights are not finite, a mask has another length
-            or is of a layer without channels, or there is nothing to prune.
+        ValueError: If it has no graph, weights are not finite, a mask has another
+            length or is of a layer without channels, or there is nothing to prune.
         RuntimeError: If the outputs on random inputs differ by more than 1e-5 of the
             largest, which is never to happen.
 
@@ -111,8 +116,8 @@ def prune(model, threshold=1.0, criterion="snr", keep=None, round_to=None):
     if not error <= TOLERANCE:
         raise RuntimeError(
             f"The pruned copy of model {model.name!r} computes something else: outputs "
-            f"differ by {error:.2g} of the largest, more than {TOLERANCE}. Please report "
-            "it, with the model."
+            f"differ by {error:.2g} of the largest, more than {TOLERANCE}. Please "
+            "report it, with the model."
         )
     report = _report(trace, removal, thinned, error, model, pruned)
     if report.kept_alone:

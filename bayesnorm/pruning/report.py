@@ -40,8 +40,8 @@ class PruningReport:
         layers: List of `LayerReport`, in the order of the graph.
         refused: List of `(layer, channels, reason)`: channels that are constant, or
             masked, and had to stay, and what needs them.
-        kept_alone: Names of layers of which one channel was kept because there has to be
-            one.
+        kept_alone: Names of layers of which one channel was kept because there has to
+            be one.
         error: Largest difference between the outputs before and after, relative to the
             largest output.
         parameters: `(before, after)`, of the whole network.
@@ -101,7 +101,9 @@ class PruningReport:
         table = [head, *rows]
         widths = [max(len(row[i]) for row in table) for i in range(len(head))]
         lines = [
-            "  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip()
+            "  ".join(
+                cell.ljust(n) for cell, n in zip(row, widths, strict=True)
+            ).rstrip()
             for row in table
         ]
         return "\n".join([*lines, "", *self.notes()])
