@@ -19,6 +19,7 @@ import numpy as np
 from absl import app, flags
 
 import bayesnorm
+from bayesnorm.graph import layers_of
 from benchmarks import timing
 from trainers.flags import command
 from trainers.report import tables
@@ -57,7 +58,7 @@ def network(name, seed):
     model = constructor(weights=None, input_shape=(size, size, 3), classes=10)
     norms = [
         x
-        for x in model._flatten_layers(include_self=False)
+        for x in layers_of(model)
         if isinstance(x, keras.layers.BatchNormalization)
     ]
     for norm in norms:
