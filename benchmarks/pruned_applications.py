@@ -57,9 +57,7 @@ def network(name, seed):
     constructor = getattr(keras.applications, name)
     model = constructor(weights=None, input_shape=(size, size, 3), classes=10)
     norms = [
-        x
-        for x in layers_of(model)
-        if isinstance(x, keras.layers.BatchNormalization)
+        x for x in layers_of(model) if isinstance(x, keras.layers.BatchNormalization)
     ]
     for norm in norms:
         if norm.scale:

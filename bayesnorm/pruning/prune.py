@@ -231,41 +231,36 @@ def _difference(old, new):
 
 
 def _report(trace, removal, thinned, error, model, pruned):
-    layers, refused = [], []
-    for operation in trace.operations:
-        if id(operation) not in trace.made:
-            continue
-        calls = trace.calls[id(operation)]
-        inputs, outputs = removal.channels(operation)
-        sinks = [x.operation for x in trace.sinks]
-        before = len(inputs.ids)
-        after = int(removal.kept(inputs.ids).sum())
-        if operation in sinks:
-            after = len(removal.rows(removal.sink(operation)))
-        new = thinned.get(id(operation), operation)
-        costs = [
-            sum(cost.macs(layer, shape(x), shape(y)) or 0 for (x,), (y,) in calls)
-            for layer, shape in (
-                (operation, lambda x: x.shape),
-                (new, removal.shape),
-            )
-        ]
-        unknown = cost.macs(operation, inputs.shape, outputs.shape) is None
-        layers.append(
-            LayerReport(
-                name=operation.name,
-                type=type(operation).__name__,
-                kept=int(removal.kept(outputs.ids).sum()),
-                of=len(outputs.ids),
-                inputs=(before, after),
-                parameters=(operation.count_params(), new.count_params()),
-                macs=(None, None) if unknown else tuple(costs),
-            )
-        )
-    refused = _refused(trace, removal)
+    made = [x for x in trace.operations if id(x) in trace.made]
+    layers = [
+        _layer_report(operation, thinned.get(id(operation), operation), trace, removal)
+        for operation in made
+    ]
     alone = list(dict.fromkeys(x.name for x in removal.vanishing))
     models = {"before": model, "after": pruned}
-    return PruningReport(layers, refused, alone, error, models)
+    return PruningReport(layers, _refused(trace, removal), alone, error, models)
+
+
+def _layer_report(operation, new, trace, removal):
+    inputs, outputs = removal.channels(operation)
+    shape, taken = removal.shape(inputs), int(removal.kept(inputs.ids).sum())
+    if operation in [x.operation for x in trace.sinks]:
+        sink = removal.sink(operation)
+        shape, taken = removal.input_shape(sink), len(removal.rows(sink))
+    costs = [
+        [cost.macs(layer, of(x), of(y)) for (x,), (y,) in trace.calls[id(operation)]]
+        for layer, of in ((operation, lambda x: x.shape), (new, removal.shape))
+    ]
+    return LayerReport(
+        name=operation.name,
+        type=type(operation).__name__,
+        kept=int(removal.kept(outputs.ids).sum()),
+        of=len(outputs.ids),
+        inputs=(len(inputs.ids), taken),
+        parameters=(operation.count_params(), new.count_params()),
+        macs=tuple(None if None in x else sum(x) for x in costs),
+        layers=((operation, inputs.shape), (new, shape)),
+    )
 
 
 def _refused(trace, removal):

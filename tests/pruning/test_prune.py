@@ -444,7 +444,7 @@ def test_report_and_latency(tmp_path):
     report.write(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "kept_channels.png" in text
-    assert "times faster" in text
+    assert "batch 100, before" in text
     assert (tmp_path / "kept_channels.png").stat().st_size > 1000
     assert "conv" in str(report)
     assert "times fewer MACs" in str(report)
