@@ -75,7 +75,7 @@ def latencies(models, batch):
             lambda x, model=model: apply(model, x), model.variables
         )
         runs[name] = function, random_inputs(model, batch)
-    return _best(runs)
+    return best(runs)
 
 
 def layer_latencies(layers_and_shapes, batch):
@@ -95,18 +95,25 @@ def layer_latencies(layers_and_shapes, batch):
         sizes = [batch, *(_OPEN_AXIS if n is None else n for n in shape[1:])]
         x = ops.convert_to_tensor(rng.normal(size=sizes), layer.compute_dtype)
         runs[key] = backend.compiled(layer, layer.variables), x
-    return _best(runs)
+    return best(runs)
 
 
-def _best(runs):
-    """Seconds of the best turn of `(function, inputs)`, by key."""
+def best(runs):
+    """Measures functions in turns.
+
+    Args:
+        runs: Dict from keys to `(function, argument)`.
+
+    Returns:
+        Dict from key to seconds of a call, of the best turn.
+    """
     for function, x in runs.values():
         _wait(function(x))  # Compiles.
-    best = dict.fromkeys(runs, math.inf)
+    seconds = dict.fromkeys(runs, math.inf)
     for _ in range(_TURNS):
         for key, (function, x) in runs.items():
-            best[key] = min(best[key], _seconds(function, x))
-    return best
+            seconds[key] = min(seconds[key], _seconds(function, x))
+    return seconds
 
 
 def _seconds(function, x):

@@ -473,6 +473,19 @@ def test_filters_that_are_zero_go_without_masks():
     assert bayesnorm.prune(model)[1].kept["a"] == (3, 4)
 
 
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision(policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = sbp_network(True)
+        pruned, report = bayesnorm.prune(model)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert pruned.get_layer("conv").compute_dtype == policy.removeprefix("mixed_")
+    assert pruned.get_layer("conv").kernel.dtype == "float32"
+    assert report.kept["conv"][0] < 6
+
+
 def test_the_model_itself_stays_as_it_is():
     model = sbp_network(True)
     before = [values(v) for v in model.weights]

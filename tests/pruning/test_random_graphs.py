@@ -24,9 +24,11 @@ def check(seed):
 
 
 @pytest.mark.filterwarnings("ignore:Layers of model")
-@pytest.mark.parametrize("seeds", [range(i, i + 4) for i in range(0, 20, 4)], ids=str)
-def test_as_masked(seeds):
-    reports = [check(seed) for seed in seeds]
+@pytest.mark.parametrize("start", range(0, 20, 5))
+def test_as_masked(start):
+    # Eager JAX compiles each operation for each shape.
+    count = 5 if keras.backend.backend() == "tensorflow" else 1
+    reports = [check(seed) for seed in range(start, start + count)]
     before, after = np.sum([r.parameters for r in reports], 0)
     assert after < 0.9 * before
 
