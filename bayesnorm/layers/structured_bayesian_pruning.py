@@ -12,13 +12,17 @@ from bayesnorm.moments import register
 
 
 class _Range(keras.constraints.Constraint):
-    """Keeps a variable in a range; NaN stays NaN."""
+    """Keeps a variable in a range; what is not finite becomes NaN.
+
+    Clipped, an infinite step would be a parameter like any other, and prune.
+    """
 
     def __init__(self, low, high):
         self.low, self.high = low, high
 
     def __call__(self, value):
-        return ops.clip(value, self.low, self.high)
+        inside = ops.clip(value, self.low, self.high)
+        return ops.where(ops.isfinite(value), inside, float("nan"))
 
 
 @keras.saving.register_keras_serializable("bayesnorm")
