@@ -179,8 +179,9 @@ class StructuredBayesianPruning(VariationalLayer):
         """Returns what holding theta at 0 adds to the log evidence.
 
         `[channels]`, float32 NumPy, in nats; from 0 up the model without the channel is
-        the better one, by a criterion that has no threshold to choose
-        (`bayesnorm.maths.truncated_log_normal.log_evidence_ratio`).
+        the better one (`bayesnorm.maths.truncated_log_normal.log_evidence_ratio`).
+        Useless channels, that end near the prior, are a tie: some tenths below 0. The
+        rule of the authors' code prunes these, too: `evidence() >= -log(2 pi) / 2`.
         """
         return self._values(law.log_evidence_ratio)
 

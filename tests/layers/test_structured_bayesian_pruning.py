@@ -325,6 +325,9 @@ def test_training_finds_the_channels_that_matter(rng, examples):
     model.fit(x, y, batch_size=examples // 20, epochs=40, verbose=0)
     np.testing.assert_array_equal(np.flatnonzero(layer.keep), useful)
     assert layer.snr()[useful].min() > 3
+    # By the evidence, too: useless ones are all but a tie with the model without them.
+    tie = layer.evidence() >= -0.5 * np.log(2 * np.pi)
+    np.testing.assert_array_equal(np.flatnonzero(~tie), useful)
     np.testing.assert_array_equal(
         model.predict(x, verbose=0),
         model.predict(np.where(layer.keep, x, 7.0), verbose=0),
