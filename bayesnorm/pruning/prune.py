@@ -1,5 +1,6 @@
 """Removal of channels from the graph of any network."""
 
+import math
 import warnings
 
 import keras
@@ -27,6 +28,9 @@ from bayesnorm.pruning.walk import follow
 _TOLERANCES = {"float16": 1e-2, "bfloat16": 5e-2}
 _TOLERANCE = 1e-5
 _CHECK_BATCH = 4
+# A channel of which the posterior became the prior neither gains nor loses evidence; the
+# rule of Wright et al.'s code lets one go for up to log(2 pi) / 2 nats.
+_EVIDENCE_LOST = 0.5 * math.log(2 * math.pi)
 # Layers of this package that are folded into plain ones.
 _OWN = (NormalizedLinear, StructuredBayesianPruning)
 _MASKABLE = (
@@ -56,8 +60,10 @@ def prune(model, threshold=1.0, criterion="snr", keep=None, round_to=None):
         model: A built Functional or Sequential model; nested models are gone into.
         threshold: Number, the signal-to-noise ratio `E[theta] / sd[theta]` below which
             a channel goes.
-        criterion: `"snr"`, or `"evidence"`: a channel goes where the evidence of the
-            model without it is no smaller, and no threshold is chosen.
+        criterion: `"snr"`, or `"evidence"`: a channel goes where the model without it
+            has no less evidence, to log(2 pi) / 2 = 0.92 nats, and no threshold is
+            chosen. Of a channel whose posterior became the prior, pure noise, the
+            evidence is the same with and without it.
         keep: Dict from the names of layers to booleans `[channels]`, False for what is
             to go: of a dense or convolutional layer the filters (its bias stays), of a
             normalization the scales, of a `StructuredBayesianPruning` in the place of
@@ -150,13 +156,13 @@ def _check_finite(model):
 
 
 def _factors(layer, mask):
-    return ops.convert_to_numpy(layer.expected_scale()) * mask
+    return layer.expected_scale() * mask
 
 
 def _kept(layer, threshold, criterion="snr"):
     if criterion == "evidence":
-        return ops.convert_to_numpy(layer.evidence()) < 0
-    return ops.convert_to_numpy(layer.snr()) >= threshold
+        return layer.evidence() < -_EVIDENCE_LOST
+    return layer.snr() >= threshold
 
 
 def _masks(model, keep):
