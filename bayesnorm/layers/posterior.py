@@ -82,9 +82,8 @@ class _WeightedKL(keras.regularizers.Regularizer):
         self._layer = layer
 
     def __call__(self, variable):
-        return ops.convert_to_tensor(self._layer.kl_weight_variable) * (
-            self._layer.kl_divergence()
-        )
+        weight = ops.convert_to_tensor(self._layer.kl_weight_variable)
+        return self._layer.kl_factor * weight * self._layer.kl_divergence()
 
 
 class _EpochEnd(keras.metrics.Metric):
@@ -170,6 +169,9 @@ class VariationalLayer(StochasticLayer):
         ValueError: If an argument is out of range, or `kl_weight` and `num_examples`
             are both given.
     """
+
+    # Of the layer's KL in the loss, beside the weight that all layers of a model share.
+    kl_factor = 1.0
 
     def __init__(self, kl_weight=None, seed=None, num_examples=None, **kwargs):
         super().__init__(seed=seed, **kwargs)

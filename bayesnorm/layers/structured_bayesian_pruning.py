@@ -61,6 +61,10 @@ class StructuredBayesianPruning(VariationalLayer):
         bias_initializer: Initializer of the bias. Defaults to zeros.
         num_examples: Integer N, the number of training examples, times that of the
             labels of each: `kl_weight = 1 / N` from the first step on.
+        kl_factor: Factor of this layer's KL in the loss, beside the weight. The
+            evidence lower bound has 1; above it a channel has to be worth more than its
+            information, such as one of a convolution, which costs time at every
+            position.
 
     Input shape:
         `[batch, ..., channels]` (channels at `axis`).
@@ -88,11 +92,13 @@ class StructuredBayesianPruning(VariationalLayer):
         seed=None,
         bias_initializer="zeros",
         num_examples=None,
+        kl_factor=1.0,
         **kwargs,
     ):
         super().__init__(
             kl_weight=kl_weight, num_examples=num_examples, seed=seed, **kwargs
         )
+        check_number("kl_factor", kl_factor, positive=True)
         check_choice("use_bias", use_bias, (True, False))
         check_number("threshold", threshold)
         _check_range("initial_mean", initial_mean, law.MEAN_RANGE)
@@ -102,6 +108,7 @@ class StructuredBayesianPruning(VariationalLayer):
         self.threshold = threshold
         self.initial_mean = initial_mean
         self.initial_log_stddev = initial_log_stddev
+        self.kl_factor = kl_factor
         self.bias_initializer = initializers.get(bias_initializer)
         self.bias = None
         self.supports_masking = True
@@ -244,6 +251,7 @@ class StructuredBayesianPruning(VariationalLayer):
             "threshold": self.threshold,
             "initial_mean": self.initial_mean,
             "initial_log_stddev": self.initial_log_stddev,
+            "kl_factor": self.kl_factor,
             "bias_initializer": initializers.serialize(self.bias_initializer),
         }
 

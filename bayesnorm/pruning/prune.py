@@ -28,8 +28,8 @@ from bayesnorm.pruning.walk import follow
 _TOLERANCES = {"float16": 1e-2, "bfloat16": 5e-2}
 _TOLERANCE = 1e-5
 _CHECK_BATCH = 4
-# A channel of which the posterior became the prior neither gains nor loses evidence; the
-# rule of Wright et al.'s code lets one go for up to log(2 pi) / 2 nats.
+# A channel of which the posterior became the prior neither gains nor loses evidence;
+# the rule of Wright et al.'s code lets one go for up to log(2 pi) / 2 nats.
 _EVIDENCE_LOST = 0.5 * math.log(2 * math.pi)
 # Layers of this package that are folded into plain ones.
 _OWN = (NormalizedLinear, StructuredBayesianPruning)

@@ -263,6 +263,18 @@ def test_evidence_prunes_what_lies_at_zero():
         np.testing.assert_allclose(evidence[k], np.log(ratio[0]), rtol=1e-5, atol=1e-5)
 
 
+def test_kl_factor_is_of_the_loss_alone():
+    layers = [
+        _layer(kl_weight=0.01, name="one"),
+        _layer(kl_weight=0.01, kl_factor=7.0, name="seven"),
+    ]
+    one, seven = (float(sum(layer.losses)) for layer in layers)
+    np.testing.assert_allclose(seven, 7.0 * one, rtol=1e-6)
+    kls = [float(layer.kl_divergence()) for layer in layers]
+    assert kls[0] == kls[1]
+    np.testing.assert_allclose(one, 0.01 * kls[0], rtol=1e-6)
+
+
 @pytest.mark.parametrize("axis", [1, 2, -1])
 def test_axis(rng, axis):
     x = rng.normal(size=(2, 5, 5, 5)).astype("float32")
