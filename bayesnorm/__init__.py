@@ -1,6 +1,6 @@
 """Bayesian normalization layers for Keras 3: training, uncertainty, export."""
 
-from bayesnorm import datasets, layers, metrics, models, moments, plots
+from bayesnorm import datasets, layers, metrics, models, moments, plots, pruning
 from bayesnorm._version import __version__
 from bayesnorm.layers import (
     AnalyticNormalization,
@@ -29,6 +29,7 @@ from bayesnorm.prediction.predict import predict
 from bayesnorm.prediction.prediction import Prediction
 from bayesnorm.prediction.sampling import sampling_model
 from bayesnorm.prediction.weight_sets import WeightSets
+from bayesnorm.pruning import prune
 from bayesnorm.serving.export import export
 from bayesnorm.surgery.initialization import data_dependent_init
 from bayesnorm.surgery.projection import project
@@ -71,6 +72,8 @@ __all__ = [
     "plots",
     "predict",
     "project",
+    "prune",
+    "pruning",
     "sampling_model",
     "set_kl_weight",
     "start_pruning",

@@ -10,7 +10,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from bayesnorm.graph.internals import is_graph, lambda_output_shape, layers_of
+from bayesnorm.graph.internals import (
+    functional,
+    is_graph,
+    lambda_output_shape,
+    layers_of,
+)
 
 _FUNCTIONS = (
     types.FunctionType,
@@ -24,7 +29,7 @@ class Chain:
     """Layers that a call goes through one after the other; none: the identity.
 
     Args:
-        layers: List of layers.
+        layers: List of layers, or other functions of symbolic tensors.
     """
 
     def __init__(self, layers):
@@ -37,7 +42,7 @@ class Chain:
         return x
 
 
-def rewrite(model, replace):
+def rewrite(model, replace, input_shape=None):
     """Copies a model, with other layers in the place of some.
 
     Nested models are gone into; a layer that is used several times is replaced once,
@@ -46,10 +51,14 @@ def rewrite(model, replace):
 
     Args:
         model: A Functional or Sequential model.
-        replace: Function of a layer, no model with a graph, that returns None to have
-            it copied, or the list of layers that take its place, in order: none, one or
-            several. The weights of a layer go to the one that takes its place, where
-            there is one; several are given theirs by whoever made them.
+        replace: Function of a layer or `keras.ops` operation, no model with a graph,
+            that returns None to have it copied, or the list of layers that take its
+            place, in order: none, one or several, or functions of symbolic tensors such
+            as operations. The weights of a layer go to the one that takes its place,
+            where there is one that is to have any and has none yet; others have those
+            that whoever made them gave them.
+        input_shape: Function of a nested model that returns the shapes of its inputs, a
+            list; None where they stay.
 
     Returns:
         The new model, which saves as `.keras` if its layers do.
@@ -57,21 +66,24 @@ def rewrite(model, replace):
     Raises:
         ValueError: If a layer cannot be copied.
     """
-    copier = _Copier(replace)
+    copier = _Copier(replace, input_shape)
     with _uncompiled(model):
         new = copier.model(model)
     for old, layers in copier.replaced():
-        if len(layers) == 1:
-            copy_weights(old, layers[0])
+        if len(layers) == 1 and id(old) not in copier.finished:
+            if layers[0].weights or not old.weights:
+                copy_weights(old, layers[0])
     _copy_trainable(copier)
     _copy_compilation(model, new)
     return new
 
 
 class _Copier:
-    def __init__(self, replace):
-        self._replace = replace
+    def __init__(self, replace, input_shape):
+        self._replace, self._input_shape = replace, input_shape
         self._chains, self._originals = {}, []
+        # By their identity, layers in whose place there are some with weights.
+        self.finished = set()
         # `(model, copy)`, the nested ones before what holds them.
         self.models = []
 
@@ -79,21 +91,28 @@ class _Copier:
         """Yields `(layer, the layers in its place)`, of layers that are no models."""
         for layer in self._originals:
             if isinstance(layer, keras.Layer) and not isinstance(layer, keras.Model):
-                yield layer, self._chains[id(layer)].layers
+                chain = self._chains[id(layer)].layers
+                yield layer, [x for x in chain if isinstance(x, keras.Layer)]
 
-    def model(self, model):
+    def model(self, model, shapes=None):
         if isinstance(model, keras.Sequential):
-            new = self._sequential(model)
+            new = self._sequential(model, shapes)
         else:
-            new = keras.models.clone_model(model, clone_function=self.chain)
+            inputs = None
+            if shapes is not None:
+                flat = map(_input_like, functional(model).inputs, shapes)
+                inputs = keras.tree.pack_sequence_as(model.input, list(flat))
+            new = keras.models.clone_model(model, inputs, self.chain)
         self.models.append((model, new))
         return new
 
-    def _sequential(self, model):
+    def _sequential(self, model, shapes):
         layers = [new for layer in model.layers for new in self.chain(layer).layers]
         if is_graph(model):
             (x,) = model.inputs
-            given = keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name)
+            given = _input_like(x, x.shape if shapes is None else shapes[0])
+            if not all(isinstance(x, keras.Layer) for x in layers):
+                return keras.Model(given, Chain(layers)(given), name=model.name)
             layers = [given, *layers]
         return keras.Sequential(layers, name=model.name)
 
@@ -107,12 +126,18 @@ class _Copier:
 
     def _new(self, operation):
         if is_graph(operation) or isinstance(operation, keras.Sequential):
-            return [self.model(operation)]
-        if isinstance(operation, keras.Layer):
-            layers = self._replace(operation)
-            if layers is not None:
-                return layers
-        return [copy_of(operation)]
+            given = self._input_shape
+            return [self.model(operation, None if given is None else given(operation))]
+        layers = self._replace(operation)
+        if layers is None:
+            return [copy_of(operation)]
+        if any(getattr(x, "weights", None) for x in layers):
+            self.finished.add(id(operation))
+        return layers
+
+
+def _input_like(tensor, shape):
+    return keras.Input(batch_shape=shape, dtype=tensor.dtype, name=tensor.name)
 
 
 def copy_of(operation, change=None):
@@ -164,7 +189,9 @@ def _from_config(operation, change):
         }
     changed = None if change is None else change(config)
     if changed is None:
-        return type(operation).from_config(config["config"])
+        changed = config
+    if all(changed[key] == config[key] for key in ("module", "class_name")):
+        return type(operation).from_config(changed["config"])
     return keras.saving.deserialize_keras_object(changed, safe_mode=False)
 
 

@@ -22,6 +22,7 @@ from bayesnorm.plots.layers import (
     batch_noise,
     batch_statistics,
     channel_statistics,
+    kept_channels,
     layer_noise,
     scale_uncertainty,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "entropy_histogram",
     "error_coverage",
     "example_grid",
+    "kept_channels",
     "layer_noise",
     "perturbation_curves",
     "reliability_diagram",

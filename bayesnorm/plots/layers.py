@@ -72,6 +72,41 @@ def scale_uncertainty(ratios: Mapping[str, np.ndarray], seed=0, ax=None):
     return figure
 
 
+def kept_channels(kept: Mapping[str, tuple], ax=None):
+    """How many channels each layer still has.
+
+    Args:
+        kept: By layer, in order, `(kept, of)`, numbers of channels.
+        ax: Axes to draw into.
+
+    Returns:
+        The figure.
+    """
+    check_not_empty("kept", kept)
+    names = list(kept)
+    figure, ax = axes_or_new(ax, (6.5, 1.3 + 0.3 * len(names)))
+    places = np.arange(len(names))
+    counts = np.array([kept[name] for name in names], "float64").reshape(-1, 2)
+    shares = 100 * counts[:, 0] / counts[:, 1]
+    ax.barh(places, np.full(len(names), 100.0), color=GREY, alpha=0.18, height=0.7)
+    ax.barh(places, shares, color=BLUE, height=0.7)
+    for place, (some, of), share in zip(places, counts, shares, strict=True):
+        inside = share > 80
+        ax.text(
+            share - 1.5 if inside else share + 1.5,
+            place,
+            f"{some:.0f} of {of:.0f}",
+            va="center",
+            ha="right" if inside else "left",
+            color="white" if inside else "black",
+            fontsize=8,
+        )
+    ax.set_yticks(places, names)
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 100), xlabel="channels kept, %", title="Channels that stayed")
+    return figure
+
+
 def channel_statistics(statistics: Mapping[str, Mapping[str, tuple]], figure=None):
     """Mean and standard deviation of normalized channels, against 0 and 1.
 

@@ -1,0 +1,98 @@
+"""What a network costs: multiplications, and measured time."""
+
+import math
+import time
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from bayesnorm import backend
+from bayesnorm.graph import apply, functional
+from bayesnorm.layers.kernels import LINEAR_LAYERS
+
+_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+# What is measured is the best of so many turns, each of so many seconds.
+_TURNS, _SECONDS = 5, 0.1
+
+
+def macs(layer, input_shape, output_shape):
+    """Returns the multiplications of a linear layer for an example.
+
+    Args:
+        layer: A built dense or convolutional layer.
+        input_shape: Shape of its input, the batch first.
+        output_shape: Shape of its output.
+
+    Returns:
+        An integer; None where the number of positions is not known.
+    """
+    if isinstance(layer, layers.Embedding) or not isinstance(layer, LINEAR_LAYERS):
+        return 0
+    first = getattr(layer, "data_format", None) == "channels_first"
+    shape = input_shape if isinstance(layer, _TRANSPOSED) else output_shape
+    positions = shape[2:] if first else shape[1:-1]
+    if None in positions:
+        return None
+    kernels = [v for v in layer.weights if "kernel" in v.name]
+    return math.prod(positions) * sum(math.prod(v.shape) for v in kernels)
+
+
+def random_inputs(model, batch, seed=0):
+    """Returns random inputs of a model in its nest, standard normal or integers.
+
+    Args:
+        model: A model with a graph.
+        batch: Number of examples.
+        seed: Integer.
+    """
+    rng = np.random.default_rng(seed)
+
+    def of(x):
+        shape = [batch, *(_OPEN_AXIS if n is None else n for n in x.shape[1:])]
+        if keras.backend.is_float_dtype(x.dtype):
+            return ops.convert_to_tensor(rng.normal(size=shape), x.dtype)
+        return ops.convert_to_tensor(rng.integers(0, 2, shape), x.dtype)
+
+    return keras.tree.map_structure(of, functional(model).input)
+
+
+# Size of an axis that a model leaves open.
+_OPEN_AXIS = 32
+
+
+def latencies(models, batch):
+    """Measures how long models take for a batch of random inputs, compiled, in turns.
+
+    Args:
+        models: Dict from names to built models.
+        batch: Number of examples.
+
+    Returns:
+        Dict from name to seconds, of the best turn.
+    """
+    runs = {}
+    for name, model in models.items():
+        function = backend.compiled(
+            lambda x, model=model: apply(model, x), model.variables
+        )
+        runs[name] = function, random_inputs(model, batch)
+        _wait(function(runs[name][1]))
+    best = dict.fromkeys(models, math.inf)
+    for _ in range(_TURNS):
+        for name, (function, x) in runs.items():
+            best[name] = min(best[name], _seconds(function, x))
+    return best
+
+
+def _seconds(function, x):
+    calls, start = 0, time.perf_counter()
+    while calls == 0 or time.perf_counter() - start < _SECONDS:
+        _wait(function(x))
+        calls += 1
+    return (time.perf_counter() - start) / calls
+
+
+def _wait(outputs):
+    for x in keras.tree.flatten(outputs):
+        ops.convert_to_numpy(x)

@@ -1,0 +1,285 @@
+"""Removal of channels from the graph of any network."""
+
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from bayesnorm.arguments import check_choice, check_model, check_number, positive_integer
+from bayesnorm.graph import Index, apply, graph_of, layers_of, rewrite
+from bayesnorm.layers import ScaleNorm, StructuredBayesianPruning
+from bayesnorm.layers.kernels import LINEAR_LAYERS
+from bayesnorm.layers.linear import NormalizedLinear
+from bayesnorm.pruning import cost
+from bayesnorm.pruning.plain import plain
+from bayesnorm.pruning.registry import rule_for
+from bayesnorm.pruning.removal import Removal
+from bayesnorm.pruning.report import LayerReport, PruningReport
+from bayesnorm.pruning.walk import follow
+
+TOLERANCE = 1e-5
+_CHECK_BATCH = 4
+_MASKABLE = (
+    *LINEAR_LAYERS,
+    NormalizedLinear,
+    keras.layers.BatchNormalization,
+    ScaleNorm,
+    StructuredBayesianPruning,
+)
+
+
+def prune(model, threshold=1.0, criterion="snr", keep=None, round_to=None):
+    """Makes a smaller network of the same outputs, without the channels that are noise.
+
+    Channels of a `bayesnorm.StructuredBayesianPruning` whose noise drowns them, of a
+    filter or a scale that is 0, or masked by `keep`, hold a constant, `act(bias)`. What
+    takes a constant does as well with a bias: the channel is removed, from all layers
+    that it passes, and what it added is folded into the biases behind. A factor
+    `E[theta]` goes into the kernel beside it. Where a constant is not the same at all
+    positions (zero padding), one constant channel stays and stands for the others.
+
+    Channels that a sum puts together stay or go together, so do those of layers that
+    are used several times. Layers whose input keeps what they do not need (an input of
+    the model, a residual sum) take their channels out of it.
+
+    Args:
+        model: A built Functional or Sequential model; nested models are gone into.
+        threshold: Number, the signal-to-noise ratio `E[theta] / sd[theta]` below which a
+            channel goes.
+        criterion: `"snr"`, or `"evidence"`: a channel goes where the evidence of the
+            model without it is no smaller, and no threshold is chosen.
+        keep: Dict from the names of layers to booleans `[channels]`, False for what is
+            to go: of a dense or convolutional layer the filters (its bias stays), of a
+            normalization the scales, of a `StructuredBayesianPruning` in the place of
+            the criterion. None for none.
+        round_to: Integer: layers keep a multiple of so many channels. None for 1.
+
+    Returns:
+        `(pruned, report)`: a new model of plain Keras layers (those of this package that
+        sample stay, thinned; wrappers and pruning layers do not), compiled as the old
+        one without the state of its optimizer, and a `PruningReport`.
+
+    Raises:
+        TypeError: If `model` is not a Keras model.
+        ValueError: If it has no graph, weights are not finite, a mask has another length
+            or is of a layer without channels, or there is nothing to prune.
+        RuntimeError: If the outputs on random inputs differ by more than 1e-5 of the
+            largest, which is never to happen.
+
+    Warns:
+        UserWarning: Names layers of which all channels were to go: one stays.
+
+    Reference:
+        Neklyudov et al., 2017, "Structured Bayesian Pruning via Log-Normal
+        Multiplicative Noise"; Wright, Igel & Selvan, 2024, "BMRS: Bayesian Model
+        Reduction for Structured Pruning".
+    """
+    check_model(model)
+    graph_of(model)
+    check_choice("criterion", criterion, ("snr", "evidence"))
+    check_number("threshold", threshold)
+    if round_to is not None:
+        round_to = positive_integer("round_to", round_to)
+    _check_finite(model)
+    masks = _masks(model, keep or {})
+    has_layer = any(isinstance(x, StructuredBayesianPruning) for x in layers_of(model))
+
+    def factors(layer):
+        mask = masks.get(layer)
+        if mask is None:
+            mask = _kept(layer, threshold, criterion)
+        return ops.convert_to_numpy(layer.expected_scale()) * mask
+
+    masked = plain(model, factors, masks)
+    trace = follow(masked)
+    removal = Removal(trace, round_to)
+    if not has_layer and not masks and removal.alive.all():
+        raise ValueError(
+            f"Model {model.name!r} has nothing to prune: no StructuredBayesianPruning "
+            "layer, and no filter that is 0. Give the masks of another criterion as "
+            "keep={layer name: booleans}, such as bayesnorm.pruning.magnitude_masks "
+            "makes."
+        )
+    thinned = {}
+    pruned = rewrite(
+        masked,
+        lambda operation: _thinned(operation, removal, thinned),
+        lambda nested: _nested_shapes(nested, trace, removal),
+    )
+    error = _difference(masked, pruned)
+    if not error <= TOLERANCE:
+        raise RuntimeError(
+            f"The pruned copy of model {model.name!r} computes something else: outputs "
+            f"differ by {error:.2g} of the largest, more than {TOLERANCE}. Please report "
+            "it, with the model."
+        )
+    report = _report(trace, removal, thinned, error, model, pruned)
+    if report.kept_alone:
+        warnings.warn(
+            f"Layers of model {model.name!r} would have no channel left, and keep one "
+            f"that is constant: {', '.join(report.kept_alone)}. Their branch does "
+            "nothing: take it out of the architecture, or prune less.",
+            stacklevel=2,
+        )
+    return pruned, report
+
+
+# --- what is asked for ---------------------------------------------------------------
+
+
+def _check_finite(model):
+    for layer in layers_of(model):
+        for variable in () if isinstance(layer, keras.Model) else layer.weights:
+            if not keras.backend.is_float_dtype(variable.dtype):
+                continue
+            if not np.isfinite(ops.convert_to_numpy(variable.value)).all():
+                raise ValueError(
+                    f"Weight {variable.path!r} of layer {layer.name!r} is not finite: "
+                    "what it keeps cannot be told. Restore weights from before the "
+                    "training diverged."
+                )
+
+
+def _kept(layer, threshold, criterion):
+    if criterion == "evidence":
+        return ops.convert_to_numpy(layer.evidence()) < 0
+    return ops.convert_to_numpy(layer.snr()) >= threshold
+
+
+def _masks(model, keep):
+    """Returns the masks of `keep` by layer, checked."""
+    index, masks = Index(model), {}
+    layers = {}
+    for layer in layers_of(model):
+        layers.setdefault(layer.name, []).append(layer)
+    for name, mask in keep.items():
+        found = layers.get(name, [])
+        if len(found) != 1:
+            known = ", ".join(
+                repr(x.name) for x in layers_of(model) if isinstance(x, _MASKABLE)
+            )
+            raise ValueError(
+                f"`keep` names layer {name!r}, of which the model has {len(found)}. "
+                f"Layers with channels of their own: {known}."
+            )
+        (layer,) = found
+        calls = index.calls_of(layer)
+        if not isinstance(layer, _MASKABLE) or not calls:
+            raise ValueError(
+                f"`keep` has a mask for layer {name!r} ({type(layer).__name__}), which "
+                "makes no channels of its own, or is not called in the model's graph. "
+                "Expected a dense or convolutional layer, a normalization or a "
+                "StructuredBayesianPruning."
+            )
+        mask = np.asarray(mask)
+        size = _channels_of(layer, calls[0].outputs[0])
+        if mask.shape != (size,) or not np.isin(mask, (0, 1)).all():
+            raise ValueError(
+                f"The mask of layer {name!r} must be {size} booleans, one for each of "
+                f"its channels. Received: shape {mask.shape}, dtype {mask.dtype}"
+            )
+        masks[layer] = mask.astype(bool)
+    return masks
+
+
+def _channels_of(layer, output):
+    if isinstance(layer, NormalizedLinear):
+        return output.shape[layer.channel_axis]
+    if isinstance(layer, LINEAR_LAYERS):
+        first = getattr(layer, "data_format", None) == "channels_first"
+        return output.shape[1 if first else -1]
+    axis = layer.axis[0] if isinstance(layer.axis, list | tuple) else layer.axis
+    return output.shape[axis]
+
+
+# --- the smaller network -------------------------------------------------------------
+
+
+def _thinned(operation, removal, thinned):
+    if not removal.touches(operation):
+        return None
+    found = rule_for(operation).thin(operation, removal)
+    if found:
+        thinned[id(operation)] = found[-1]
+    return found
+
+
+def _nested_shapes(nested, trace, removal):
+    inputs, _ = trace.calls[id(nested)][0]
+    return [removal.shape(x) for x in inputs]
+
+
+def _difference(old, new):
+    """The largest difference of outputs, relative to the largest of each."""
+    inputs = cost.random_inputs(old, _CHECK_BATCH)
+    worst = 0.0
+    pairs = [
+        [ops.convert_to_numpy(x) for x in keras.tree.flatten(apply(model, inputs))]
+        for model in (old, new)
+    ]
+    for a, b in zip(*pairs, strict=True):
+        a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
+        if a.size:
+            worst = max(worst, float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-30)))
+    return worst
+
+
+def _report(trace, removal, thinned, error, model, pruned):
+    layers, refused = [], []
+    for operation in trace.operations:
+        if id(operation) not in trace.made:
+            continue
+        calls = trace.calls[id(operation)]
+        inputs, outputs = removal.channels(operation)
+        sinks = [x.operation for x in trace.sinks]
+        before = len(inputs.ids)
+        after = int(removal.kept(inputs.ids).sum())
+        if operation in sinks:
+            after = len(removal.rows(removal.sink(operation)))
+        new = thinned.get(id(operation), operation)
+        costs = [
+            sum(cost.macs(layer, shape(x), shape(y)) or 0 for (x,), (y,) in calls)
+            for layer, shape in (
+                (operation, lambda x: x.shape),
+                (new, removal.shape),
+            )
+        ]
+        unknown = cost.macs(operation, inputs.shape, outputs.shape) is None
+        layers.append(
+            LayerReport(
+                name=operation.name,
+                type=type(operation).__name__,
+                kept=int(removal.kept(outputs.ids).sum()),
+                of=len(outputs.ids),
+                inputs=(before, after),
+                parameters=(operation.count_params(), new.count_params()),
+                macs=(None, None) if unknown else tuple(costs),
+            )
+        )
+    refused = _refused(trace, removal)
+    alone = list(dict.fromkeys(x.name for x in removal.vanishing))
+    models = {"before": model, "after": pruned}
+    return PruningReport(layers, refused, alone, error, models)
+
+
+def _refused(trace, removal):
+    """Returns what is constant and stays: `(layer, channels, reason)`."""
+    found, seen = [], set()
+    restored = np.full(trace.size, -1)
+    for i, (ids, _, _) in enumerate(removal.restored):
+        restored[ids] = i
+    for operation in trace.operations:
+        if id(operation) not in trace.made:
+            continue
+        _, outputs = removal.channels(operation)
+        stays = outputs.is_constant & removal.kept(outputs.ids)
+        for i in np.unique(restored[outputs.ids[stays]]):
+            _, by, reason = removal.restored[i]
+            count = int((restored[outputs.ids[stays]] == i).sum())
+            if by is not None:
+                reason = f"{by.name} ({type(by).__name__}) {reason}"
+            if (operation.name, reason) not in seen:
+                seen.add((operation.name, reason))
+                found.append((operation.name, count, reason))
+    return found

@@ -1,0 +1,155 @@
+"""What was removed of a network, in words and as a page."""
+
+import dataclasses
+import pathlib
+
+from bayesnorm.plots import kept_channels
+from bayesnorm.pruning import cost
+
+_BATCHES = (1, 100)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerReport:
+    """What stayed of a layer.
+
+    Attributes:
+        name: Its name.
+        type: Name of its class.
+        kept: Number of the channels that it still makes.
+        of: Number that it made.
+        inputs: `(before, after)`, the channels that it takes.
+        parameters: `(before, after)`, their number.
+        macs: `(before, after)`, multiplications for an example; None where the number
+            of positions is not known.
+    """
+
+    name: str
+    type: str
+    kept: int
+    of: int
+    inputs: tuple
+    parameters: tuple
+    macs: tuple
+
+
+class PruningReport:
+    """What `bayesnorm.prune` removed.
+
+    Attributes:
+        layers: List of `LayerReport`, in the order of the graph.
+        refused: List of `(layer, channels, reason)`: channels that are constant, or
+            masked, and had to stay, and what needs them.
+        kept_alone: Names of layers of which one channel was kept because there has to be
+            one.
+        error: Largest difference between the outputs before and after, relative to the
+            largest output.
+        parameters: `(before, after)`, of the whole network.
+        macs: `(before, after)`, multiplications for an example, of its dense and
+            convolutional layers; None where a number of positions is not known.
+    """
+
+    def __init__(self, layers, refused, kept_alone, error, models):
+        self.layers = layers
+        self.refused = refused
+        self.kept_alone = kept_alone
+        self.error = error
+        self._models = models
+        self.parameters = tuple(m.count_params() for m in models.values())
+        counts = list(zip(*(x.macs for x in layers), strict=True)) or [(0,), (0,)]
+        self.macs = tuple(None if None in c else sum(c) for c in counts)
+
+    @property
+    def kept(self):
+        """Dict from the name of a layer to `(kept, of)`, its channels."""
+        return {x.name: (x.kept, x.of) for x in self.layers}
+
+    def latency(self, batch_sizes=_BATCHES):
+        """Measures the time of the networks before and after, compiled, in turns.
+
+        Args:
+            batch_sizes: Tuple of numbers of examples.
+
+        Returns:
+            Dict from batch size to `(before, after)`, seconds, of the best of 5 turns.
+        """
+        found = {}
+        for batch in batch_sizes:
+            seconds = cost.latencies(self._models, batch)
+            found[batch] = tuple(seconds.values())
+        return found
+
+    def rows(self):
+        """Returns the table of the layers: head and rows, lists of text."""
+        head = ["layer", "type", "inputs", "channels", "parameters", "MACs"]
+        rows = [
+            [
+                x.name,
+                x.type,
+                _pair(x.inputs),
+                f"{x.kept} of {x.of}",
+                _pair(x.parameters),
+                _pair(x.macs),
+            ]
+            for x in self.layers
+        ]
+        whole = ["whole", "", "", "", _pair(self.parameters), _pair(self.macs)]
+        return head, [*rows, whole]
+
+    def __str__(self):
+        head, rows = self.rows()
+        table = [head, *rows]
+        widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+        lines = [
+            "  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip()
+            for row in table
+        ]
+        return "\n".join([*lines, "", *self.notes()])
+
+    def notes(self):
+        """Returns sentences on what the table does not say."""
+        found = []
+        if None not in self.macs and self.macs[1]:
+            found.append(f"{self.macs[0] / self.macs[1]:.1f} times fewer MACs.")
+        found.append(f"Outputs differ by {self.error:.1e}, relative to the largest.")
+        found += [
+            f"{count} channels of {name} stay: {reason}."
+            for name, count, reason in self.refused
+        ]
+        if self.kept_alone:
+            names = ", ".join(self.kept_alone)
+            found.append(f"One channel was kept, there has to be one: {names}.")
+        return found
+
+    def write(self, folder, latency=True):
+        """Writes `report.md`, with a picture of the channels that stayed.
+
+        Args:
+            folder: Folder, made if it is not there.
+            latency: Whether to measure the time of both networks.
+        """
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        head, rows = self.rows()
+        lines = ["# What was removed", "", _row(head), _row(["---"] * len(head))]
+        lines += [*map(_row, rows), "", *(f"- {note}" for note in self.notes()), ""]
+        if latency:
+            lines += [_row(["batch", "before, ms", "after, ms", "times faster"])]
+            lines += [_row(["---:"] * 4)]
+            for batch, (before, after) in self.latency().items():
+                cells = [f"{1e3 * before:.3f}", f"{1e3 * after:.3f}"]
+                lines.append(_row([str(batch), *cells, f"{before / after:.2f}"]))
+            lines.append("")
+        figure = kept_channels(self.kept)
+        figure.savefig(folder / "kept_channels.png")
+        lines += ["![Channels that stayed](kept_channels.png)", ""]
+        (folder / "report.md").write_text("\n".join(lines))
+
+
+def _row(cells):
+    return "| " + " | ".join(cells) + " |"
+
+
+def _pair(values):
+    before, after = ("?" if v is None else f"{v:,}" for v in values)
+    return before if before == after else f"{before} -> {after}"
