@@ -242,10 +242,10 @@ def main(flags):
     found = methods.standard(model, flags.samples, flags.seed, **chunks)
     plain = chunks | methods.MEAN
     found["trained"] = methods.Method("before pruning", [trained], plain)
-    pruned = pruning.remove(model, workdir)
-    found["pruned"] = methods.Method("after pruning", [pruned.model], plain)
+    removed = pruning.remove(model, trained, flags.threshold, workdir)
+    found["pruned"] = methods.Method("after pruning", [removed.model], plain)
     evaluation = evaluate(flags, splits, model, history, found, "one_pass")
-    sections = pruning.sections(flags.network, trained, pruned)
+    sections = pruning.sections(flags.network, removed)
     return report.write(workdir, evaluation, describe(flags), sections)
 
 

@@ -68,16 +68,19 @@ class _RateFactors:
 
     def set_rate_factors(self, rate_factors):
         """Takes a list of `(variables, factor)`."""
-        self._rate_factors = {
-            id(variable): factor
+        self._rate_factors = tuple(
+            (variable, factor)
             for variables, factor in rate_factors
             for variable in variables
-        }
+        )
 
     def update_step(self, gradient, variable, learning_rate):
         """Takes the step of a variable, at the rate times its factor."""
-        factor = self._rate_factors.get(id(variable), 1.0)
-        super().update_step(gradient, variable, learning_rate * factor)
+        for other, factor in self._rate_factors:
+            # With TensorFlow it is given the variable that Keras's holds.
+            if variable is other or variable is other.value:
+                learning_rate = learning_rate * factor
+        super().update_step(gradient, variable, learning_rate)
 
 
 def check_schedule(schedule):
