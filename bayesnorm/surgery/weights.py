@@ -106,36 +106,48 @@ def start_pruning(source, target):
     """
     for model in (source, target):
         check_model(model)
-    trained = {layer.name: layer for layer in graph.layers_of(source)}
-    index, pairs, done = graph.Index(target), [], set()
-    for call in index.calls:
-        layer = call.operation
-        if id(layer) in done or not getattr(layer, "weights", None):
-            continue
-        done.add(id(layer))
+    trained = {layer.name: layer for layer in _weighted(graph.Index(source))}
+    index = graph.Index(target)
+    layers = _weighted(index)
+    known = {layer.name for layer in layers}
+    for name, layer in trained.items():
+        if name not in known and not isinstance(layer, StructuredBayesianPruning):
+            raise ValueError(
+                f"`target` has no layer {name!r}, of which `source` has weights. "
+                f"Received: layers {sorted(known)}"
+            )
+    pairs = []
+    for layer in layers:
         old = trained.get(layer.name)
         if isinstance(layer, StructuredBayesianPruning):
             # Else it stays at its start, but for the bias.
             if isinstance(old, StructuredBayesianPruning):
                 pairs += _paired(old, layer, layer.weights)
-            continue
-        if old is None:
+        elif old is None:
             raise ValueError(
                 f"`source` has no layer {layer.name!r}, of which `target` has weights. "
                 f"Received: layers {sorted(trained)}"
             )
-        pairs += _paired(old, layer, [*layer.weights, *_bias_behind(index, call, old)])
+        else:
+            behind = _bias_behind(index, layer, old)
+            pairs += _paired(old, layer, [*layer.weights, *behind])
     for old, new in pairs:
         new.assign(ops.convert_to_numpy(old.value))
     return target
 
 
-def _bias_behind(index, call, old):
-    """The bias of the pruning layer behind a call, where it is for one of `old`'s."""
-    here = {w.name for w in call.operation.weights}
-    if not {w.name for w in old.weights} & _BIASES - here:
+def _weighted(index):
+    """The layers that a model calls and that have weights, each once."""
+    found = {id(call.operation): call.operation for call in index.calls}
+    return [layer for layer in found.values() if getattr(layer, "weights", None)]
+
+
+def _bias_behind(index, layer, old):
+    """The bias of the pruning layer behind one, if it is for a bias of `old`'s."""
+    if not {w.name for w in old.weights} & _BIASES - {w.name for w in layer.weights}:
         return []
-    takers = [taker.operation for taker in index.consumers(call.outputs[0])]
+    (output,) = index.calls_of(layer)[0].outputs
+    takers = [call.operation for call in index.consumers(output)]
     return [
         taker.bias
         for taker in takers

@@ -118,7 +118,7 @@ def test_pruning_starts_from_a_trained_network(build, arguments, rng):
     [
         (lambda: models.mlp(units=(500,), width=0.1), "no layer 'dense1'"),
         (lambda: models.mlp(width=0.2), "weights of layer 'dense0'"),
-        (lambda: models.mlp(norm="batch", width=0.1), "weights of layer 'dense0'"),
+        (lambda: models.mlp(norm="batch", width=0.1), "no layer 'dense0_norm'"),
     ],
 )
 def test_pruning_does_not_start_from_another_network(source, said):
@@ -131,5 +131,5 @@ def test_pruning_does_not_start_from_another_network(source, said):
 
 
 def test_pruning_starts_from_models_alone():
-    with pytest.raises(TypeError, match="Keras model"):
+    with pytest.raises(TypeError, match=r"keras\.Model"):
         bayesnorm.start_pruning(models.mlp(width=0.1), layers.Dense(2))
