@@ -5,9 +5,9 @@ python -m benchmarks.pruned_applications --output=benchmarks/results/pruned_appl
 ```
 
 Of every convolution a share of the filters, drawn at random, is masked; the pruned
-network is compared with one in whose weights the same filters are 0. Weights are random;
-the batch normalizations have random scales and biases, and the statistics of a random
-batch, so that a masked channel holds `act(beta - gamma mean / sd)`, seldom 0.
+network is compared with one in whose weights the same filters are 0. Weights are
+random; the batch normalizations have random scales and biases, and the statistics of a
+random batch, so that a masked channel holds `act(beta - gamma mean / sd)`, seldom 0.
 """
 
 import json
@@ -19,6 +19,7 @@ import numpy as np
 from absl import app, flags
 
 import bayesnorm
+from bayesnorm.graph import layers_of
 from benchmarks import timing
 from trainers.flags import command
 from trainers.report import tables
@@ -56,9 +57,7 @@ def network(name, seed):
     constructor = getattr(keras.applications, name)
     model = constructor(weights=None, input_shape=(size, size, 3), classes=10)
     norms = [
-        x
-        for x in model._flatten_layers(include_self=False)
-        if isinstance(x, keras.layers.BatchNormalization)
+        x for x in layers_of(model) if isinstance(x, keras.layers.BatchNormalization)
     ]
     for norm in norms:
         if norm.scale:
@@ -185,8 +184,8 @@ def main(argv):
             "",
             table(results),
             "",
-            "Removed are the masked filters that nothing needs as they are. The error is "
-            "the largest difference of the logits from those of the masked network, "
+            "Removed are the masked filters that nothing needs as they are. The error",
+            "is the largest difference of the logits from those of the masked network,",
             "relative to the largest. What stays, and what needs it, is in `stays.md`.",
             "",
         ]

@@ -26,6 +26,7 @@ ROOMS = (
     "streams",
     "training",
     "surgery",
+    "pruning",
     "measurement",
     "prediction",
     "serving",

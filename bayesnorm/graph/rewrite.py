@@ -70,9 +70,9 @@ def rewrite(model, replace, input_shape=None):
     with _uncompiled(model):
         new = copier.model(model)
     for old, layers in copier.replaced():
-        if len(layers) == 1 and id(old) not in copier.finished:
-            if layers[0].weights or not old.weights:
-                copy_weights(old, layers[0])
+        one = len(layers) == 1 and id(old) not in copier.finished
+        if one and (layers[0].weights or not old.weights):
+            copy_weights(old, layers[0])
     _copy_trainable(copier)
     _copy_compilation(model, new)
     return new

@@ -12,13 +12,17 @@ from bayesnorm.moments import register
 
 
 class _Range(keras.constraints.Constraint):
-    """Keeps a variable in a range; NaN stays NaN."""
+    """Keeps a variable in a range; what is not finite becomes NaN.
+
+    Clipped, an infinite step would be a parameter like any other, and prune.
+    """
 
     def __init__(self, low, high):
         self.low, self.high = low, high
 
     def __call__(self, value):
-        return ops.clip(value, self.low, self.high)
+        inside = ops.clip(value, self.low, self.high)
+        return ops.where(ops.isfinite(value), inside, float("nan"))
 
 
 @keras.saving.register_keras_serializable("bayesnorm")
@@ -175,8 +179,9 @@ class StructuredBayesianPruning(VariationalLayer):
         """Returns what holding theta at 0 adds to the log evidence.
 
         `[channels]`, float32 NumPy, in nats; from 0 up the model without the channel is
-        the better one, by a criterion that has no threshold to choose
-        (`bayesnorm.maths.truncated_log_normal.log_evidence_ratio`).
+        the better one (`bayesnorm.maths.truncated_log_normal.log_evidence_ratio`).
+        Useless channels, that end near the prior, are a tie: some tenths below 0. The
+        rule of the authors' code prunes these, too: `evidence() >= -log(2 pi) / 2`.
         """
         return self._values(law.log_evidence_ratio)
 

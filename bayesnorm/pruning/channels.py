@@ -1,7 +1,8 @@
 """What is known of the channels of each tensor of a graph.
 
-A channel is known by a number. Layers that leave channels what they are hand the numbers
-on, those that mix them make new ones; numbers that stand or fall together are tied.
+A channel is known by a number. Layers that leave channels what they are hand the
+numbers on, those that mix them make new ones; numbers that stand or fall together are
+tied.
 """
 
 import dataclasses
@@ -21,8 +22,8 @@ class Channels:
         axis: The channel axis, from 1 on.
         ids: Integers `[shape[axis]]`, the channels' numbers; two entries of one number
             are kept or removed together.
-        constant: float64 `[shape[axis]]`, the value that a channel has in every example;
-            NaN where it depends on the example.
+        constant: float64 `[shape[axis]]`, the value that a channel has in every
+            example; NaN where it depends on the example.
         pattern: None where a constant is the same at every position. Otherwise what
             stands for a map of the positions, the same for every channel of the tensor,
             which the constant is a factor of.
@@ -110,8 +111,8 @@ class Trace:
     """What was met on the way through a graph.
 
     Attributes:
-        calls: By the identity of an operation: its calls, `(inputs, outputs)`, a list of
-            `Channels` each.
+        calls: By the identity of an operation: its calls, `(inputs, outputs)`, a list
+            of `Channels` each.
         operations: The operations, in the order of their first calls.
         sinks: The `Sink`s.
         balances: The `Balance`s.
@@ -158,10 +159,12 @@ class Trace:
         axis %= max(1, len(shape))
         size = shape[axis] if 0 < axis < len(shape) else None
         ids = self.new(size or 0)
-        return Channels(tuple(shape), axis, ids, np.full(size or 0, np.nan), None, dtype)
+        return Channels(
+            tuple(shape), axis, ids, np.full(size or 0, np.nan), None, dtype
+        )
 
     def over(self, channels, axis, operation):
-        """Returns channels along an axis: where theirs is another one, they must stay."""
+        """Returns channels along an axis; where theirs is another one, they stay."""
         axis %= len(channels.shape)
         if channels.axis == axis:
             return channels

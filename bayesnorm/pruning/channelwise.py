@@ -20,7 +20,7 @@ from bayesnorm.layers import (
 from bayesnorm.pruning.linear import applied, is_elementwise
 from bayesnorm.pruning.merges import combined
 from bayesnorm.pruning.registry import register
-from bayesnorm.pruning.walk import Refusal
+from bayesnorm.pruning.walk import RefusedError
 
 
 def elementwise(channels, function, dead=None):
@@ -67,12 +67,12 @@ def _thin_vectors(layer, removal):
     new.build(removal.shape(inputs))
     store = {}
     layer.save_own_variables(store)
-    # What is not a number in order is the state of the noise.
-    thinned = {
-        k: np.array(v)[kept] if k.isdigit() and np.shape(v) == (len(kept),) else np.array(v)
-        for k, v in ((k, ops.convert_to_numpy(v)) for k, v in store.items())
-    }
-    new.load_own_variables(thinned)
+    store = {k: np.array(ops.convert_to_numpy(v)) for k, v in store.items()}
+    for name, value in store.items():
+        # What has no number for its name is the state of the noise.
+        if name.isdigit() and value.shape == kept.shape:
+            store[name] = value[kept]
+    new.load_own_variables(store)
     return [new]
 
 
@@ -118,10 +118,10 @@ def _whole(channels):
     """Channels of which the number is known.
 
     Raises:
-        Refusal: If it is not.
+        RefusedError: If it is not.
     """
     if not len(channels.ids):
-        raise Refusal("is given an unknown number of channels")
+        raise RefusedError("is given an unknown number of channels")
     return channels
 
 
@@ -131,7 +131,7 @@ def _rescaled(trace, layer, channels):
     if not isinstance(layer, LayerScale):
         sizes = {np.size(layer.scale), np.size(layer.offset)}
         if max(np.ndim(layer.scale), np.ndim(layer.offset)) > 1:
-            raise Refusal("scales positions apart")
+            raise RefusedError("scales positions apart")
         if sizes != {1}:
             channels = trace.over(channels, -1, layer)
     dead = np.broadcast_to(_scale_of(layer) == 0, len(channels.ids))
@@ -151,7 +151,7 @@ def _normalized(trace, layer, channels):
     if not axis:
         return elementwise(channels, _by_call(layer, channels))
     if len(axis) > 1:
-        raise Refusal("normalizes several axes apart")
+        raise RefusedError("normalizes several axes apart")
     channels = _whole(trace.over(channels, axis[0], layer))
     return elementwise(channels, _by_call(layer, channels))
 
@@ -174,9 +174,7 @@ def _prelu(trace, layer, channels):
     alpha = ops.convert_to_numpy(layer.alpha.value)
     others = tuple(i for i in range(alpha.ndim) if i != channels.axis - 1)
     if any(alpha.shape[i] > 1 for i in others):
-        return elementwise(
-            channels, lambda x: np.where(x >= 0, x, np.nan)
-        )
+        return elementwise(channels, lambda x: np.where(x >= 0, x, np.nan))
     slope = np.broadcast_to(alpha.reshape(-1), len(channels.ids))
     return elementwise(channels, lambda x: np.where(x >= 0, x, slope * x))
 
@@ -188,10 +186,10 @@ def activated(operation, channels, function):
     """Channels behind an activation.
 
     Raises:
-        Refusal: If it mixes them.
+        RefusedError: If it mixes them.
     """
     if not is_elementwise(function, max(2, len(channels.ids))):
-        raise Refusal("has an activation over the channels")
+        raise RefusedError("has an activation over the channels")
     return elementwise(channels, lambda x: applied(function, x))
 
 
@@ -226,7 +224,7 @@ def _same(trace, layer, channels):
     noise_shape = getattr(layer, "noise_shape", None)
     size = noise_shape[channels.axis] if noise_shape else None
     if size not in (None, 1):
-        raise Refusal("has a noise_shape with the number of the channels")
+        raise RefusedError("has a noise_shape with the number of the channels")
     if isinstance(layer, layers.Masking):
         # It puts 0 at the positions of a mask.
         return channels.only_zeros()

@@ -14,6 +14,8 @@ from bayesnorm.layers.kernels import LINEAR_LAYERS
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 # What is measured is the best of so many turns, each of so many seconds.
 _TURNS, _SECONDS = 5, 0.1
+# Size of an axis that a model leaves open.
+_OPEN_AXIS = 32
 
 
 def macs(layer, input_shape, output_shape):
@@ -57,15 +59,11 @@ def random_inputs(model, batch, seed=0):
     return keras.tree.map_structure(of, functional(model).input)
 
 
-# Size of an axis that a model leaves open.
-_OPEN_AXIS = 32
-
-
 def latencies(models, batch):
     """Measures how long models take for a batch of random inputs, compiled, in turns.
 
     Args:
-        models: Dict from names to built models.
+        models: Dict from names to built models with a graph.
         batch: Number of examples.
 
     Returns:
@@ -77,12 +75,45 @@ def latencies(models, batch):
             lambda x, model=model: apply(model, x), model.variables
         )
         runs[name] = function, random_inputs(model, batch)
-        _wait(function(runs[name][1]))
-    best = dict.fromkeys(models, math.inf)
+    return best(runs)
+
+
+def layer_latencies(layers_and_shapes, batch):
+    """Measures how long layers take, each by itself, as `latencies` does.
+
+    Args:
+        layers_and_shapes: Dict from keys to `(layer, shape)`, the shape that of its
+            input, the batch first.
+        batch: Number of examples.
+
+    Returns:
+        Dict from key to seconds, of the best turn.
+    """
+    rng = np.random.default_rng(0)
+    runs = {}
+    for key, (layer, shape) in layers_and_shapes.items():
+        sizes = [batch, *(_OPEN_AXIS if n is None else n for n in shape[1:])]
+        x = ops.convert_to_tensor(rng.normal(size=sizes), layer.compute_dtype)
+        runs[key] = backend.compiled(layer, layer.variables), x
+    return best(runs)
+
+
+def best(runs):
+    """Measures functions in turns.
+
+    Args:
+        runs: Dict from keys to `(function, argument)`.
+
+    Returns:
+        Dict from key to seconds of a call, of the best turn.
+    """
+    for function, x in runs.values():
+        _wait(function(x))  # Compiles.
+    seconds = dict.fromkeys(runs, math.inf)
     for _ in range(_TURNS):
-        for name, (function, x) in runs.items():
-            best[name] = min(best[name], _seconds(function, x))
-    return best
+        for key, (function, x) in runs.items():
+            seconds[key] = min(seconds[key], _seconds(function, x))
+    return seconds
 
 
 def _seconds(function, x):

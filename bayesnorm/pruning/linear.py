@@ -9,7 +9,7 @@ from keras import layers, ops
 from bayesnorm.graph import copy_of
 from bayesnorm.pruning.channels import Balance, Sink
 from bayesnorm.pruning.registry import register
-from bayesnorm.pruning.walk import Refusal
+from bayesnorm.pruning.walk import RefusedError
 
 _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
@@ -58,7 +58,7 @@ def _array(variable):
 
 
 def kernel_of(layer):
-    """Returns the kernel of a dense or convolutional layer, `[..., inputs, outputs]`."""
+    """Returns the kernel of a layer as `[..., inputs, outputs]`."""
     kernel = _array(layer.kernel)
     return np.swapaxes(kernel, -1, -2) if isinstance(layer, _TRANSPOSED) else kernel
 
@@ -69,12 +69,16 @@ def summed(kernel):
 
 
 def _bias_of(layer, size):
-    return np.zeros(size) if layer.bias is None else _array(layer.bias).astype("float64")
+    return (
+        np.zeros(size) if layer.bias is None else _array(layer.bias).astype("float64")
+    )
 
 
 def _check(layer):
-    if getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False):
-        raise Refusal("is quantized, or has low-rank weights beside its kernel")
+    if getattr(layer, "quantization_mode", None) or getattr(
+        layer, "lora_enabled", False
+    ):
+        raise RefusedError("is quantized, or has low-rank weights beside its kernel")
 
 
 def _outputs(trace, layer, channels, ids, shape, values):
@@ -99,7 +103,9 @@ def pads(layer):
 
 
 def _is_depthwise(layer):
-    return isinstance(layer, _CONVOLUTIONS) and layer.kernel.shape[-2] == 1 < layer.groups
+    return (
+        isinstance(layer, _CONVOLUTIONS) and layer.kernel.shape[-2] == 1 < layer.groups
+    )
 
 
 def _mixed(trace, layer, channels, shape, at_border, carries):
@@ -116,9 +122,7 @@ def _mixed(trace, layer, channels, shape, at_border, carries):
     trace.sinks.append(Sink(layer, channels, ~used, at_border, carries and groups == 1))
     ids = trace.made_by(layer, size)
     if groups > 1:
-        trace.balances += [
-            Balance(x.reshape(groups, -1)) for x in (channels.ids, ids)
-        ]
+        trace.balances += [Balance(x.reshape(groups, -1)) for x in (channels.ids, ids)]
     # Of a filter that is 0 the bias is left.
     dead = ~(kernel != 0).any(axis=(*positions, -2))
     values = np.where(dead, _bias_of(layer, size), np.nan)
@@ -321,7 +325,7 @@ def _separable(trace, layer, channels):
 
 
 def _separable_kernels(layer):
-    """The kernels as float64 `[positions, inputs, each]` and `[inputs, each, outputs]`."""
+    """The kernels, `[positions, inputs, each]` and `[inputs, each, outputs]`."""
     depthwise = _array(layer.depthwise_kernel).astype("float64")
     inputs, each = depthwise.shape[-2:]
     pointwise = _array(layer.pointwise_kernel).astype("float64")

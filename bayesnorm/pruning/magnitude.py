@@ -64,6 +64,7 @@ def _reaches_output(index, tensor):
     return any(
         _reaches_output(index, taker.outputs[0])
         for taker in takers
-        if not getattr(taker.operation, "weights", None) and len(taker.inputs) == 1
+        if not getattr(taker.operation, "weights", None)
+        and len(taker.inputs) == 1
         and tuple(taker.outputs[0].shape) == tuple(tensor.shape)
     )

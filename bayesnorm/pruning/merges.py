@@ -7,7 +7,7 @@ from keras import layers
 
 from bayesnorm.pruning.channels import Channels
 from bayesnorm.pruning.registry import register
-from bayesnorm.pruning.walk import Refusal
+from bayesnorm.pruning.walk import RefusedError
 
 
 def broadcast_shape(shapes):
@@ -32,7 +32,7 @@ def combined(trace, operation, inputs, function, absorbs=False):
         absorbs: Whether a constant 0 of one makes the outcome 0, whatever the others.
 
     Raises:
-        Refusal: If their channels do not lie along the same axis.
+        RefusedError: If their channels do not lie along the same axis.
     """
     shape = broadcast_shape([x.shape for x in inputs])
     aligned = [_aligned(x, shape) for x in inputs]
@@ -40,7 +40,7 @@ def combined(trace, operation, inputs, function, absorbs=False):
     size = max(len(x.ids) for x in aligned)
     for x in aligned:
         if len(x.ids) < size:
-            trace.pin(x.ids, operation, "a single one, that meets all of another tensor")
+            trace.pin(x.ids, operation, "meets all channels of another tensor")
     wide = [x for x in aligned if len(x.ids) == size]
     trace.tie(*(x.ids for x in wide))
     if len({x.pattern for x in aligned}) > 1:
@@ -50,9 +50,7 @@ def combined(trace, operation, inputs, function, absorbs=False):
     constant = functools.reduce(function, constants)
     if absorbs:
         constant = np.where(np.any([c == 0 for c in constants], 0), 0.0, constant)
-    return wide[0].replace(
-        shape=shape, axis=axis, constant=constant, pattern=pattern
-    )
+    return wide[0].replace(shape=shape, axis=axis, constant=constant, pattern=pattern)
 
 
 def _aligned(channels, shape):
@@ -60,9 +58,9 @@ def _aligned(channels, shape):
     more = len(shape) - len(channels.shape)
     axis = channels.axis + more
     if not len(channels.ids):
-        raise Refusal("is given an unknown number of channels")
+        raise RefusedError("is given an unknown number of channels")
     if len(channels.ids) not in (1, shape[axis]):
-        raise Refusal("meets a tensor of other channels")
+        raise RefusedError("meets a tensor of other channels")
     return channels.replace(axis=axis)
 
 
@@ -102,9 +100,9 @@ def concatenated(trace, operation, inputs, axis):
     first = inputs[0]
     axis %= len(first.shape)
     if axis == 0 or len({x.axis for x in inputs}) > 1:
-        raise Refusal("meets tensors of channels along several axes")
+        raise RefusedError("meets tensors of channels along several axes")
     if not all(len(x.ids) for x in inputs):
-        raise Refusal("is given an unknown number of channels")
+        raise RefusedError("is given an unknown number of channels")
     if len({x.pattern for x in inputs}) > 1:
         inputs = [x if x.pattern is None else x.only_zeros() for x in inputs]
     sizes = [x.shape[axis] for x in inputs]

@@ -15,19 +15,19 @@ from bayesnorm.pruning.channelwise import activated, elementwise
 from bayesnorm.pruning.merges import combined, concatenated
 from bayesnorm.pruning.positions import reshaped, transposed
 from bayesnorm.pruning.registry import register
-from bayesnorm.pruning.walk import Refusal
+from bayesnorm.pruning.walk import RefusedError
 
 
 def _number(x):
     """A constant of the graph as a number.
 
     Raises:
-        Refusal: If it is none.
+        RefusedError: If it is none.
     """
     if not isinstance(x, int | float):
         x = np.asarray(ops.convert_to_numpy(x))
         if x.size != 1 or x.ndim:
-            raise Refusal("takes a constant of the graph with a shape of its own")
+            raise RefusedError("takes a constant of the graph with a shape of its own")
     return float(x)
 
 
@@ -148,7 +148,7 @@ def _over_axes(constant):
         axes = range(rank) if axes is None else axes
         axes = {i % rank for i in ([axes] if isinstance(axes, int) else axes)}
         if axes & {0, channels.axis}:
-            raise Refusal("is over the channels")
+            raise RefusedError("is over the channels")
         if channels.pattern is not None:
             channels = channels.only_zeros()
         sizes = [channels.shape[i] for i in axes]

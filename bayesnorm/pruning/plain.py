@@ -61,7 +61,7 @@ class _Plain:
             if isinstance(layer, StructuredBayesianPruning):
                 self._fold(layer)
 
-    # --- where a factor goes -----------------------------------------------------------
+    # --- where a factor goes ------------------------------------------------------
 
     def _fold(self, layer):
         factors, bias = self._of(layer)
@@ -96,7 +96,9 @@ class _Plain:
         takers = {id(c.operation) for x in outputs for c in self._index.consumers(x)}
         along = _same_axis(layer, operation, outputs[0])
         return (
-            along and takers == {id(layer)} and not any(map(self._index.is_output, outputs))
+            along
+            and takers == {id(layer)}
+            and not any(map(self._index.is_output, outputs))
         )
 
     def _takers(self, layer, calls, bias):
@@ -127,7 +129,7 @@ class _Plain:
                 return None
         return list(found.values())
 
-    # --- the layers ----------------------------------------------------------------------
+    # --- the layers ---------------------------------------------------------------
 
     def replace(self, operation):
         """Returns what takes the place of an operation, as for `rewrite`."""
@@ -154,7 +156,9 @@ class _Plain:
     def _of(self, layer):
         """The factors and the bias of a pruning layer."""
         factors = np.asarray(self._factors(layer), "float64")
-        return factors, _values(layer.bias) if layer.use_bias else np.zeros(len(factors))
+        return factors, _values(layer.bias) if layer.use_bias else np.zeros(
+            len(factors)
+        )
 
     def _rescaling(self, layer):
         factors, bias = self._of(layer)
@@ -170,7 +174,9 @@ class _Plain:
     def _linear(self, operation, mask):
         inner = _inner(operation)
         shape = self._shape(operation)
-        factors = np.ones(_outputs_of(inner)) if mask is None else mask.astype("float64")
+        factors = (
+            np.ones(_outputs_of(inner)) if mask is None else mask.astype("float64")
+        )
         bias, biased = np.zeros(len(factors)), operation.use_bias
         if operation is not inner:
             mean, stddev = _statistics(operation, shape)
@@ -182,7 +188,11 @@ class _Plain:
             bias = bias + _values(operation.bias)
         if id(operation) in self._columns:
             scale, shift, added = self._columns[id(operation)]
-            factors, bias, biased = factors * scale, bias * scale + shift, biased or added
+            factors, bias, biased = (
+                factors * scale,
+                bias * scale + shift,
+                biased or added,
+            )
         rows, constant = self._rows.get(id(operation), (None, 0.0))
         biased = bool(biased or np.any(constant))
         new = copy_of(inner, lambda config: _renamed(config, operation, biased))
@@ -255,7 +265,8 @@ def _without_scale(layer, mask, shape):
 
     def scaled(config):
         arguments = {
-            k: None if k == "gamma_constraint" else v for k, v in config["config"].items()
+            k: None if k == "gamma_constraint" else v
+            for k, v in config["config"].items()
         }
         if "scale" in arguments:
             arguments["scale"] = True

@@ -8,7 +8,7 @@ from keras import layers
 
 from bayesnorm.pruning.linear import channel_axis
 from bayesnorm.pruning.registry import register
-from bayesnorm.pruning.walk import Refusal
+from bayesnorm.pruning.walk import RefusedError
 
 # As many elements of an example as are looked at one by one.
 _MOST = 10**8
@@ -76,7 +76,7 @@ def _padded(trace, layer, channels):
 def _moved(trace, layer, channels):
     """Positions are left out, repeated or interpolated."""
     if getattr(layer, "pad_to_aspect_ratio", False):
-        raise Refusal("pads with a value")
+        raise RefusedError("pads with a value")
     channels = trace.over(channels, channel_axis(layer), layer)
     if channels.pattern is not None:
         channels = channels.only_zeros()
@@ -108,7 +108,7 @@ def reshaped(trace, channels, shape):
     becomes several, what has its place along the last one is kept or removed together.
 
     Raises:
-        Refusal: If sizes are not known.
+        RefusedError: If sizes are not known.
     """
     if channels.pattern is not None:
         channels = channels.only_zeros()
@@ -117,10 +117,10 @@ def reshaped(trace, channels, shape):
     if None in sizes or None in new:
         same = channels.axis == len(channels.shape) - 1 and sizes[-1] == new[-1]
         if not same or new[-1] is None:
-            raise Refusal("is given an unknown number of positions")
+            raise RefusedError("is given an unknown number of positions")
         return channels.replace(shape=tuple(shape), axis=last)
     if math.prod(sizes) > _MOST:
-        raise Refusal("is given very large inputs")
+        raise RefusedError("is given very large inputs")
     ids, constant = (
         np.ascontiguousarray(channels.spread(x)).reshape(new)
         for x in (channels.ids, channels.constant)

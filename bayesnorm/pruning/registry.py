@@ -9,8 +9,8 @@ class Rule:
     """What is done with the layers of a type.
 
     Attributes:
-        follow: Function `(trace, operation, *args, **kwargs) -> outputs`, with `Channels`
-            in the place of each tensor of the call.
+        follow: Function `(trace, operation, *args, **kwargs) -> outputs`, with
+            `Channels` in the place of each tensor of the call.
         thin: Function `(operation, removal) -> list of layers` that take its place, or
             None where a copy will do. Not asked where nothing about it changes.
     """

@@ -9,7 +9,7 @@ from bayesnorm.pruning.registry import copied, rule_for
 INPUT, OUTPUT = "an input of the model", "an output of the model"
 
 
-class Refusal(Exception):
+class RefusedError(Exception):
     """Raised by a rule that cannot follow channels; its text says why."""
 
 
@@ -22,7 +22,9 @@ def follow(model):
     trace = Trace()
     inputs = []
     for x in functional(model).inputs:
-        channels = trace.fresh(tuple(x.shape), -1, keras.backend.standardize_dtype(x.dtype))
+        channels = trace.fresh(
+            tuple(x.shape), -1, keras.backend.standardize_dtype(x.dtype)
+        )
         trace.pin(channels.ids, model, INPUT)
         inputs.append(channels)
     outputs = _through(trace, model, inputs)
@@ -56,7 +58,7 @@ def _of_call(trace, operation, args, kwargs):
     if rule is not None:
         try:
             return rule.follow(trace, operation, *args, **kwargs)
-        except Refusal as error:
+        except RefusedError as error:
             reason = str(error)
     return opaque(trace, operation, reason, *args, **kwargs)
 
@@ -83,7 +85,7 @@ def opaque(trace, operation, reason, *args, **kwargs):
 
 
 def _note(trace, operation, inputs, outputs):
-    """Records a call; ties it to earlier ones of what can be thinned in one way only."""
+    """Records a call; ties it to earlier ones of what is thinned in one way alone."""
     earlier = trace.calls.get(id(operation))
     one_way = is_graph(operation) or getattr(operation, "weights", None)
     if not one_way:

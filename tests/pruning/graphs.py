@@ -63,7 +63,11 @@ class _Maker:
 
     def separable(self, x):
         return layers.SeparableConv2D(
-            5, 3, padding="same", depth_multiplier=self.pick((1, 2)), use_bias=self.bias()
+            5,
+            3,
+            padding="same",
+            depth_multiplier=self.pick((1, 2)),
+            use_bias=self.bias(),
         )(x)
 
     def transposed(self, x):
@@ -84,7 +88,9 @@ class _Maker:
 
     def wrapped(self, x):
         return bayesnorm.WeightNormalization(
-            layers.Conv2D(5, 1), use_bias=self.bias(), activation=self.pick(_ACTIVATIONS)
+            layers.Conv2D(5, 1),
+            use_bias=self.bias(),
+            activation=self.pick(_ACTIVATIONS),
         )(x)
 
     def analytic(self, x):
@@ -107,9 +113,16 @@ class _Maker:
 
     def position(self, x):
         small = min(x.shape[1:3]) < 4
-        kinds = [layers.ZeroPadding2D(1), layers.Dropout(0.3), layers.Permute((2, 1, 3))]
+        kinds = [
+            layers.ZeroPadding2D(1),
+            layers.Dropout(0.3),
+            layers.Permute((2, 1, 3)),
+        ]
         if max(x.shape[1:3]) < 12:
-            kinds += [layers.UpSampling2D(2), layers.UpSampling2D(2, interpolation="bilinear")]
+            kinds += [
+                layers.UpSampling2D(2),
+                layers.UpSampling2D(2, interpolation="bilinear"),
+            ]
         if not small:
             kinds += [layers.MaxPooling2D(2, padding="same"), layers.Cropping2D(1)]
             kinds += [layers.AveragePooling2D(2, padding="same")]
@@ -164,9 +177,8 @@ class _Maker:
         return layer(layer(x))
 
     def nested(self, x):
-        inner = _Maker(self.rng.integers(1000))
         inputs = keras.Input(x.shape[1:])
-        y = inner.conv(inputs, x.shape[-1])
+        y = layers.Conv2D(x.shape[-1], 3, padding="same", activation="relu")(inputs)
         y = layers.BatchNormalization()(layers.Conv2D(x.shape[-1], 1)(y))
         model = keras.Model(inputs, y)
         y = model(x)
@@ -218,16 +230,37 @@ class _Maker:
         return x
 
 
-_KINDS = (
-    "conv conv conv norm norm grouped as_depthwise depthwise depthwise separable "
-    "transposed scale wrapped analytic pruning activation position position residual "
-    "residual sum_of_operations concatenated gated attended arithmetic shared nested "
-    "opaque shuffled sequence"
-).split()
+# How often each is drawn.
+_KINDS = {
+    "conv": 3,
+    "norm": 2,
+    "grouped": 1,
+    "as_depthwise": 1,
+    "depthwise": 2,
+    "separable": 1,
+    "transposed": 1,
+    "scale": 1,
+    "wrapped": 1,
+    "analytic": 1,
+    "pruning": 1,
+    "activation": 1,
+    "position": 2,
+    "residual": 2,
+    "sum_of_operations": 1,
+    "concatenated": 1,
+    "gated": 1,
+    "attended": 1,
+    "arithmetic": 1,
+    "shared": 1,
+    "nested": 1,
+    "opaque": 1,
+    "shuffled": 1,
+    "sequence": 1,
+}
 
 
 def make(seed):
-    """Returns `(model, masks)`: a random network, and booleans by the name of a layer."""
+    """Returns a random network, and booleans by the name of a layer."""
     keras.utils.set_random_seed(seed)
     maker = _Maker(seed)
     rng = maker.rng
@@ -236,7 +269,8 @@ def make(seed):
     for _ in range(rng.integers(2, 8)):
         if x.shape[-1] > 24:
             x = maker.conv(x)
-        x = getattr(maker, maker.pick(_KINDS))(x)
+        kind = maker.pick([k for k, count in _KINDS.items() for _ in range(count)])
+        x = getattr(maker, kind)(x)
     middle = x
     x = maker.of_vector(maker.to_vector(x))
     outputs = [layers.Dense(3)(x)]

@@ -1,0 +1,201 @@
+"""Pruned networks: error, operations and time, beside removal by the size of filters.
+
+```
+python -m trainers.sbp --dataset=mnist --data_dir=DIR --seed=0 --workdir=runs/lenet5-0
+python -m benchmarks.pruning --runs=runs/lenet5-0,runs/lenet5-1 --output=DIR
+```
+
+Of finished runs of `trainers.sbp`: what each criterion keeps (signal-to-noise ratio,
+evidence), and its test error; the network that pruning started from without its
+filters of smallest norms, as many as to have no more multiplications, trained on for
+`--epochs` as a plain network, with the run's optimizer and its rate falling to 0 in a
+line; and the time of a call, compiled and as an exported SavedModel, of one example and
+of 100.
+"""
+
+import json
+import pathlib
+import statistics
+import tempfile
+import warnings
+
+import keras
+import numpy as np
+from absl import app, flags
+
+import bayesnorm
+from bayesnorm.pruning import cost, magnitude_masks
+from benchmarks import timing
+from trainers import sbp, session
+from trainers.flags import command
+from trainers.report import tables
+
+_RUNS = flags.DEFINE_list("runs", None, "Folders of runs.", required=True)
+_EPOCHS = flags.DEFINE_integer("epochs", 20, "Epochs after removal by size.", 0)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the table.")
+
+_BATCHES = (1, 100)
+
+
+def error(model, splits):
+    """Returns the error on the test part, per cent."""
+    images = splits.inputs(splits.test.images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scores = model.predict(images, batch_size=500, verbose=0)
+    return 100.0 * float(np.mean(scores.argmax(-1) != splits.test.labels))
+
+
+def by_size(trained, splits, macs, run):
+    """Returns the network without its smallest filters, trained on.
+
+    Args:
+        trained: The network to start from.
+        splits: The `Splits`.
+        macs: How many multiplications it may have.
+        run: The flags of the run.
+    """
+    low, high, found = 0.0, 1.0, None
+    for _ in range(12):
+        share = (low + high) / 2
+        smaller, report = bayesnorm.prune(
+            trained, keep=magnitude_masks(trained, max(share, 1e-3))
+        )
+        if report.macs[1] <= macs:
+            low, found = share, (smaller, report)
+        else:
+            high = share
+    smaller, report = found
+    steps = max(1, _EPOCHS.value * len(splits.train) // run.batch_size)
+    rate = keras.optimizers.schedules.PolynomialDecay(
+        float(run.learning_rate), steps, 0
+    )
+    smaller.compile(
+        keras.optimizers.Adam(rate, beta_1=run.beta_1),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    keras.utils.set_random_seed(run.seed)
+    if _EPOCHS.value:
+        smaller.fit(
+            splits.inputs(splits.train.images),
+            splits.train.labels,
+            batch_size=run.batch_size,
+            epochs=_EPOCHS.value,
+            verbose=2,
+        )
+    return smaller, report
+
+
+def served_seconds(model, batch):
+    """Returns the seconds of a call of a model exported as a SavedModel."""
+    import tensorflow as tf
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.export(folder, verbose=False)
+        served = tf.saved_model.load(folder)
+        return cost.best({"": (served.serve, cost.random_inputs(model, batch))})[""]
+
+
+def measure(folder):
+    """Returns the figures of a run."""
+    run = sbp.PROGRAM.flags({"config": f"{folder}/flags.txt", "workdir": folder})
+    keras.utils.set_random_seed(run.seed)
+    splits = session.load_data(run)
+    workdir = session.open_workdir(run, "sbp")
+    trained = sbp.trained_network(run, splits, workdir)
+    model, _ = sbp.train(run, splits, trained, workdir)
+    found = {"network": run.network, "seed": run.seed, "epochs": run.epochs}
+    rows = {"before": (trained, None)}
+    for criterion in ("snr", "evidence"):
+        rows[criterion] = bayesnorm.prune(model, run.threshold, criterion)
+    macs = rows["snr"][1].macs
+    rows["size"] = by_size(trained, splits, macs[1], run)
+    for name, (network, report) in rows.items():
+        found[name] = {
+            "error": error(network, splits),
+            "macs": macs[0] if report is None else report.macs[1],
+            "kept": None if report is None else [x.kept for x in report.layers[:-1]],
+            "inputs": None if report is None else [x.inputs[1] for x in report.layers],
+        }
+    pair = {"before": trained, "after": rows["snr"][0]}
+    found["compiled"] = {b: cost.latencies(pair, b) for b in _BATCHES}
+    if keras.backend.backend() == "tensorflow":
+        found["served"] = {
+            b: {name: served_seconds(m, b) for name, m in pair.items()}
+            for b in _BATCHES
+        }
+    return found
+
+
+_TITLES = {
+    "before": "before pruning",
+    "snr": "signal-to-noise ratio below 1",
+    "evidence": "evidence",
+    "size": "smallest filters, trained on",
+}
+
+
+def table(results):
+    """Returns the tables of the runs of one network."""
+    first = results[0]
+    head = ["criterion", *(f"seed {r['seed']}" for r in results), "mean error, %"]
+    rows = []
+    for name, title in _TITLES.items():
+        cells = []
+        for r in results:
+            factor = first["before"]["macs"] / r[name]["macs"]
+            inputs = r[name]["inputs"]
+            kept = "" if inputs is None else ", " + "-".join(map(str, inputs))
+            cells.append(f"{r[name]['error']:.2f} %, {factor:.1f} x{kept}")
+        mean = statistics.mean(r[name]["error"] for r in results)
+        rows.append([title, *cells, f"{mean:.2f}"])
+    text = tables.table(head, rows)
+    kinds = [k for k in ("compiled", "served") if k in first]
+    head = ["times faster", *(f"seed {r['seed']}" for r in results), "before, ms"]
+    rows = []
+    for kind in kinds:
+        for batch in _BATCHES:
+            times = [r[kind][batch] for r in results]
+            rows.append(
+                [
+                    f"{kind}, batch {batch}",
+                    *(f"{t['before'] / t['after']:.1f}" for t in times),
+                    f"{1e3 * times[0]['before']:.2f}",
+                ]
+            )
+    return f"{text}\n\n{tables.table(head, rows)}"
+
+
+def main(argv):
+    """Measures, prints and writes."""
+    del argv
+    results = {}
+    for folder in _RUNS.value:
+        found = measure(folder)
+        results.setdefault(found["network"], []).append(found)
+        print(json.dumps(found), flush=True)
+    version = f"Keras {keras.__version__} on {keras.backend.backend()}"
+    lines = [
+        "# Structured Bayesian pruning",
+        "",
+        f"`{command()}`; {timing.hardware()}; {version}.",
+        "",
+    ]
+    for network, runs in results.items():
+        lines += [f"## {network}", "", table(runs), ""]
+    lines += [
+        "Error on the test part; how many times fewer multiplications of dense and",
+        "convolutional layers; the channels that each of these layers takes.",
+        "",
+    ]
+    text = "\n".join(lines)
+    print(text)
+    if _OUTPUT.value:
+        folder = pathlib.Path(_OUTPUT.value)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.md").write_text(text)
+        (folder / "metrics.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)
