@@ -34,7 +34,7 @@ from bayesnorm.serving.export import export
 from bayesnorm.surgery.initialization import data_dependent_init
 from bayesnorm.surgery.projection import project
 from bayesnorm.surgery.to_stochastic import to_stochastic
-from bayesnorm.surgery.weights import copy_weights
+from bayesnorm.surgery.weights import copy_weights, start_pruning
 
 __all__ = [
     "AnalyticNormalization",
@@ -76,5 +76,6 @@ __all__ = [
     "pruning",
     "sampling_model",
     "set_kl_weight",
+    "start_pruning",
     "to_stochastic",
 ]

@@ -241,6 +241,10 @@ PADDING = (
         "'valid' as in the paper, or 'same', the default for images under 27 pixels.",
     ),
 )
+KL = (
+    integer("kl_warmup_epochs", "Epochs in which the KL gains weight.", 0, least=0),
+    positive("kl_factor", "Factor of the KL, which weighs 1 over the labels."),
+)
 # Of a noisy scale; what a run with batch normalization measures.
 NOISE_FLAGS = ("scale_stddev", "shift_stddev")
 NORMALIZATION = (
@@ -267,6 +271,5 @@ NORMALIZATION = (
     ),
     Flag("projection", "bool", "Kernels of norm 1 after every step.", True),
     positive("initial_stddev", "Posterior deviation at the start."),
-    integer("kl_warmup_epochs", "Epochs in which the KL gains weight.", 0, least=0),
-    positive("kl_factor", "Factor of the KL, which weighs 1 over the labels."),
+    *KL,
 )

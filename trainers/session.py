@@ -136,7 +136,17 @@ def make_augmentation(flags, splits, seed, kind=None):
     return keras.Sequential(kind.layers(seed), name="augmentation")
 
 
-def make_loop(flags, model, splits, seed=None, augmentation=None, data=None):
+def make_loop(
+    flags,
+    model,
+    splits,
+    seed=None,
+    augmentation=None,
+    data=None,
+    optimizer=None,
+    figures=None,
+    **changes,
+):
     """Returns the `Loop` that the flags describe, its learning rate not yet set.
 
     Args:
@@ -148,6 +158,9 @@ def make_loop(flags, model, splits, seed=None, augmentation=None, data=None):
         augmentation: As `kind` of `make_augmentation`.
         data: `data` of another loop on the same set, which is then not put on the
             device once more; or None.
+        optimizer: A Keras optimizer; None for the flag's.
+        figures: As of `Loop`.
+        **changes: Fields of `Config` that are others than the flags'.
     """
     seed = flags.seed if seed is None else seed
     settings = {
@@ -158,17 +171,18 @@ def make_loop(flags, model, splits, seed=None, augmentation=None, data=None):
     }
     if splits.dense:
         settings["eval_batch_size"] = flags.batch_size
-    config = Config(**(settings | {"seed": seed}))
+    config = Config(**(settings | changes | {"seed": seed}))
     return Loop(
         model,
-        make_optimizer(flags.optimizer),
+        optimizer or make_optimizer(flags.optimizer),
         data or of_splits(splits, OnHost if flags.stream else OnDevice),
         config,
         make_augmentation(flags, splits, seed, augmentation),
+        figures=figures,
     )
 
 
-def set_learning_rate(flags, loop, cache, progress, before_evaluation=None):
+def set_learning_rate(flags, loop, cache, progress, before_evaluation=None, rate=None):
     """Sets the learning rate of a `Loop`: the flag's, or what the search finds.
 
     Args:
@@ -177,8 +191,10 @@ def set_learning_rate(flags, loop, cache, progress, before_evaluation=None):
         cache: Path of a JSON file, as of `learning_rate.search`.
         progress: A `Progress`.
         before_evaluation: As of `learning_rate.search`.
+        rate: What the flag says, None for that of `--learning_rate`.
     """
-    if flags.learning_rate == "auto":
+    rate = rate or flags.learning_rate
+    if rate == "auto":
         rate = learning_rate.search(
             loop,
             epochs=flags.search_epochs,
@@ -188,11 +204,13 @@ def set_learning_rate(flags, loop, cache, progress, before_evaluation=None):
             before_evaluation=before_evaluation,
         )
     else:
-        rate = float(flags.learning_rate)
+        rate = float(rate)
     loop.config = dataclasses.replace(loop.config, learning_rate=rate)
 
 
-def train(flags, model, splits, workdir, seed=None, augmentation=None):
+def train(
+    flags, model, splits, workdir, seed=None, augmentation=None, detail=None, **changes
+):
     """Trains `model` as the flags say, in `workdir`, or goes on there.
 
     Args:
@@ -203,13 +221,18 @@ def train(flags, model, splits, workdir, seed=None, augmentation=None):
             if the learning rate is searched for, and scalars for TensorBoard.
         seed: As for `make_loop`.
         augmentation: As `kind` of `make_augmentation`.
+        detail: As of `Progress`.
+        **changes: Further arguments of `make_loop`; `learning_rate` is a text as the
+            flag's.
 
     Returns:
         The history of `bayesnorm.training.loop.fit`.
     """
-    progress = Progress()
-    loop = make_loop(flags, model, splits, seed, augmentation)
-    set_learning_rate(flags, loop, workdir / "learning_rate.json", progress)
+    progress = Progress(detail=detail)
+    rate = changes.pop("learning_rate", None)
+    loop = make_loop(flags, model, splits, seed, augmentation, **changes)
+    cache = workdir / "learning_rate.json"
+    set_learning_rate(flags, loop, cache, progress, rate=rate)
     log = backend.scalar_writer(workdir / "tensorboard") if flags.tensorboard else None
     if flags.tensorboard and log is None:
         progress.note("no TensorBoard scalars: they are written with TensorFlow only")

@@ -36,7 +36,7 @@ def all_cnn(
         input_shape: `(height, width, channels)`.
         num_classes: Number of classes.
         norm: None, `"batch"`, `"stochastic_batch"`, `"weight"` or `"analytic"`.
-        scale: `"plain"`, `"noisy"` or `"stochastic"`.
+        scale: `"plain"`, `"noisy"`, `"stochastic"` or `"pruning"`.
         projection: Whether kernels are projected on `||w|| = 1`.
         width: Factor of the widths.
         padding: `"valid"` or `"same"`.
@@ -44,8 +44,9 @@ def all_cnn(
             come standardized.
         input_variance: Per-channel variance of the images.
         seed: Integer, seed of the initial weights and of the noise.
-        **scale_arguments: Arguments of `StochasticScaleNorm` or `NoisyScaleNorm`; the
-            latter's deviations may be lists, an entry for each layer.
+        **scale_arguments: Arguments of `StochasticScaleNorm`,
+            `StructuredBayesianPruning` or `NoisyScaleNorm`; the latter's deviations may
+            be lists, an entry for each layer.
 
     Returns:
         A Functional model, images `[batch, height, width, channels]` to logits
@@ -78,6 +79,7 @@ def all_cnn(
             strides=stride,
             padding=padding,
             name=f"conv{i}",
+            prunable=i < len(widths) - 1,
         )
         if i < len(widths) - 1:
             x = keras.layers.LeakyReLU(0.01, name=f"relu{i}")(x)

@@ -12,12 +12,13 @@ from bayesnorm.layers import (
     ScaleNorm,
     StochasticBatchNormalization,
     StochasticScaleNorm,
+    StructuredBayesianPruning,
     WeightNormalization,
     project_kernels,
 )
 
 NORMS = (None, "batch", "stochastic_batch", "weight", "analytic")
-SCALES = ("plain", "noisy", "stochastic")
+SCALES = ("plain", "noisy", "stochastic", "pruning")
 
 _WRAPPERS = {"weight": WeightNormalization, "analytic": AnalyticNormalization}
 
@@ -52,13 +53,16 @@ class NormalizedBlocks:
     Args:
         norm: None (a bias only), `"batch"`, `"stochastic_batch"`, `"weight"` or
             `"analytic"`.
-        scale: `"plain"`, `"noisy"` or `"stochastic"`.
+        scale: `"plain"`, `"noisy"`, `"stochastic"`, or `"pruning"`: a
+            `StructuredBayesianPruning` before the bias (after it, where a `ScaleNorm`
+            has the bias).
         projection: Whether kernels are projected on `||w|| = 1`; without a
             normalization there is nothing to project.
         seed: Integer or None. Networks of one seed start from the same weights,
             whatever their noise.
-        scale_arguments: Arguments of `StochasticScaleNorm`, or of `NoisyScaleNorm`;
-            the deviations of the latter may be lists, an entry for each block.
+        scale_arguments: Arguments of `StochasticScaleNorm`,
+            `StructuredBayesianPruning` or `NoisyScaleNorm`; the deviations of the
+            latter may be lists, an entry for each block.
 
     Raises:
         ValueError: If `norm` or `scale` is not as above, or arguments are missing.
@@ -69,8 +73,9 @@ class NormalizedBlocks:
         check_choice("scale", scale, SCALES)
         if scale_arguments and scale == "plain":
             raise ValueError(
-                f"{sorted(scale_arguments)} are arguments of the stochastic or noisy "
-                "scale. Received: scale='plain'; take one of those or leave them."
+                f"{sorted(scale_arguments)} are arguments of the stochastic, noisy or "
+                "pruning scale. Received: scale='plain'; take one of those or leave "
+                "them."
             )
         missing = {"scale_stddev", "shift_stddev"} - set(scale_arguments or ())
         if scale == "noisy" and missing:
@@ -114,6 +119,21 @@ class NormalizedBlocks:
                 arguments[key] = arguments[key][block]
         return NoisyScaleNorm(**arguments)
 
+    def prune(self, x, name, use_bias=False):
+        """Applies a `StructuredBayesianPruning`, where the scale is `"pruning"`.
+
+        A block has one of its own. This one is for what no linear layer makes, such as
+        the inputs, or a map's positions and channels where they are flattened.
+        """
+        if self.scale != "pruning":
+            return x
+        return StructuredBayesianPruning(
+            use_bias=use_bias,
+            seed=next(self._noise_seeds),
+            name=f"{name}_pruning",
+            **self.scale_arguments,
+        )(x)
+
     def activation(self, x, dropout, name):
         """Applies a ReLU and, at a rate above 0, Monte Carlo dropout."""
         x = keras.layers.ReLU(name=f"{name}_relu")(x)
@@ -150,7 +170,7 @@ class NormalizedBlocks:
                 )
         return keras.Model(inputs, outputs, name=name)
 
-    def __call__(self, x, layer_type, *args, name, **kwargs):
+    def __call__(self, x, layer_type, *args, name, prunable=True, **kwargs):
         """Applies a block.
 
         Args:
@@ -158,15 +178,18 @@ class NormalizedBlocks:
             layer_type: `keras.layers.Dense`, `Conv2D` or another linear layer.
             *args: Arguments of the layer.
             name: Name of the linear layer; the others' begin with it.
+            prunable: Whether the outputs may be pruned: not those whose number is
+                fixed by others, as of a residual sum, or of the classes.
             **kwargs: Arguments of the layer.
 
         Returns:
             The symbolic output, before any activation.
         """
-        stochastic = self.scale != "plain"
+        stochastic = self.scale in ("noisy", "stochastic")
+        pruning = self.scale == "pruning" and prunable
         layer = layer_type(
             *args,
-            use_bias=self.norm is None and not stochastic,
+            use_bias=self.norm is None and not stochastic and not pruning,
             kernel_initializer=fan_in_uniform(next(self._weight_seeds)),
             name=name,
             **kwargs,
@@ -180,10 +203,16 @@ class NormalizedBlocks:
             if self.projection:
                 project_kernels(layer)
             x = self._batch_norm(
-                center=not stochastic, scale=not stochastic, name=f"{name}_norm"
+                center=not stochastic and not pruning,
+                scale=not stochastic,
+                name=f"{name}_norm",
             )(x)
         if stochastic:
             return self._stochastic_scale(f"{name}_scale")(x)
-        if self.norm in _WRAPPERS:
-            return ScaleNorm(name=f"{name}_scale")(x)
-        return x
+        scaled = self.norm in _WRAPPERS
+        if scaled:
+            x = ScaleNorm(name=f"{name}_scale")(x)
+        # Behind a batch normalization, not before: one that normalizes by its batch
+        # takes theta's mean out again, and its averages would have theta's variance,
+        # which evaluation has not.
+        return self.prune(x, name, use_bias=not scaled) if pruning else x

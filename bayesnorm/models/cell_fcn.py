@@ -37,7 +37,7 @@ def cell_fcn(
         input_shape: `(height, width, channels)`; height and width may be None.
         num_classes: Number of classes.
         norm: None, `"batch"`, `"stochastic_batch"`, `"weight"` or `"analytic"`.
-        scale: `"plain"`, `"noisy"` or `"stochastic"`.
+        scale: `"plain"`, `"noisy"`, `"stochastic"` or `"pruning"`.
         projection: Whether kernels are projected on `||w|| = 1`.
         width: Factor of the widths.
         activation: `"softmax"` over the channels as the paper writes, `"leaky_relu"`
@@ -45,8 +45,9 @@ def cell_fcn(
         input_mean: Per-channel mean of the images; None if they come standardized.
         input_variance: Per-channel variance of the images.
         seed: Integer, seed of the initial weights and of the noise.
-        **scale_arguments: Arguments of `StochasticScaleNorm` or `NoisyScaleNorm`; the
-            latter's deviations may be lists, an entry for each layer.
+        **scale_arguments: Arguments of `StochasticScaleNorm`,
+            `StructuredBayesianPruning` or `NoisyScaleNorm`; the latter's deviations may
+            be lists, an entry for each layer.
 
     Returns:
         A Functional model, images `[batch, height, width, channels]` to logits
@@ -68,5 +69,5 @@ def cell_fcn(
             x = block(x, keras.layers.Conv2D, filters, 9, padding="same", name=name)
             x = _ACTIVATIONS[activation](f"{name}_activation")(x)
         x = keras.layers.AveragePooling2D(3, 1, padding="same", name=f"pool{i}")(x)
-    x = block(x, keras.layers.Conv2D, num_classes, 1, name="logits")
+    x = block(x, keras.layers.Conv2D, num_classes, 1, name="logits", prunable=False)
     return block.model(inputs, x, "cell_fcn")

@@ -1,4 +1,4 @@
-"""LeNet-5, as in the experiments of stochastic batch normalization."""
+"""LeNet-5, as in the experiments of batch normalization and of pruning."""
 
 import keras
 
@@ -25,13 +25,15 @@ def lenet5(
     """Builds LeNet-5 with a normalization after each hidden linear layer.
 
     Convolution 5x5 of 20 filters, normalization, ReLU, 2x2 max pooling; the same with
-    50 filters; dense of 500 units, normalization, ReLU; dense of the classes.
+    50 filters; dense of 500 units, normalization, ReLU; dense of the classes. With
+    `norm=None` it is "LeNet-5-Caffe", 20-50-800-500 on 28 pixels: with
+    `scale="pruning"` the 800 inputs of the first dense layer are pruned as well.
 
     Args:
         input_shape: `(height, width, channels)`.
         num_classes: Number of classes.
         norm: None, `"batch"`, `"stochastic_batch"`, `"weight"` or `"analytic"`.
-        scale: `"plain"`, `"noisy"` or `"stochastic"`.
+        scale: `"plain"`, `"noisy"`, `"stochastic"` or `"pruning"`.
         projection: Whether kernels are projected on `||w|| = 1`.
         width: Factor of the widths.
         dropout: Rate of the Monte Carlo dropout after each ReLU.
@@ -40,8 +42,9 @@ def lenet5(
             in the paper.
         input_variance: Per-channel variance of the images.
         seed: Integer, seed of the initial weights and of the noise.
-        **scale_arguments: Arguments of `StochasticScaleNorm` or `NoisyScaleNorm`; the
-            latter's deviations may be lists, an entry for each layer.
+        **scale_arguments: Arguments of `StochasticScaleNorm`,
+            `StructuredBayesianPruning` or `NoisyScaleNorm`; the latter's deviations may
+            be lists, an entry for each layer.
 
     Returns:
         A Functional model, images `[batch, height, width, channels]` to logits
@@ -53,7 +56,8 @@ def lenet5(
     Reference:
         Atanov et al., 2018, "Uncertainty Estimation via Stochastic Batch
         Normalization", section 4; LeCun et al., 1998, "Gradient-Based Learning
-        Applied to Document Recognition".
+        Applied to Document Recognition"; Neklyudov et al., 2017, "Structured Bayesian
+        Pruning via Log-Normal Multiplicative Noise", section 5.2.
     """
     check_choice("padding", padding, ("valid", "same"))
     if padding == "valid" and min(input_shape[:2]) < 16:
@@ -69,7 +73,7 @@ def lenet5(
         x = block(x, keras.layers.Conv2D, number, 5, padding=padding, name=name)
         x = block.activation(x, dropout, name)
         x = keras.layers.MaxPooling2D(name=f"pool{i}")(x)
-    x = keras.layers.Flatten(name="flatten")(x)
+    x = block.prune(keras.layers.Flatten(name="flatten")(x), "flatten")
     x = block(x, keras.layers.Dense, units, name="dense0")
     x = block.activation(x, dropout, "dense0")
     return block.model(inputs, block.classifier(x, num_classes), "lenet5")

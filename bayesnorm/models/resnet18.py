@@ -1,8 +1,7 @@
 """ResNet-18 for small images."""
 
-import keras
-
 from bayesnorm.models.blocks import NormalizedBlocks, image_inputs, scaled_widths
+from bayesnorm.models.resnet import residual_stages
 
 _WIDTHS = (64, 128, 256, 512)
 _BLOCKS = 2
@@ -26,21 +25,23 @@ def resnet18(
     convolutions, widths 64, 128, 256, 512, the map halved at the start of stages two to
     four; global average pooling, dense. A normalization after every convolution; a ReLU
     after the first of a block and after its sum. Where the shape changes, the shortcut
-    is a normalized 1x1 convolution.
+    is a normalized 1x1 convolution. What can be pruned are the widths inside of the
+    blocks.
 
     Args:
         input_shape: `(height, width, channels)`.
         num_classes: Number of classes.
         norm: None, `"batch"`, `"stochastic_batch"`, `"weight"` or `"analytic"`.
-        scale: `"plain"`, `"noisy"` or `"stochastic"`.
+        scale: `"plain"`, `"noisy"`, `"stochastic"` or `"pruning"`.
         projection: Whether kernels are projected on `||w|| = 1`.
         width: Factor of the widths.
         input_mean: Per-channel mean of the images; None to take them as they come, as
             in the paper.
         input_variance: Per-channel variance of the images.
         seed: Integer, seed of the initial weights and of the noise.
-        **scale_arguments: Arguments of `StochasticScaleNorm` or `NoisyScaleNorm`; the
-            latter's deviations may be lists, an entry for each layer.
+        **scale_arguments: Arguments of `StochasticScaleNorm`,
+            `StructuredBayesianPruning` or `NoisyScaleNorm`; the latter's deviations may
+            be lists, an entry for each layer.
 
     Returns:
         A Functional model, images `[batch, height, width, channels]` to logits
@@ -56,30 +57,6 @@ def resnet18(
     """
     block = NormalizedBlocks(norm, scale, projection, seed, scale_arguments)
     widths = scaled_widths(_WIDTHS, width)
-
-    def convolution(x, filters, kernel, stride, name):
-        return block(
-            x,
-            keras.layers.Conv2D,
-            filters,
-            kernel,
-            strides=stride,
-            padding="same",
-            name=name,
-        )
-
     inputs, x = image_inputs(input_shape, input_mean, input_variance)
-    x = block.activation(convolution(x, widths[0], 3, 1, "conv"), 0, "conv")
-    for i, filters in enumerate(widths):
-        for j in range(_BLOCKS):
-            name, stride = f"block{i}_{j}", 2 if i and not j else 1
-            shortcut = x
-            if stride > 1 or x.shape[-1] != filters:
-                shortcut = convolution(x, filters, 1, stride, f"{name}_shortcut")
-            x = convolution(x, filters, 3, stride, f"{name}_conv0")
-            x = block.activation(x, 0, f"{name}_conv0")
-            x = convolution(x, filters, 3, 1, f"{name}_conv1")
-            x = keras.layers.Add(name=f"{name}_sum")([x, shortcut])
-            x = block.activation(x, 0, name)
-    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    x = residual_stages(block, x, widths, _BLOCKS)
     return block.model(inputs, block.classifier(x, num_classes), "resnet18")

@@ -30,7 +30,7 @@ def vgg11(
         input_shape: `(height, width, channels)`.
         num_classes: Number of classes.
         norm: None, `"batch"`, `"stochastic_batch"`, `"weight"` or `"analytic"`.
-        scale: `"plain"`, `"noisy"` or `"stochastic"`.
+        scale: `"plain"`, `"noisy"`, `"stochastic"` or `"pruning"`.
         projection: Whether kernels are projected on `||w|| = 1`.
         width: Factor of the widths.
         dropout: Rate of the Monte Carlo dropout after each ReLU.
@@ -38,8 +38,9 @@ def vgg11(
             in the paper.
         input_variance: Per-channel variance of the images.
         seed: Integer, seed of the initial weights and of the noise.
-        **scale_arguments: Arguments of `StochasticScaleNorm` or `NoisyScaleNorm`; the
-            latter's deviations may be lists, an entry for each layer.
+        **scale_arguments: Arguments of `StochasticScaleNorm`,
+            `StructuredBayesianPruning` or `NoisyScaleNorm`; the latter's deviations may
+            be lists, an entry for each layer.
 
     Returns:
         A Functional model, images `[batch, height, width, channels]` to logits
@@ -55,12 +56,31 @@ def vgg11(
     """
     block = NormalizedBlocks(norm, scale, projection, seed, scale_arguments)
     inputs, x = image_inputs(input_shape, input_mean, input_variance)
-    for i, stage in enumerate(_STAGES):
-        for j, filters in enumerate(scaled_widths(stage, width)):
-            name = f"conv{i}_{j}"
-            x = block(x, keras.layers.Conv2D, filters, 3, padding="same", name=name)
-            x = block.activation(x, dropout, name)
-        if min(x.shape[1:3]) > 1:
-            x = keras.layers.MaxPooling2D(name=f"pool{i}")(x)
+    rates = [[dropout] * len(stage) for stage in _STAGES]
+    x = vgg_convolutions(block, x, _STAGES, width, rates)
     x = keras.layers.Flatten(name="flatten")(x)
     return block.model(inputs, block.classifier(x, num_classes), "vgg11")
+
+
+def vgg_convolutions(block, x, stages, width, rates):
+    """Applies the padded 3x3 convolutions of a VGG network, and its poolings.
+
+    Args:
+        block: A `NormalizedBlocks`.
+        x: Symbolic maps.
+        stages: Numbers of filters, a tuple for each stage, a pooling at its end.
+        width: Factor of the widths.
+        rates: Rates of dropout, in the form of `stages`.
+
+    Returns:
+        Symbolic maps.
+    """
+    for i, (stage, of_stage) in enumerate(zip(stages, rates, strict=True)):
+        layers = zip(scaled_widths(stage, width), of_stage, strict=True)
+        for j, (filters, rate) in enumerate(layers):
+            name = f"conv{i}_{j}"
+            x = block(x, keras.layers.Conv2D, filters, 3, padding="same", name=name)
+            x = block.activation(x, rate, name)
+        if min(x.shape[1:3]) > 1:
+            x = keras.layers.MaxPooling2D(name=f"pool{i}")(x)
+    return x

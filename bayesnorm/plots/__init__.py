@@ -25,6 +25,7 @@ from bayesnorm.plots.layers import (
     kept_channels,
     layer_noise,
     scale_uncertainty,
+    signal_to_noise,
 )
 from bayesnorm.plots.training import run_curves, training_curves
 
@@ -45,5 +46,6 @@ __all__ = [
     "run_curves",
     "scale_uncertainty",
     "segmentation_grid",
+    "signal_to_noise",
     "training_curves",
 ]

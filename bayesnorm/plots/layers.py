@@ -107,6 +107,51 @@ def kept_channels(kept: Mapping[str, tuple], ax=None):
     return figure
 
 
+def signal_to_noise(ratios: Mapping[str, np.ndarray], threshold, figure=None):
+    """Histograms of the signal-to-noise ratios of channels, layer by layer.
+
+    Args:
+        ratios: By layer, in order, `[channels]` numbers above 0. What lies outside of
+            `threshold` times 1/100 to 10^4 is counted in the first and the last bin.
+        threshold: Number above 0, the ratio below which a channel is pruned.
+        figure: Figure to draw into.
+
+    Returns:
+        The figure, up to four panels in a row: bins of equal width of the logarithm,
+        those below the threshold and those above it in two colours.
+
+    Raises:
+        ValueError: If there is nothing to draw, or a number is not positive and finite.
+    """
+    check_not_empty("ratios", ratios)
+    edges = threshold * np.logspace(-2, 4, 37)
+    columns = min(4, len(ratios))
+    rows = -(-len(ratios) // columns)
+    figure = figure or new_figure((3.1 * columns, 2.5 * rows + 0.3))
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    for ax in grid.flat[len(ratios) :]:
+        ax.axis("off")
+    for ax, (name, values) in zip(grid.flat, ratios.items(), strict=False):
+        values = metrics._finite(f"ratios[{name!r}]", values).ravel()
+        if values.min() <= 0:
+            raise ValueError(
+                f"`ratios[{name!r}]` needs numbers above 0 for a logarithmic axis, the "
+                f"lowest is {values.min():.6g}."
+            )
+        style_axes(ax)
+        counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+        below = edges[1:] < threshold * 1.001
+        colors = np.where(below, VERMILION, BLUE)
+        ax.bar(edges[:-1], counts, np.diff(edges), align="edge", color=colors)
+        ax.axvline(threshold, color=GREY, lw=1.2, ls=DASHES[1])
+        kept = int((values >= threshold).sum())
+        ax.set_title(f"{name}: {kept} of {values.size} kept", fontsize=9)
+        ax.set(xscale="log", ylabel="channels")
+    for ax in grid[-1]:
+        ax.set_xlabel("signal-to-noise ratio")
+    return figure
+
+
 def channel_statistics(statistics: Mapping[str, Mapping[str, tuple]], figure=None):
     """Mean and standard deviation of normalized channels, against 0 and 1.
 

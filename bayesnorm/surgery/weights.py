@@ -1,9 +1,13 @@
-"""Weights of a network for one of the same code whose layers are stochastic."""
+"""Weights of a network for one of the same form whose layers are stochastic."""
 
 import keras
+from keras import ops
 
 from bayesnorm import graph
 from bayesnorm.arguments import check_model
+from bayesnorm.layers import StructuredBayesianPruning
+
+_BIASES = {"bias", "beta"}
 
 
 def copy_weights(source, target):
@@ -72,3 +76,97 @@ def _check_pair(old, new):
             f"Received: {old.name!r} ({kinds[0].__name__}, weights {shapes[0]}) and "
             f"{new.name!r} ({kinds[1].__name__}, weights {shapes[1]})."
         )
+
+
+def start_pruning(source, target):
+    """Gives a network with structured Bayesian pruning the weights of a trained one.
+
+    The authors of the method start from a trained network. `source` is that network,
+    `target` the same one with `bayesnorm.StructuredBayesianPruning` in it, such as
+    `models.lenet5(norm=None)` and `models.lenet5(norm=None, scale="pruning")`. Layers
+    are found by their names. A bias that a layer has in `source` alone, of a linear
+    layer or of a batch normalization, becomes that of the pruning layer behind it. At
+    the posterior's start theta is all but 1, and the outputs are those of `source` to a
+    per cent; where `source` has pruning layers of these names, they are copied as well.
+
+    Args:
+        source: A built model.
+        target: A built Functional or Sequential model.
+
+    Returns:
+        `target`.
+
+    Raises:
+        TypeError: If one of them is not a Keras model.
+        ValueError: If a layer of `target` has weights and none of its name in `source`
+            has the like. Nothing is copied then.
+
+    Reference:
+        Neklyudov et al., 2017, arXiv:1705.07283, section 5.
+    """
+    for model in (source, target):
+        check_model(model)
+    trained = {layer.name: layer for layer in _weighted(graph.Index(source))}
+    index = graph.Index(target)
+    layers = _weighted(index)
+    known = {layer.name for layer in layers}
+    for name, layer in trained.items():
+        if name not in known and not isinstance(layer, StructuredBayesianPruning):
+            raise ValueError(
+                f"`target` has no layer {name!r}, of which `source` has weights. "
+                f"Received: layers {sorted(known)}"
+            )
+    pairs = []
+    for layer in layers:
+        old = trained.get(layer.name)
+        if isinstance(layer, StructuredBayesianPruning):
+            # Else it stays at its start, but for the bias.
+            if isinstance(old, StructuredBayesianPruning):
+                pairs += _paired(old, layer, layer.weights)
+        elif old is None:
+            raise ValueError(
+                f"`source` has no layer {layer.name!r}, of which `target` has weights. "
+                f"Received: layers {sorted(trained)}"
+            )
+        else:
+            behind = _bias_behind(index, layer, old)
+            pairs += _paired(old, layer, [*layer.weights, *behind])
+    for old, new in pairs:
+        new.assign(ops.convert_to_numpy(old.value))
+    return target
+
+
+def _weighted(index):
+    """The layers that a model calls and that have weights, each once."""
+    found = {id(call.operation): call.operation for call in index.calls}
+    return [layer for layer in found.values() if getattr(layer, "weights", None)]
+
+
+def _bias_behind(index, layer, old):
+    """The bias of the pruning layer behind one, if it is for a bias of `old`'s."""
+    if not {w.name for w in old.weights} & _BIASES - {w.name for w in layer.weights}:
+        return []
+    (output,) = index.calls_of(layer)[0].outputs
+    takers = [call.operation for call in index.consumers(output)]
+    return [
+        taker.bias
+        for taker in takers
+        if isinstance(taker, StructuredBayesianPruning) and taker.bias is not None
+    ]
+
+
+def _paired(old, layer, news):
+    """Pairs of weights; a bias is one whatever it is called, and last."""
+
+    def ordered(weights):
+        return sorted(weights, key=lambda w: w.name in _BIASES)
+
+    olds, news = ordered(old.weights), ordered(news)
+    if [w.shape for w in olds] != [w.shape for w in news]:
+        raise ValueError(
+            f"The weights of layer {layer.name!r}, with the bias of the pruning layer "
+            "behind it, must be those that `source` has. Received: "
+            f"{[(w.name, tuple(w.shape)) for w in olds]} in `source` and "
+            f"{[(w.name, tuple(w.shape)) for w in news]} in `target`."
+        )
+    return zip(olds, news, strict=True)

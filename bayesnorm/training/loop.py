@@ -56,6 +56,8 @@ class Config:
         decay: Factor by which an exponential schedule falls within `decay_epochs`.
         decay_epochs: Epochs of the schedule; None for `epochs`, so that a short run
             decays as far as a long one.
+        decay_start: Part of `decay_epochs`, from 0 and below 1, at the first learning
+            rate before a schedule by name begins: whole epochs, rounded down.
         kl_warmup_epochs: Epochs over which the weight of the KL rises to its last.
         kl_factor: Factor of the KL, whose weight is `kl_factor` over the number of
             training labels: `1 / N` for a classifier, and where each of N images has P
@@ -76,6 +78,7 @@ class Config:
     schedule: object = "exponential"
     decay: float = 0.01
     decay_epochs: int | None = None
+    decay_start: float = 0.0
     kl_warmup_epochs: int = 0
     kl_factor: float = 1.0
     augment_validation: bool = False
@@ -112,6 +115,11 @@ class Config:
                     f"`{name}` must be a finite number above 0. Received: "
                     f"{name}={value!r}"
                 )
+        if not 0 <= self.decay_start < 1:
+            raise ValueError(
+                "`decay_start` must be a part of the schedule, from 0 and below 1. "
+                f"Received: decay_start={self.decay_start!r}"
+            )
 
     def learning_rates(self, epoch, steps):
         """Returns the learning rates of an epoch's steps, a list.
@@ -121,8 +129,9 @@ class Config:
             steps: Steps of an epoch.
         """
         over = self.decay_epochs or self.epochs
+        start = int(self.decay_start * over)
         return step_rates(
-            self.schedule, self.learning_rate, self.decay, over, epoch, steps
+            self.schedule, self.learning_rate, self.decay, over, epoch, steps, start
         )
 
 
@@ -145,6 +154,8 @@ class Loop:
         compiled_loop: What compiles the loop over steps, a function as
             `bayesnorm.backend.compiled_loop`: the place of a strategy that spreads a
             step over several devices.
+        figures: Function of the model to a dict of further numbers that an epoch's row
+            has, called at its end; or None.
 
     Raises:
         ValueError: If the data do not pass `bayesnorm.datasets.validate` (NaN, wrong
@@ -160,6 +171,7 @@ class Loop:
         config,
         augment=None,
         compiled_loop=backend.compiled_loop,
+        figures=None,
     ):
         if isinstance(data, datasets.Splits):
             data = of_splits(data)
@@ -171,6 +183,7 @@ class Loop:
         self.config = config
         self.data = data
         self._augment = augment
+        self._figures = figures or (lambda model: {})
         self._scale = train.scale
         self._dense = train.dense
         # The KL weighs 1 / N for a classifier; a pixel counts as an example.
@@ -277,7 +290,8 @@ class Loop:
         """Returns the row of an epoch: that of its beginning and what came of it."""
         means = (float(total) / self.steps for total in totals)
         kl = float(ops.convert_to_numpy(kl_divergence(self.model)))
-        return {**row, **dict(zip(TOTALS, means, strict=True)), "kl": kl}
+        row = {**row, **dict(zip(TOTALS, means, strict=True)), "kl": kl}
+        return row | self._figures(self.model)
 
     def train_epoch(self, epoch, learning_rate=None, callbacks=None):
         """Trains for an epoch.
@@ -291,7 +305,7 @@ class Loop:
         Returns:
             Dict of `learning_rate`, `kl_weight`, the means over the steps of `loss` and
             `nll` (nats per example, or pixel), of `accuracy`, and `kl` (nats) at the
-            end of the epoch.
+            end of the epoch, with the further figures of then.
         """
         rates, row = self.begin_epoch(epoch, learning_rate)
 

@@ -15,7 +15,7 @@ OPTIMIZERS = {
 }
 
 
-def make_optimizer(optimizer, learning_rate=0.01):
+def make_optimizer(optimizer, learning_rate=0.01, rate_factors=(), **arguments):
     """Returns an optimizer, unbuilt if it is made here.
 
     Args:
@@ -23,11 +23,21 @@ def make_optimizer(optimizer, learning_rate=0.01):
             Nesterov's of momentum 0.9 and others Keras's defaults; or an optimizer,
             which is returned.
         learning_rate: Learning rate of one that is made.
+        rate_factors: List of `(variables, factor)`: variables whose learning rate is
+            `factor` times that of the others.
+        **arguments: Further arguments of one that is made; None for its default.
 
     Raises:
-        ValueError: If there is none of the name.
+        ValueError: If there is none of the name, it has no such argument, or there are
+            arguments or factors for one that is given.
     """
+    arguments = {k: v for k, v in arguments.items() if v is not None}
     if isinstance(optimizer, keras.optimizers.Optimizer):
+        if arguments or rate_factors:
+            raise ValueError(
+                "`rate_factors` and further arguments are of an optimizer that is made "
+                f"here, by its name. Received: {optimizer!r}"
+            )
         return optimizer
     if optimizer not in OPTIMIZERS:
         raise ValueError(
@@ -35,7 +45,42 @@ def make_optimizer(optimizer, learning_rate=0.01):
             f"{tuple(sorted(OPTIMIZERS))}. Received: {optimizer!r}"
         )
     momentum = {"momentum": 0.9, "nesterov": True} if optimizer == "sgd" else {}
-    return OPTIMIZERS[optimizer](learning_rate, **momentum)
+    kind = OPTIMIZERS[optimizer]
+    foreign = arguments.keys() - inspect.signature(kind).parameters.keys()
+    if foreign:
+        raise ValueError(
+            f"{optimizer!r} has no argument {sorted(foreign)}. Received: {arguments}"
+        )
+    if rate_factors:
+        kind = type(kind.__name__, (_RateFactors, kind), {})
+    made = kind(learning_rate, **(momentum | arguments))
+    if rate_factors:
+        made.set_rate_factors(rate_factors)
+    return made
+
+
+class _RateFactors:
+    """What an optimizer gains that takes some variables at a rate of their own.
+
+    Every optimizer of Keras takes its steps by `update_step`, and is given the rate
+    there. A factor of the gradient would change nothing under Adam.
+    """
+
+    def set_rate_factors(self, rate_factors):
+        """Takes a list of `(variables, factor)`."""
+        self._rate_factors = tuple(
+            (variable, factor)
+            for variables, factor in rate_factors
+            for variable in variables
+        )
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Takes the step of a variable, at the rate times its factor."""
+        for other, factor in self._rate_factors:
+            # With TensorFlow it is given the variable that Keras's holds.
+            if variable is other or variable is other.value:
+                learning_rate = learning_rate * factor
+        super().update_step(gradient, variable, learning_rate)
 
 
 def check_schedule(schedule):
@@ -48,7 +93,7 @@ def check_schedule(schedule):
         )
 
 
-def step_rates(schedule, initial, decay, over, epoch, steps):
+def step_rates(schedule, initial, decay, over, epoch, steps, start=0):
     """Returns the learning rates of an epoch's steps, a list of numbers.
 
     Args:
@@ -66,10 +111,14 @@ def step_rates(schedule, initial, decay, over, epoch, steps):
         over: Epochs of the schedule.
         epoch: Integer from 0.
         steps: Steps of an epoch.
+        start: Epochs at the rate `initial` before a schedule by name begins, which
+            then runs over the `over - start` others.
 
     Raises:
         ValueError: If a rate is not a finite number from 0.
     """
+    if not callable(schedule):
+        epoch, over = max(0, epoch - start), max(1, over - start)
     if schedule == "linear":
         return [initial * max(0.0, 1.0 - epoch / over)] * steps
     if schedule == "exponential":

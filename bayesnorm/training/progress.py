@@ -13,11 +13,14 @@ class Progress(keras.callbacks.Callback):
 
     Args:
         stream: A text stream; None for the standard output.
+        detail: Function of the row of an epoch to a text that its line has besides, or
+            None.
     """
 
-    def __init__(self, stream=None):
+    def __init__(self, stream=None, detail=None):
         super().__init__()
         self._stream = sys.stdout if stream is None else stream
+        self._detail = detail or (lambda row: "")
         self._terminal = self._stream.isatty()
         self._seconds = []
         self._epoch = 0
@@ -68,6 +71,7 @@ class Progress(keras.callbacks.Callback):
             f"nll {row['nll']:.4f}  kl {row['kl']:.1f}  "
             f"accuracy {100 * row['accuracy']:5.1f} %  "
             f"val nll {row['val_nll']:.4f}  {100 * row['val_accuracy']:5.1f} %  "
+            f"{self._detail(row)}"
             f"{row['seconds']:.1f} s  ETA {duration(left)}"
         )
 

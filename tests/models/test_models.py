@@ -212,3 +212,97 @@ def test_noises_are_given_layer_by_layer():
 def test_small_images_need_padding():
     with pytest.raises(ValueError, match="16 pixels"):
         models.lenet5((8, 8, 1))
+
+
+def _widths(model):
+    """The channels of the pruning layers."""
+    cls = bayesnorm.StructuredBayesianPruning
+    return [int(x.mean.shape[0]) for x in model.layers if isinstance(x, cls)]
+
+
+def test_lenet5_caffe_is_the_pruning_papers_network():
+    plain = models.lenet5(norm=None)
+    # Of LeNet-5-Caffe 431,080 weights and biases are known.
+    assert plain.count_params() == 431_080
+    model = models.lenet5(norm=None, scale="pruning", threshold=2.0)
+    assert _widths(model) == [20, 50, 800, 500]
+    names = [x.name for x in model.layers]
+    for name in ("conv0", "conv1", "dense0"):
+        layer = model.get_layer(name)
+        assert not layer.use_bias
+        assert names[names.index(name) + 1] == f"{name}_pruning"
+        assert model.get_layer(f"{name}_pruning").use_bias
+    assert not model.get_layer("flatten_pruning").use_bias
+    assert model.get_layer("conv0_pruning").threshold == 2.0
+    # Beside mean and log_stddev, the layers' own weight of the KL and its count.
+    posteriors = 2 * (20 + 50 + 800 + 500) + 2 * 4
+    assert model.count_params() == plain.count_params() + posteriors
+    assert [x for x in names if not x.endswith("_pruning")] == [
+        x.name for x in plain.layers
+    ]
+
+
+def test_the_fully_connected_network():
+    plain = models.mlp()
+    assert plain.count_params() == 785 * 500 + 501 * 300 + 301 * 10
+    assert models.mlp(units=(300, 100)).count_params() == 266_610  # LeNet-300-100
+    assert _widths(models.mlp(scale="pruning")) == [784, 500, 300]
+    assert _count(models.mlp(dropout=0.5), bayesnorm.MonteCarloDropout) == 2
+    with pytest.raises(ValueError, match="`units` must be an integer from 1"):
+        models.mlp(units=(300, 0))
+
+
+def test_vgg_like_is_the_pruning_papers_network():
+    widths = [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
+    plain = models.vgg_like(dropout=1.0)
+    assert _filters(plain) == [*widths, 512, 10]
+    assert _count(plain, keras.layers.MaxPooling2D) == 5
+    assert plain.get_layer("flatten").output.shape == (None, 512)
+    rates = [x.rate for x in plain.layers if isinstance(x, bayesnorm.MonteCarloDropout)]
+    assert rates == [0.3, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.5, 0.5]
+    model = models.vgg_like(scale="pruning")
+    assert _widths(model) == [*widths, 512, 512]
+    assert _count(model, bayesnorm.MonteCarloDropout) == 0
+    # Its bias stands behind the factor.
+    assert not model.get_layer("conv0_0_norm").center
+    assert model.get_layer("conv0_0_norm").scale
+
+
+@pytest.mark.parametrize("depth", [8, long(20)])
+def test_resnets_prune_within_their_blocks(depth):
+    model = models.resnet(depth=depth, scale="pruning")
+    n = (depth - 2) // 6
+    assert _widths(model) == [16] * n + [32] * n + [64] * n
+    assert _count(model, keras.layers.Add) == 3 * n
+    plain = models.resnet(depth=depth)
+    assert _count(plain, keras.layers.Conv2D) == depth - 1 + 2
+    if depth == 20:
+        # 269,722 with shortcuts of 1x1 convolutions, 0.27 million in He et al.
+        trained = sum(int(np.prod(w.shape)) for w in plain.trainable_weights)
+        assert trained == 269_722 + (16 + 2) * 32 + (32 + 2) * 64
+    with pytest.raises(ValueError, match=r"`depth` must be 6 n \+ 2"):
+        models.resnet(depth=18)
+
+
+@pytest.mark.parametrize(
+    "norm", [None, "batch", long("stochastic_batch"), "weight", long("analytic")]
+)
+@pytest.mark.parametrize(
+    "name",
+    ["all_cnn", "lenet5", "mlp", long("resnet18"), long("vgg11"), "vgg_like"],
+)
+def test_all_networks_can_be_pruned(name, norm, rng):
+    padding = {"padding": "same"} if name in ("lenet5", "all_cnn") else {}
+    arguments = {"projection": False, "width": 0.05, "seed": 1, **padding}
+    build = getattr(models, name)
+    plain = build((8, 8, 1), 3, norm, "plain", **arguments)
+    model = build((8, 8, 1), 3, norm, "pruning", **arguments)
+    # The classes are not pruned, and the initial weights are those of the plain one.
+    assert "logits_pruning" not in [x.name for x in model.layers]
+    assert not any("conv8" in x.name and "pruning" in x.name for x in model.layers)
+    for a, b in zip(_kernels(plain), _kernels(model), strict=True):
+        np.testing.assert_array_equal(a, b)
+    bayesnorm.set_kl_weight(model, 0.01)
+    x = rng.normal(size=(4, 8, 8, 1)).astype("float32")
+    assert np.isfinite(np.asarray(model(x, training=True))).all()
+    assert float(bayesnorm.kl_divergence(model)) > 0

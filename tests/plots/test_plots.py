@@ -130,6 +130,23 @@ def test_scale_uncertainty(tmp_path, rng):
     assert wide.axes[0].get_yscale() == "log"
 
 
+def test_signal_to_noise(tmp_path):
+    ratios = {"a": [0.2, 0.99, 1.0, 50.0], "b": [1e-9, 1e9, 3.0]}
+    figure = drawn(plots.signal_to_noise(ratios, 1.0), tmp_path)
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles == ["a: 2 of 4 kept", "b: 2 of 3 kept"]
+    for ax, values in zip(figure.axes, ratios.values(), strict=True):
+        bars = [
+            (bar.get_x(), bar.get_facecolor(), bar.get_height()) for bar in ax.patches
+        ]
+        # What lies outside is counted at the ends.
+        assert sum(height for *_, height in bars) == len(values)
+        colors = {x < 0.999: color for x, color, _ in bars}
+        assert colors[True] != colors[False]
+        below = sum(height for x, _, height in bars if x < 0.999)
+        assert below == sum(value < 1 for value in values)
+
+
 def test_channel_statistics(tmp_path, rng):
     statistics = {
         method: {name: (rng.normal(size=9), rng.random(9)) for name in ("a", "b", "c")}
@@ -432,6 +449,8 @@ def test_no_global_state():
         (plots.batch_noise, ([],), "`measurements` is empty"),
         (plots.batch_noise, ([measured("a", 8, 1, 0.0)],), "positive, finite"),
         (plots.batch_noise, ([measured("a", 8, 1, np.nan)],), "positive, finite"),
+        (plots.signal_to_noise, ({}, 1.0), "`ratios` is empty"),
+        (plots.signal_to_noise, ({"a": [0.0]}, 1.0), "needs numbers above 0"),
         (plots.layer_noise, ({},), "`series` is empty"),
         (plots.layer_noise, ({"a": {}},), r"series\['a'\]` is empty"),
         (plots.layer_noise, ({"a": {"b": 0.0}},), "needs numbers above 0"),

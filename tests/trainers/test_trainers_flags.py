@@ -7,12 +7,12 @@ import types
 import pytest
 from absl import flags as absl_flags
 
-from trainers import all_cnn, cell_fcn, groups, sbn
+from trainers import all_cnn, cell_fcn, groups, sbn, sbp
 from trainers.flags import Flag, command, define, defining, given, parse
 from trainers.groups import image_size
 from trainers.program import Program, start
 
-PROGRAMS = {"all_cnn": all_cnn, "cell_fcn": cell_fcn, "sbn": sbn}
+PROGRAMS = {"all_cnn": all_cnn, "cell_fcn": cell_fcn, "sbn": sbn, "sbp": sbp}
 
 
 def flags_of(*arguments, of=all_cnn):
@@ -72,6 +72,7 @@ def test_wrong_values_are_refused_by_name(argument):
         ("all_cnn", ["tile", "downscale", "activation", "members"]),
         ("cell_fcn", ["held_out", "ood", "resize", "channels", "padding", "members"]),
         ("sbn", ["norm", "scale", "projection", "kl_factor", "tile", "runs", "seeds"]),
+        ("sbp", ["norm", "scale", "projection", "initial_stddev", "members", "tile"]),
     ],
 )
 def test_a_binary_has_no_flag_that_would_change_nothing(name, foreign):
@@ -137,6 +138,25 @@ def test_flags_file_gives_the_same_flags_and_the_command_line_wins(tmp_path):
         assert defining(flags_of(*config)) == of_run
         flags = flags_of("--epochs=9", *config)
         assert (flags.epochs, flags.width) == (9, 0.25)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--network=vgg11",
+        "--pretrain_epochs=-1",
+        "--pretrain_learning_rate=0",
+        "--pretrain_dropout=1.5",
+        "--posterior_rate=0",
+        "--beta_1=1",
+        "--decay_start=1",
+        "--threshold=0",
+        "--depth=0",
+    ],
+)
+def test_wrong_values_of_pruning_are_refused(argument):
+    with pytest.raises(absl_flags.Error, match=argument[2:].split("=")[0]):
+        flags_of(argument, of=sbp)
 
 
 def test_missing_flags_file_is_named(tmp_path):

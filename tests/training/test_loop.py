@@ -253,6 +253,18 @@ def test_masks_move_with_their_images(rng):
     assert abs(loop.evaluate("validation", augmented=True)["nll"] - plain) > 1e-4
 
 
+def test_rows_have_further_figures(splits):
+    config = Config(epochs=2, batch_size=8)
+    loop = Loop(
+        linear_model(),
+        make_optimizer("sgd"),
+        splits,
+        config,
+        figures=lambda model: {"weights": len(model.weights)},
+    )
+    assert [row["weights"] for row in fit(loop)] == [2, 2]
+
+
 def test_loss_is_nll_plus_weighted_kl(splits):
     loop = bayesian_loop(splits, learning_rate=1e-9)
     row = loop.train_epoch(0)

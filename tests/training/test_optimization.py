@@ -39,6 +39,47 @@ def test_the_linear_schedule_falls_to_zero():
         Config(epochs=4, schedule="cosines")
 
 
+def test_a_schedule_begins_where_it_is_told_to():
+    def rates(schedule, **changes):
+        config = Config(
+            epochs=8,
+            learning_rate=0.2,
+            schedule=schedule,
+            decay_start=0.5,
+            decay=0.01,
+            **changes,
+        )
+        return [config.learning_rates(epoch, 1)[0] for epoch in range(9)]
+
+    # As in Neklyudov et al. (2017): half of the epochs, then linearly to 0.
+    expected = [0.2] * 5 + [0.15, 0.1, 0.05, 0.0]
+    np.testing.assert_allclose(rates("linear"), expected, atol=1e-15)
+    falling = [0.2 * 0.01 ** (k / 4) for k in range(5)]
+    np.testing.assert_allclose(rates("exponential"), [0.2] * 4 + falling)
+    assert rates("cosine")[4] == rates("cosine")[0] == pytest.approx(0.2)
+    assert rates("cosine")[8] == pytest.approx(0.0)
+    assert rates(lambda step: 0.1 * step) == pytest.approx(np.arange(9) * 0.1)
+    # Fewer epochs than that: the part is of the schedule's.
+    assert rates("linear", decay_epochs=4)[2:5] == pytest.approx([0.2, 0.1, 0.0])
+    for wrong in (1.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="`decay_start` must be a part"):
+            Config(epochs=2, decay_start=wrong)
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd", "rmsprop"])
+def test_some_variables_have_a_rate_of_their_own(name):
+    variables = [keras.Variable(np.ones(3, "float32")) for _ in range(3)]
+    plain = [keras.Variable(np.ones(3, "float32")) for _ in range(3)]
+    optimizer = make_optimizer(name, 0.01, [(variables[1:2], 10.0)])
+    gradients = [keras.ops.convert_to_tensor([1.0, -2.0, 0.5]) for _ in range(3)]
+    optimizer.apply(gradients, variables)
+    make_optimizer(name, 0.01).apply(gradients, plain)
+    moves, normal = ([np.asarray(v) - 1 for v in of] for of in (variables, plain))
+    np.testing.assert_array_equal(moves[0], normal[0])
+    np.testing.assert_array_equal(moves[2], normal[2])
+    np.testing.assert_allclose(moves[1], 10 * normal[1], rtol=1e-4)
+
+
 def test_learning_rate_falls_as_in_the_paper():
     config = Config(epochs=1200, learning_rate=0.3, decay=0.1, decay_epochs=600)
     assert config.learning_rates(0, 3) == [0.3] * 3
@@ -111,6 +152,12 @@ def test_optimizers_by_name():
     )
     assert type(make_optimizer("adamw")) is keras.optimizers.AdamW
     assert make_optimizer(sgd) is sgd
+    assert make_optimizer("adam", beta_1=0.95).beta_1 == 0.95
+    assert make_optimizer("adam", beta_1=None).beta_1 == 0.9
+    with pytest.raises(ValueError, match=r"'sgd' has no argument \['beta_1'\]"):
+        make_optimizer("sgd", beta_1=0.95)
+    with pytest.raises(ValueError, match="of an optimizer that is made"):
+        make_optimizer(sgd, beta_1=0.95)
     with pytest.raises(ValueError, match=r"'adam'.*'sgd'.*Received: 'sdg'"):
         make_optimizer("sdg")
 

@@ -112,7 +112,7 @@ def _predict(methods, splits, note):
 def _posterior(model):
     found = {}
     for layer in posterior_layers(model):
-        name = layer.name.removesuffix("_scale")
+        name = layer.name.removesuffix("_scale").removesuffix("_pruning")
         for figure, summary in layer.posterior_summary().items():
             found.setdefault(figure, {})[name] = summary
     return found

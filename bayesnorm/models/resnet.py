@@ -1,0 +1,109 @@
+"""Residual networks for small images, of a depth to choose."""
+
+import keras
+
+from bayesnorm.models.blocks import NormalizedBlocks, image_inputs, scaled_widths
+
+_WIDTHS = (16, 32, 64)
+
+
+def resnet(
+    input_shape=(32, 32, 3),
+    num_classes=10,
+    norm="batch",
+    scale="plain",
+    projection=False,
+    width=1.0,
+    depth=20,
+    input_mean=None,
+    input_variance=None,
+    seed=None,
+    **scale_arguments,
+):
+    """Builds a ResNet of `6 n + 2` layers for images of 32 pixels.
+
+    A 3x3 convolution of 16 filters, then three stages of n residual blocks of two 3x3
+    convolutions, widths 16, 32, 64, the map halved at the start of stages two and
+    three; global average pooling, dense. A normalization after every convolution; a
+    ReLU after the first of a block and after its sum. Where the shape changes, the
+    shortcut is a normalized 1x1 convolution.
+
+    With `scale="pruning"` the widths inside of the blocks are pruned; those of the sums
+    are held by every block of a stage, and stay.
+
+    Args:
+        input_shape: `(height, width, channels)`.
+        num_classes: Number of classes.
+        norm: None, `"batch"`, `"stochastic_batch"`, `"weight"` or `"analytic"`.
+        scale: `"plain"`, `"noisy"`, `"stochastic"` or `"pruning"`.
+        projection: Whether kernels are projected on `||w|| = 1`.
+        width: Factor of the widths.
+        depth: Number of layers but for the shortcuts': 8, 14, 20, ...
+        input_mean: Per-channel mean of the images; None to take them as they come.
+        input_variance: Per-channel variance of the images.
+        seed: Integer, seed of the initial weights and of the noise.
+        **scale_arguments: Arguments of `StochasticScaleNorm`,
+            `StructuredBayesianPruning` or `NoisyScaleNorm`; the latter's deviations may
+            be lists, an entry for each layer.
+
+    Returns:
+        A Functional model, images `[batch, height, width, channels]` to logits
+        `[batch, classes]`.
+
+    Raises:
+        ValueError: If an argument is not as above.
+
+    Reference:
+        He et al., 2016, "Deep Residual Learning for Image Recognition", section 4.2
+        (their shortcuts there have no convolution).
+    """
+    if depth != int(depth) or depth < 8 or (depth - 2) % 6:
+        raise ValueError(
+            "`depth` must be 6 n + 2 with an integer n from 1: 8, 14, 20, 26, 32, ... "
+            f"Received: depth={depth!r}"
+        )
+    block = NormalizedBlocks(norm, scale, projection, seed, scale_arguments)
+    widths = scaled_widths(_WIDTHS, width)
+    inputs, x = image_inputs(input_shape, input_mean, input_variance)
+    x = residual_stages(block, x, widths, (int(depth) - 2) // 6)
+    return block.model(inputs, block.classifier(x, num_classes), f"resnet{depth}")
+
+
+def residual_stages(block, x, widths, blocks):
+    """Applies the first convolution, the residual stages and the pooling.
+
+    Args:
+        block: A `NormalizedBlocks`.
+        x: Symbolic images.
+        widths: Widths of the stages; from one to the next the map is halved.
+        blocks: Number of residual blocks of a stage.
+
+    Returns:
+        Symbolic features, `[batch, channels]`.
+    """
+
+    def convolution(x, filters, kernel, stride, name, prunable=False):
+        return block(
+            x,
+            keras.layers.Conv2D,
+            filters,
+            kernel,
+            strides=stride,
+            padding="same",
+            name=name,
+            prunable=prunable,
+        )
+
+    x = block.activation(convolution(x, widths[0], 3, 1, "conv"), 0, "conv")
+    for i, filters in enumerate(widths):
+        for j in range(blocks):
+            name, stride = f"block{i}_{j}", 2 if i and not j else 1
+            shortcut = x
+            if stride > 1 or x.shape[-1] != filters:
+                shortcut = convolution(x, filters, 1, stride, f"{name}_shortcut")
+            x = convolution(x, filters, 3, stride, f"{name}_conv0", prunable=True)
+            x = block.activation(x, 0, f"{name}_conv0")
+            x = convolution(x, filters, 3, 1, f"{name}_conv1")
+            x = keras.layers.Add(name=f"{name}_sum")([x, shortcut])
+            x = block.activation(x, 0, name)
+    return keras.layers.GlobalAveragePooling2D(name="pool")(x)

@@ -1,0 +1,283 @@
+"""Trains networks that learn which of their channels they can do without.
+
+    python -m trainers.sbp
+    python -m trainers.sbp --dataset=mnist --data_dir=DIR
+    python -m trainers.sbp --dataset=mnist --data_dir=DIR --network=mlp
+    python -m trainers.sbp --dataset=cifar10 --data_dir=DIR --network=vgg_like
+    python -m trainers.sbp --dataset=npz --data_dir=FILE --start=trained.keras
+
+Trains a network for `--pretrain_epochs`, or takes the trained one of `--start`; puts
+structured Bayesian pruning behind its hidden layers and trains on, for `--epochs`;
+then removes the channels whose signal-to-noise ratio fell below `--threshold`, and
+compares the networks before and after: error, NLL, operations, time. Both phases can be
+stopped and go on. With no flags: the digits of scikit-learn, two minutes on two cores.
+Defaults:
+
+    --dataset               digits     mnist      cifar10    npz, image_folder
+    --network               lenet5     lenet5     vgg_like   lenet5
+    --epochs                80         60         300        100
+    --pretrain_epochs       20         15         200        30
+    --batch_size            32         128        100        32
+    --learning_rate         0.001      0.001      0.0001     0.001
+    --pretrain_dropout      0          0          1          0
+    --augment               false      false      true       true
+
+`npz` and `image_folder` are images of yours, as for `trainers.all_cnn`.
+
+Adam (beta_1 0.95), constant for half of the epochs and then falling linearly to 0, as
+in the authors' code; so is the tenfold rate of the posteriors.
+
+Reference:
+    Neklyudov et al., 2017, "Structured Bayesian Pruning via Log-Normal Multiplicative
+    Noise", section 5.
+"""
+
+import keras
+
+from bayesnorm import datasets, models
+from bayesnorm.surgery.weights import start_pruning
+from bayesnorm.training.optimization import make_optimizer
+from trainers import flags as trainer_flags
+from trainers import groups, session
+from trainers.evaluation import methods
+from trainers.evaluation.evaluate import evaluate
+from trainers.flags import Flag
+from trainers.program import Program
+from trainers.report import run as report
+from trainers.sections import pruning
+from trainers.workdir import Workdir
+
+_SBP = (
+    Flag("network", ("lenet5", "mlp", "vgg_like", "resnet"), "Network."),
+    groups.integer("depth", "Layers of resnet: 8, 14, 20, ...", 20),
+    Flag(
+        "start",
+        "string",
+        "File .keras of a trained network to start from, with layers of the same "
+        "names; none is trained then.",
+        stated="FILE",
+    ),
+    groups.integer(
+        "pretrain_epochs",
+        "Epochs without pruning, from which it starts; 0: from the initial weights.",
+        least=0,
+    ),
+    groups.positive("pretrain_learning_rate", "Learning rate of these."),
+    Flag(
+        "pretrain_dropout",
+        "float",
+        "Dropout of these: the rate behind hidden layers, for vgg_like the factor of "
+        "its own rates; resnet has none.",
+        valid=lambda value: value is None or 0 <= value <= 1,
+        expected="must be from 0 to 1",
+    ),
+    groups.positive(
+        "posterior_rate", "Learning rate of the posteriors, in units of the weights'."
+    ),
+    Flag(
+        "beta_1",
+        "float",
+        "How much of its average gradient Adam, or one of its kin, keeps in a step.",
+        0.95,
+        lambda value: 0 <= value < 1,
+        "must be from 0 and below 1",
+    ),
+    Flag(
+        "decay_start",
+        "float",
+        "Part of the epochs before the learning rate begins to fall.",
+        0.5,
+        lambda value: 0 <= value < 1,
+        "must be from 0 and below 1",
+    ),
+    groups.positive("threshold", "Signal-to-noise ratio below which to prune."),
+)
+
+_COMMON = {
+    "batch_size": 32,
+    "optimizer": "adam",
+    "learning_rate": "0.001",
+    "schedule": "linear",
+    "width": 1.0,
+    "augment": False,
+    "augment_validation": False,
+    "pretrain_learning_rate": 0.001,
+    "pretrain_dropout": 0.0,
+    "posterior_rate": 10.0,
+    "threshold": 1.0,
+}
+_OWN = {"network": "lenet5", "epochs": 100, "pretrain_epochs": 30, "augment": True}
+_DEFAULTS = {
+    "digits": {"network": "lenet5", "epochs": 80, "pretrain_epochs": 20},
+    "mnist": {
+        "network": "lenet5",
+        "epochs": 60,
+        "pretrain_epochs": 15,
+        "batch_size": 128,
+    },
+    "cifar10": {
+        "network": "vgg_like",
+        "epochs": 300,
+        "pretrain_epochs": 200,
+        "pretrain_dropout": 1.0,
+        "batch_size": 100,
+        "learning_rate": "0.0001",
+        "augment": True,
+    },
+    "npz": _OWN,
+    "image_folder": _OWN,
+}
+# Batch-normalized as in the paper, or not.
+_NORMS = {"lenet5": None, "mlp": None, "vgg_like": "batch", "resnet": "batch"}
+
+
+def build(flags, splits, scale):
+    """Returns the network, initialized.
+
+    Args:
+        flags: The flags of the run.
+        splits: The `Splits`.
+        scale: `"plain"` or `"pruning"`.
+    """
+    arguments = {}
+    if flags.network == "lenet5":
+        arguments["padding"] = session.padding_for(flags, splits)
+    if flags.network == "resnet":
+        arguments["depth"] = flags.depth
+    elif scale == "plain":
+        arguments["dropout"] = flags.pretrain_dropout
+    if scale == "pruning":
+        arguments["threshold"] = flags.threshold
+    return getattr(models, flags.network)(
+        splits.image_shape,
+        splits.num_classes,
+        norm=_NORMS[flags.network],
+        scale=scale,
+        width=flags.width,
+        seed=groups.SEED_STRIDE * flags.seed,
+        **arguments,
+    )
+
+
+def augmentation(splits):
+    """Returns the augmentation of a data set, None for the set's own."""
+    # Padded by 4 pixels and cropped, as in the authors' code.
+    own = {"cifar10": datasets.Augmentation(4, flip=True, reflect=True)}
+    return own.get(splits.name)
+
+
+def trained_network(flags, splits, workdir):
+    """Returns the network that pruning starts from: read, trained, or untrained.
+
+    Args:
+        flags: The flags of the run.
+        splits: The `Splits`.
+        workdir: The `Workdir` of the run; the folder `pretrained` in it gets what the
+            training leaves.
+    """
+    if flags.start is not None:
+        return keras.models.load_model(flags.start)
+    model = build(flags, splits, "plain")
+    if flags.pretrain_epochs:
+        folder = Workdir(
+            workdir / "pretrained", "sbp pretraining", trainer_flags.defining(flags)
+        )
+        print("without pruning")
+        session.train(
+            flags,
+            model,
+            splits,
+            folder,
+            augmentation=augmentation(splits),
+            optimizer=_optimizer(flags),
+            learning_rate=str(flags.pretrain_learning_rate),
+            epochs=flags.pretrain_epochs,
+        )
+        print("with pruning")
+    return model
+
+
+def _optimizer(flags, rate_factors=()):
+    return make_optimizer(
+        flags.optimizer, rate_factors=rate_factors, beta_1=flags.beta_1
+    )
+
+
+def train(flags, splits, trained, workdir):
+    """Trains the network with pruning, or goes on; returns `(model, history)`.
+
+    Args:
+        flags: The flags of the run.
+        splits: The `Splits`.
+        trained: The network to start from.
+        workdir: The `Workdir`.
+    """
+    model = start_pruning(trained, build(flags, splits, "pruning"))
+    posteriors = [
+        variable
+        for layer in pruning.layers(model)
+        for variable in (layer.mean, layer.log_stddev)
+    ]
+    history = session.train(
+        flags,
+        model,
+        splits,
+        workdir,
+        augmentation=augmentation(splits),
+        detail=pruning.detail,
+        optimizer=_optimizer(flags, [(posteriors, flags.posterior_rate)]),
+        figures=pruning.figures,
+    )
+    return model, history
+
+
+def main(flags):
+    """Trains, prunes and reports; returns the `Records`."""
+    keras.utils.set_random_seed(flags.seed)
+    splits = session.load_data(flags)
+    workdir = session.open_workdir(flags, "sbp")
+    trained = trained_network(flags, splits, workdir)
+    model, history = train(flags, splits, trained, workdir)
+    chunks = {"chunk_size": methods.chunk_size(splits)}
+    found = methods.standard(model, flags.samples, flags.seed, **chunks)
+    plain = chunks | methods.MEAN
+    found["trained"] = methods.Method("before pruning", [trained], plain)
+    removed = pruning.remove(model, trained, flags.threshold, workdir)
+    found["pruned"] = methods.Method("after pruning", [removed.model], plain)
+    evaluation = evaluate(flags, splits, model, history, found, "one_pass")
+    sections = pruning.sections(flags.network, removed)
+    return report.write(workdir, evaluation, describe(flags), sections)
+
+
+def describe(flags):
+    """Returns what the flags train, as a noun phrase."""
+    start = f"the network of `{flags.start}`" if flags.start else "initial weights"
+    if not flags.start and flags.pretrain_epochs:
+        start = f"{flags.pretrain_epochs} epochs without it"
+    return (
+        f"{flags.network} of width {flags.width:g} with structured Bayesian pruning, "
+        f"from {start}, seed {flags.seed}"
+    )
+
+
+PROGRAM = Program(
+    "sbp",
+    (
+        groups.RUN,
+        groups.DATA,
+        groups.CLASSIFICATION,
+        groups.TRAINING,
+        groups.WIDTH,
+        groups.PADDING,
+        groups.KL,
+        _SBP,
+    ),
+    _COMMON,
+    _DEFAULTS,
+    main,
+)
+run = PROGRAM.run
+
+
+if __name__ == "__main__":
+    run()
