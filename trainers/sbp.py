@@ -90,6 +90,11 @@ _SBP = (
         lambda value: 0 <= value < 1,
         "must be from 0 and below 1",
     ),
+    groups.positive(
+        "conv_kl_factor",
+        "Factor of the KL of convolutions, beside --kl_factor: above 1 their channels, "
+        "which cost time at every position, have to be worth more.",
+    ),
     groups.positive("threshold", "Signal-to-noise ratio below which to prune."),
 )
 
@@ -104,6 +109,7 @@ _COMMON = {
     "pretrain_learning_rate": 0.001,
     "pretrain_dropout": 0.0,
     "posterior_rate": 10.0,
+    "conv_kl_factor": 1.0,
     "threshold": 1.0,
 }
 _OWN = {"network": "lenet5", "epochs": 100, "pretrain_epochs": 30, "augment": True}
@@ -213,6 +219,10 @@ def train(flags, splits, trained, workdir):
         workdir: The `Workdir`.
     """
     model = start_pruning(trained, build(flags, splits, "pruning"))
+    for layer in pruning.layers(model):
+        # Of a map; of a vector it is a unit, or an input.
+        if len(layer.input.shape) == 4:
+            layer.kl_factor = flags.conv_kl_factor
     posteriors = [
         variable
         for layer in pruning.layers(model)
