@@ -19,9 +19,23 @@ from bayesnorm.graph.architecture import architecture_difference
 from bayesnorm.graph.compare import first_difference
 from bayesnorm.graph.compiled import compiled_for, state_of
 from bayesnorm.graph.index import Call, Index
-from bayesnorm.graph.internals import functional, is_graph, layers_of, standardize
+from bayesnorm.graph.internals import (
+    functional,
+    in_order,
+    is_graph,
+    layers_of,
+    standardize,
+)
 from bayesnorm.graph.rewrite import copy_of, copy_weights, rewrite
-from bayesnorm.graph.run import apply, build, enters, graph_of, output_nest, run
+from bayesnorm.graph.run import (
+    apply,
+    build,
+    by_position,
+    enters,
+    graph_of,
+    output_nest,
+    run,
+)
 
 __all__ = [
     "Call",
@@ -29,6 +43,7 @@ __all__ = [
     "apply",
     "architecture_difference",
     "build",
+    "by_position",
     "compiled_for",
     "copy_of",
     "copy_weights",
@@ -36,6 +51,7 @@ __all__ = [
     "first_difference",
     "functional",
     "graph_of",
+    "in_order",
     "is_graph",
     "layers_of",
     "output_nest",

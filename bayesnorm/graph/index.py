@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from bayesnorm.graph.internals import functional, is_graph, nodes_of
+from bayesnorm.graph.internals import functional, in_order, is_graph, nodes_of
+from bayesnorm.graph.run import by_position
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,11 @@ class Index:
             if is_graph(node.operation):
                 self._add(node.operation, done)
                 graph = functional(node.operation)
-                for outer, inner in zip(node.inputs, graph.inputs, strict=False):
+                (nest, *_), _ = by_position(
+                    node.operation, node.arguments.args, node.arguments.kwargs
+                )
+                given = in_order(node.operation, nest)
+                for outer, inner in zip(given, graph.inputs, strict=False):
                     self._connect(outer, inner)
                 for inner, outer in zip(graph.outputs, node.outputs, strict=True):
                     self._connect(inner, outer)
@@ -93,6 +98,13 @@ class Index:
         for other in links.get(id(tensor), []):
             found += [other] if isinstance(other, Call) else self._ends(links, other)
         return list({id(call): call for call in found}.values())
+
+    def is_input(self, tensor):
+        """Whether a tensor is an Input of the model, in one call of what takes it."""
+        sources = self._sources.get(id(tensor))
+        if sources is None:
+            return True
+        return any(self.is_input(x) for x in sources if not isinstance(x, Call))
 
     def is_output(self, tensor):
         """Whether a tensor is an output of the model, or of one inside it."""

@@ -33,6 +33,7 @@ __all__ = [
     "get_input_signature",
     "get_keras_mask",
     "in_nest",
+    "in_order",
     "inputs_struct",
     "is_graph",
     "is_symbolic",
@@ -149,6 +150,19 @@ def in_nest(model, inputs):
     alone = not isinstance(inputs, list | tuple | dict)
     wants_list = isinstance(nest, list | tuple) and len(nest) == 1
     return [inputs] if alone and wants_list else inputs
+
+
+def in_order(model, inputs):
+    """Returns the nest of a model's call as the flat list that its graph takes.
+
+    A model of a list of Inputs may be called with a dict of their names.
+    """
+    struct = inputs_struct(model)
+    if isinstance(inputs, dict) and not isinstance(struct, dict):
+        names = [x.name for x in keras.tree.flatten(struct)]
+        if all(name in inputs for name in names):
+            return [inputs[name] for name in names]
+    return keras.tree.flatten(inputs)
 
 
 def standardize(model, inputs):

@@ -16,6 +16,7 @@ from bayesnorm.graph.internals import (
     lambda_output_shape,
     layers_of,
 )
+from bayesnorm.graph.run import by_position
 
 _FUNCTIONS = (
     types.FunctionType,
@@ -30,13 +31,18 @@ class Chain:
 
     Args:
         layers: List of layers, or other functions of symbolic tensors.
+        operation: The layer in whose place they are called; None for none.
     """
 
-    def __init__(self, layers):
+    def __init__(self, layers, operation=None):
         self.layers = list(layers)
+        self._operation = operation
 
-    def __call__(self, x, *args, **kwargs):
+    def __call__(self, *args, **kwargs):
         """Calls the first with all arguments, each other with what came of it."""
+        if self._operation is not None:
+            args, kwargs = by_position(self._operation, args, kwargs)
+        x, *args = args
         for i, layer in enumerate(self.layers):
             x = layer(x, *args, **kwargs) if i == 0 else layer(x)
         return x
@@ -88,9 +94,11 @@ class _Copier:
         self.models = []
 
     def replaced(self):
-        """Yields `(layer, the layers in its place)`, of layers that are no models."""
+        """Yields `(layer, the layers in its place)`, of what is not gone into."""
+        entered = {id(model) for model, _ in self.models}
         for layer in self._originals:
-            if isinstance(layer, keras.Layer) and not isinstance(layer, keras.Model):
+            # A model that is gone into is none, one without a graph is.
+            if isinstance(layer, keras.Layer) and id(layer) not in entered:
                 chain = self._chains[id(layer)].layers
                 yield layer, [x for x in chain if isinstance(x, keras.Layer)]
 
@@ -121,7 +129,7 @@ class _Copier:
         if id(operation) not in self._chains:
             # Kept, so that no other object gets its identity.
             self._originals.append(operation)
-            self._chains[id(operation)] = Chain(self._new(operation))
+            self._chains[id(operation)] = Chain(self._new(operation), operation)
         return self._chains[id(operation)]
 
     def _new(self, operation):

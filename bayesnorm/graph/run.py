@@ -1,5 +1,7 @@
 """Running the graph of a Keras model, layer by layer, as Keras would."""
 
+import inspect
+
 import keras
 
 from bayesnorm.graph.internals import (
@@ -56,6 +58,19 @@ def enters(operation, args, kwargs):
     With a mask, say, a nested model runs as one.
     """
     return is_graph(operation) and len(args) == 1 and kwargs.keys() <= {"training"}
+
+
+def by_position(operation, args, kwargs):
+    """Returns a call's arguments, the first of them by its position.
+
+    Layers may be called as `layer(inputs=x)`.
+    """
+    if args:
+        return args, kwargs
+    name = next(iter(inspect.signature(operation.call).parameters), None)
+    if name not in kwargs:
+        return args, kwargs
+    return (kwargs[name],), {k: v for k, v in kwargs.items() if k != name}
 
 
 def run(model, inputs, call, standardized=False):

@@ -14,8 +14,10 @@ from bayesnorm.layers.kernels import LINEAR_LAYERS
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 # What is measured is the best of so many turns, each of so many seconds.
 _TURNS, _SECONDS = 5, 0.1
-# Size of an axis that a model leaves open.
+# Sizes of the axes that a model leaves open, of which the first is taken that it runs
+# with: windows without padding need more.
 _OPEN_AXIS = 32
+_OPEN_AXES = (_OPEN_AXIS, 128, 512)
 
 
 def macs(layer, input_shape, output_shape):
@@ -36,7 +38,8 @@ def macs(layer, input_shape, output_shape):
     positions = shape[2:] if first else shape[1:-1]
     if None in positions:
         return None
-    kernels = [v for v in layer.weights if "kernel" in v.name]
+    # Those of a quantized layer have scales beside them.
+    kernels = [v for v in layer.weights if "kernel" in v.name and len(v.shape) > 1]
     return math.prod(positions) * sum(math.prod(v.shape) for v in kernels)
 
 
@@ -45,13 +48,39 @@ def random_inputs(model, batch, seed=0):
 
     Args:
         model: A model with a graph.
-        batch: Number of examples.
+        batch: Number of examples, unless the model wants another one.
         seed: Integer.
+
+    Raises:
+        ValueError: If the model does not run on them, whatever its open axes are.
     """
+    tensors = functional(model).inputs
+    if not any(None in x.shape[1:] for x in tensors):
+        return _random(model, batch, seed, _OPEN_AXIS)
+    for size in _OPEN_AXES:
+        inputs = _random(model, batch, seed, size)
+        try:
+            apply(model, inputs)
+        except Exception as error:
+            reason = error
+        else:
+            return inputs
+    sizes = [tuple(x.shape) for x in tensors]
+    raise ValueError(
+        f"Model {model.name!r} does not run on random inputs: of its input shapes "
+        f"{sizes} what is open was set to {list(_OPEN_AXES)} in turn. Make it with "
+        "sizes that fit."
+    ) from reason
+
+
+def _random(model, batch, seed, open_axis):
     rng = np.random.default_rng(seed)
 
     def of(x):
-        shape = [batch, *(_OPEN_AXIS if n is None else n for n in x.shape[1:])]
+        shape = [x.shape[0] or batch]
+        shape += [open_axis if n is None else n for n in x.shape[1:]]
+        if x.dtype == "string":
+            return ops.convert_to_tensor(rng.integers(0, 2, shape).astype(str))
         if keras.backend.is_float_dtype(x.dtype):
             return ops.convert_to_tensor(rng.normal(size=shape), x.dtype)
         return ops.convert_to_tensor(rng.integers(0, 2, shape), x.dtype)

@@ -8,7 +8,7 @@ from keras import layers, ops
 
 from bayesnorm.graph import copy_of
 from bayesnorm.pruning.channels import Balance, Sink
-from bayesnorm.pruning.registry import register
+from bayesnorm.pruning.registry import register, rule_for
 from bayesnorm.pruning.walk import RefusedError
 
 _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
@@ -28,17 +28,19 @@ def applied(function, values):
 
     It is computed in float32, as the network does.
     """
-    x = ops.convert_to_tensor(np.nan_to_num(values).astype("float32"))
-    y = np.asarray(ops.convert_to_numpy(function(x)), "float64")
+    # Of the rank that `is_elementwise` tries.
+    x = ops.convert_to_tensor(np.nan_to_num(values).astype("float32")[None])
+    y = np.asarray(ops.convert_to_numpy(function(x)), "float64")[0]
     return np.where(np.isnan(values), np.nan, y)
 
 
 def is_elementwise(function, size):
     """Whether a function of vectors of a size leaves their elements apart, by trial."""
     rng = np.random.default_rng(0)
-    first, second = rng.normal(size=(2, 1, size)).astype("float32")
+    # Several vectors: a function over positions, too, puts elements together.
+    first, second = rng.normal(size=(2, 3, size)).astype("float32")
     for _ in range(4):
-        chosen = rng.integers(0, 2, size).astype(bool)
+        chosen = rng.integers(0, 2, first.shape).astype(bool)
         mixed = np.where(chosen, second, first)
         try:
             found, known = (
@@ -48,7 +50,7 @@ def is_elementwise(function, size):
         except Exception:
             # The function wants another rank: it looks at more than an element.
             return False
-        if found.shape != known.shape or np.any((found != known)[0, ~chosen]):
+        if found.shape != known.shape or np.any((found != known)[~chosen]):
             return False
     return True
 
@@ -74,11 +76,30 @@ def _bias_of(layer, size):
     )
 
 
-def _check(layer):
+def obstacle(layer):
+    """Returns why the kernel of a linear layer cannot be changed, None if it can."""
     if getattr(layer, "quantization_mode", None) or getattr(
         layer, "lora_enabled", False
     ):
-        raise RefusedError("is quantized, or has low-rank weights beside its kernel")
+        return "is quantized, or has low-rank weights beside its kernel"
+    activation = getattr(layer, "activation", None)
+    # Its weights may not be there yet.
+    if isinstance(activation, keras.Layer) and (
+        activation.weights or type(activation).build is not keras.Layer.build
+    ):
+        return "has an activation with weights of its own"
+    return None
+
+
+def is_plain(layer):
+    """Whether a linear layer is nothing but its kernel, its bias and an activation."""
+    return rule_for(layer) is not None and obstacle(layer) is None
+
+
+def _check(layer):
+    reason = obstacle(layer)
+    if reason is not None:
+        raise RefusedError(reason)
 
 
 def _outputs(trace, layer, channels, ids, shape, values):
@@ -98,7 +119,7 @@ def _outputs(trace, layer, channels, ids, shape, values):
 
 def pads(layer):
     """Whether a convolution's windows go over the border."""
-    padded = layer.padding in ("same", "causal")
+    padded = getattr(layer, "padding", "valid") in ("same", "causal")
     return padded and math.prod(layer.kernel_size) > 1
 
 
@@ -174,7 +195,7 @@ def _folded(sink, removal, kernel, bias):
         return rows
     if sink.at_border:
         carrier = removal.carrier(sink)
-        shares = constant[gone] / constant[carrier]
+        shares = constant[gone] / removal.constant(sink)[carrier]
         kernel[..., carrier, :] += shares @ kernel[..., gone, :]
     else:
         bias += constant[gone] @ summed(kernel)[gone]

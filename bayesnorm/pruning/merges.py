@@ -34,10 +34,19 @@ def combined(trace, operation, inputs, function, absorbs=False):
     Raises:
         RefusedError: If their channels do not lie along the same axis.
     """
+    _check_tensors(inputs)
     shape = broadcast_shape([x.shape for x in inputs])
     aligned = [_aligned(x, shape) for x in inputs]
-    (axis,) = {x.axis for x in aligned if len(x.ids) > 1} or {aligned[0].axis}
+    axes = {x.axis for x in aligned if len(x.ids) > 1} or {aligned[0].axis}
+    if len(axes) > 1:
+        raise RefusedError("meets tensors of channels along several axes")
+    (axis,) = axes
     size = max(len(x.ids) for x in aligned)
+    sizes = [(1,) * (len(shape) - len(x.shape)) + tuple(x.shape) for x in inputs]
+    along = [n[axis] == len(x.ids) for n, x in zip(sizes, aligned, strict=True)]
+    if shape[axis] != size or not all(along):
+        # Positions of one lie where the channels of another do.
+        raise RefusedError("meets tensors of channels along several axes")
     for x in aligned:
         if len(x.ids) < size:
             trace.pin(x.ids, operation, "meets all channels of another tensor")
@@ -51,6 +60,11 @@ def combined(trace, operation, inputs, function, absorbs=False):
     if absorbs:
         constant = np.where(np.any([c == 0 for c in constants], 0), 0.0, constant)
     return wide[0].replace(shape=shape, axis=axis, constant=constant, pattern=pattern)
+
+
+def _check_tensors(inputs):
+    if not all(isinstance(x, Channels) for x in inputs):
+        raise RefusedError("takes a constant of the graph with a shape of its own")
 
 
 def _aligned(channels, shape):
@@ -97,6 +111,7 @@ def _minimum(trace, layer, inputs):
 
 def concatenated(trace, operation, inputs, axis):
     """Channels of tensors one behind the other along an axis."""
+    _check_tensors(inputs)
     first = inputs[0]
     axis %= len(first.shape)
     if axis == 0 or len({x.axis for x in inputs}) > 1:

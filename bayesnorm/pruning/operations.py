@@ -143,6 +143,8 @@ def _over_axes(constant):
     """
 
     def rule(trace, operation, channels):
+        if getattr(operation, "initial", None) is not None:
+            raise RefusedError("begins with a value of its own")
         rank = len(channels.shape)
         axes = operation.axis
         axes = range(rank) if axes is None else axes
@@ -173,8 +175,12 @@ register(numpy.Sum)(_over_axes(lambda x, count: np.where(x == 0, 0.0, x * count)
 
 @register(numpy.ExpandDims)
 def _expand_dims(trace, operation, channels):
-    rank = len(channels.shape) + 1
-    axes = operation.axis
-    (axis,) = {i % rank for i in ([axes] if isinstance(axes, int) else axes)}
-    shape = (*channels.shape[:axis], 1, *channels.shape[axis:])
-    return channels.replace(shape=shape, axis=channels.axis + (axis <= channels.axis))
+    axes = [operation.axis] if isinstance(operation.axis, int) else operation.axis
+    rank = len(channels.shape) + len(axes)
+    added = {i % rank for i in axes}
+    # In the new shape, where the old axes are.
+    places = [i for i in range(rank) if i not in added]
+    shape = [1] * rank
+    for place, size in zip(places, channels.shape, strict=True):
+        shape[place] = size
+    return channels.replace(shape=tuple(shape), axis=places[channels.axis])

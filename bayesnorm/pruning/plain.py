@@ -17,7 +17,7 @@ from bayesnorm.layers import (
 )
 from bayesnorm.layers.kernels import LINEAR_LAYERS, filter_norms, output_kernel
 from bayesnorm.layers.linear import NormalizedLinear
-from bayesnorm.pruning.linear import channel_axis, pads, summed
+from bayesnorm.pruning.linear import channel_axis, is_plain, pads, summed
 
 _NORMALIZATIONS = (layers.BatchNormalization, ScaleNorm)
 # Of which a factor for each input can be folded into the rows of the kernel.
@@ -78,6 +78,8 @@ class _Plain:
 
     def _maker(self, calls):
         """The one linear layer, without an activation, that makes all inputs."""
+        if any(self._index.is_input(call.inputs[0]) for call in calls):
+            return None
         found = {
             id(c.operation): c.operation
             for call in calls
@@ -89,7 +91,8 @@ class _Plain:
         linear = isinstance(operation, (*LINEAR_LAYERS, NormalizedLinear))
         unbent = getattr(operation, "activation", None) is keras.activations.linear
         fresh = id(operation) not in self._columns
-        return operation if linear and unbent and fresh else None
+        fits = linear and unbent and fresh and is_plain(_inner(operation))
+        return operation if fits else None
 
     def _feeds_only(self, operation, layer):
         outputs = [call.outputs[0] for call in self._index.calls_of(operation)]
@@ -113,17 +116,18 @@ class _Plain:
         }
         for operation in found.values():
             inner = _inner(operation)
-            sources = {
-                id(c.operation)
-                for call in self._index.calls_of(operation)
-                for c in self._index.producers(call.inputs[0])
-            }
+            taken = [call.inputs[0] for call in self._index.calls_of(operation)]
+            sources = {id(c.operation) for x in taken for c in self._index.producers(x)}
+            # Where what a constant adds depends on the position it fits no bias.
+            uneven = pads(inner) or _is_transposed(inner)
             fits = (
                 isinstance(inner, _WITH_ROWS)
+                and is_plain(inner)
+                and not any(map(self._index.is_input, taken))
                 and getattr(inner, "groups", 1) == 1
                 and sources == {id(layer)}
                 and _same_axis(layer, operation, outputs[0])
-                and not (np.any(bias) and pads(inner))
+                and not (np.any(bias) and uneven)
             )
             if not fits:
                 return None
@@ -196,6 +200,8 @@ class _Plain:
         rows, constant = self._rows.get(id(operation), (None, 0.0))
         biased = bool(biased or np.any(constant))
         new = copy_of(inner, lambda config: _renamed(config, operation, biased))
+        if not isinstance(operation.activation, keras.Layer):
+            new.activation = operation.activation
         new.build(shape)
         _copy_kernels(inner, new)
         variable, vector = output_kernel(new)
@@ -209,7 +215,6 @@ class _Plain:
         variable.assign(kernel)
         if biased:
             new.bias.assign(bias)
-        new.activation = operation.activation
         return new
 
 
@@ -250,6 +255,9 @@ def _renamed(config, operation, use_bias):
         k: None if k.endswith("_constraint") else v for k, v in config["config"].items()
     }
     arguments |= {"name": operation.name, "use_bias": use_bias}
+    if isinstance(operation.activation, keras.Layer):
+        # A part of the layer, which takes none once it is built.
+        arguments["activation"] = operation.activation
     return {**config, "config": arguments}
 
 

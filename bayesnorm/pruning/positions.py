@@ -89,7 +89,13 @@ def _repeated(trace, layer, channels):
 
 
 def transposed(channels, order):
-    """Channels of a tensor with its axes in another order."""
+    """Channels of a tensor with its axes in another order.
+
+    Raises:
+        RefusedError: If they come to lie along the first axis, that of examples.
+    """
+    if order.index(channels.axis) == 0:
+        raise RefusedError("moves them to the axis of the examples")
     if channels.pattern is not None:
         channels = channels.only_zeros()
     shape = tuple(channels.shape[i] for i in order)
@@ -108,16 +114,22 @@ def reshaped(trace, channels, shape):
     becomes several, what has its place along the last one is kept or removed together.
 
     Raises:
-        RefusedError: If sizes are not known.
+        RefusedError: If sizes are not known, or examples become positions, unless the
+            channels stay along the last axis.
     """
     if channels.pattern is not None:
         channels = channels.only_zeros()
     sizes, new = channels.shape[1:], tuple(shape[1:])
     last = len(shape) - 1
-    if None in sizes or None in new:
-        same = channels.axis == len(channels.shape) - 1 and sizes[-1] == new[-1]
+    known = None not in sizes and None not in new
+    if not known or math.prod(sizes) != math.prod(new):
+        same = channels.axis == len(channels.shape) - 1 and sizes[-1:] == new[-1:]
         if not same or new[-1] is None:
-            raise RefusedError("is given an unknown number of positions")
+            raise RefusedError(
+                "makes positions of examples"
+                if known
+                else "is given an unknown number of positions"
+            )
         return channels.replace(shape=tuple(shape), axis=last)
     if math.prod(sizes) > _MOST:
         raise RefusedError("is given very large inputs")

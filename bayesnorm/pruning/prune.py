@@ -13,11 +13,12 @@ from bayesnorm.arguments import (
     check_number,
     positive_integer,
 )
-from bayesnorm.graph import Index, apply, graph_of, layers_of, rewrite
+from bayesnorm.graph import Index, apply, functional, graph_of, layers_of, rewrite
 from bayesnorm.layers import ScaleNorm, StructuredBayesianPruning
 from bayesnorm.layers.kernels import LINEAR_LAYERS
 from bayesnorm.layers.linear import NormalizedLinear
 from bayesnorm.pruning import cost
+from bayesnorm.pruning.linear import obstacle
 from bayesnorm.pruning.plain import plain
 from bayesnorm.pruning.registry import rule_for
 from bayesnorm.pruning.removal import Removal
@@ -190,6 +191,13 @@ def _masks(model, keep):
                 "Expected a dense or convolutional layer, a normalization or a "
                 "StructuredBayesianPruning."
             )
+        inner = layer.layer if isinstance(layer, NormalizedLinear) else layer
+        reason = obstacle(inner) if isinstance(inner, LINEAR_LAYERS) else None
+        if reason is not None:
+            raise ValueError(
+                f"`keep` has a mask for layer {name!r}, which {reason}: no filter of "
+                "it can be left out. Prune before that is added."
+            )
         mask = np.asarray(mask)
         size = _channels_of(layer, calls[0].outputs[0])
         if mask.shape != (size,) or not np.isin(mask, (0, 1)).all():
@@ -225,7 +233,12 @@ def _thinned(operation, removal, thinned):
 
 def _nested_shapes(nested, trace, removal):
     inputs, _ = trace.calls[id(nested)][0]
-    return [removal.shape(x) for x in inputs]
+    # Its own shapes: it may be called on several numbers of positions.
+    own = [tuple(x.shape) for x in functional(nested).inputs]
+    return [
+        removal.shape(x.replace(shape=shape) if len(shape) == len(x.shape) else x)
+        for x, shape in zip(inputs, own, strict=True)
+    ]
 
 
 def _check_same(old, new):
@@ -252,13 +265,21 @@ def _difference(old, new):
     ]
     for a, b in zip(*pairs, strict=True):
         a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
-        if a.size:
-            worst = max(worst, float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-30)))
+        same = (a == b) | (np.isnan(a) & np.isnan(b))
+        if not same.all():
+            # Where one alone is not finite that is no rounding.
+            gap = np.nan_to_num(np.abs(a - b)[~same], nan=np.inf).max()
+            largest = np.abs(a, where=np.isfinite(a), out=np.zeros_like(a)).max()
+            worst = max(worst, float(gap / max(largest, 1e-30)))
     return worst
 
 
 def _report(trace, removal, thinned, error, model, pruned):
-    made = [x for x in trace.operations if id(x) in trace.made]
+    made = [
+        x
+        for x in trace.operations
+        if id(x) in trace.made or isinstance(x, LINEAR_LAYERS)
+    ]
     layers = [
         _layer_report(operation, thinned.get(id(operation), operation), trace, removal)
         for operation in made
@@ -271,9 +292,11 @@ def _report(trace, removal, thinned, error, model, pruned):
 def _layer_report(operation, new, trace, removal):
     inputs, outputs = removal.channels(operation)
     shape, taken = removal.shape(inputs), int(removal.kept(inputs.ids).sum())
+    given = len(inputs.ids)
     if operation in [x.operation for x in trace.sinks]:
         sink = removal.sink(operation)
         shape, taken = removal.input_shape(sink), len(removal.rows(sink))
+        given = len(sink.channels.ids)
     costs = [
         [cost.macs(layer, of(x), of(y)) for (x,), (y,) in trace.calls[id(operation)]]
         for layer, of in ((operation, lambda x: x.shape), (new, removal.shape))
@@ -283,7 +306,7 @@ def _layer_report(operation, new, trace, removal):
         type=type(operation).__name__,
         kept=int(removal.kept(outputs.ids).sum()),
         of=len(outputs.ids),
-        inputs=(len(inputs.ids), taken),
+        inputs=(given, taken),
         parameters=(operation.count_params(), new.count_params()),
         macs=tuple(None if None in x else sum(x) for x in costs),
         layers=((operation, inputs.shape), (new, shape)),

@@ -20,6 +20,8 @@ class Rule:
 
 
 _RULES: dict[type, Rule] = {}
+# What a layer computes with: a subclass that has another one is another layer.
+_COMPUTES = ("call", "convolution_op", "kernel")
 
 
 def copied(operation, removal):
@@ -32,7 +34,7 @@ def register(*types, thin=copied):
 
     Args:
         *types: Layer types, or types of `keras.ops` operations. A subclass has the rule
-            of its base unless it has a `call` of its own.
+            of its base unless it has a `call` of its own, or what that calls.
         thin: The `Rule.thin`.
     """
 
@@ -49,5 +51,6 @@ def rule_for(operation):
     own = type(operation)
     for base in own.__mro__:
         if base in _RULES:
-            return _RULES[base] if own.call is base.call else None
+            same = all(getattr(own, x, 0) is getattr(base, x, 0) for x in _COMPUTES)
+            return _RULES[base] if same else None
     return None

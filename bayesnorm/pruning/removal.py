@@ -181,6 +181,9 @@ class Removal:
         grouped = getattr(sink.operation, "groups", 1) > 1
         if grouped or needless.sum() < share * kept.sum():
             needless[:] = False
+        if np.any(sink.needs_carrier & ~kept):
+            # Its own weights may be 0, those that it takes over are not.
+            needless[self.carrier(sink)] = False
         return np.flatnonzero(kept & ~needless)
 
     def gathers(self, sink):
@@ -189,7 +192,9 @@ class Removal:
         rows = self.rows(sink)
         if len(rows) == len(kept):
             return []
-        return [Gather(np.searchsorted(kept, rows), sink.channels.axis)]
+        # From the end: a dense layer may be called on tensors of several ranks.
+        axis = sink.channels.axis - len(sink.channels.shape)
+        return [Gather(np.searchsorted(kept, rows), axis)]
 
     def input_shape(self, sink):
         """Returns the shape of what a sink takes, behind its `Gather`."""

@@ -2,7 +2,7 @@
 
 import keras
 
-from bayesnorm.graph import functional, is_graph, run
+from bayesnorm.graph import by_position, functional, in_order, is_graph, run
 from bayesnorm.pruning.channels import Channels, Trace
 from bayesnorm.pruning.registry import copied, rule_for
 
@@ -36,9 +36,13 @@ def follow(model):
 def _through(trace, model, inputs):
     def call(operation, *args, **kwargs):
         # Channels are those of inference, and masks do not change them.
+        for channels in _channels_in(kwargs.get("mask")):
+            trace.pin(channels.ids, operation, "takes them for a mask")
         kwargs = {k: v for k, v in kwargs.items() if k not in ("training", "mask")}
+        args, kwargs = by_position(operation, args, kwargs)
         taken = _channels_in((args, kwargs))
         if is_graph(operation):
+            taken = in_order(operation, args[0])
             outputs = _through(trace, operation, taken)
         else:
             outputs = _of_call(trace, operation, args, kwargs)

@@ -7,6 +7,7 @@ from keras import layers, ops
 
 import bayesnorm
 from bayesnorm.pruning import magnitude_masks
+from bayesnorm.pruning.prune import _difference
 
 
 @pytest.fixture(autouse=True)
@@ -304,6 +305,279 @@ def test_a_layer_without_channels_left_keeps_one_and_warns():
         _, report = bayesnorm.prune(model, keep={"hidden": np.zeros(4, bool)})
     assert report.kept["hidden"] == (1, 4)
     assert report.kept_alone
+
+
+# --- graphs of other kinds -----------------------------------------------------------
+
+
+def same_on(pruned, model, inputs, tolerance=1e-5):
+    for a, b in zip(
+        keras.tree.flatten(model(inputs)),
+        keras.tree.flatten(pruned(inputs)),
+        strict=True,
+    ):
+        a, b = values(a), values(b)
+        assert np.abs(a - b).max() <= tolerance * np.abs(a).max()
+
+
+def normal(*shape):
+    return np.random.default_rng(5).normal(size=shape).astype("float32")
+
+
+@pytest.mark.parametrize("unused", [[1], [1, 5, 6, 7]])
+def test_what_stands_for_constants_may_itself_have_weights_of_zero(unused):
+    x = keras.Input((6, 6, 3))
+    h = layers.Conv2D(8, 1, name="a")(x)
+    b = layers.Conv2D(4, 3, padding="same", name="b")(h)
+    s = layers.SeparableConv2D(3, 3, padding="same", name="s")(h)
+    model = with_biases(keras.Model(x, [b, s]))
+    bias = np.full(8, 0.2, "float32")
+    bias[1] = 5.0  # The largest constant, which `s` needs and `b` does not.
+    model.get_layer("a").bias.assign(bias)
+    without_rows(model.get_layer("b").kernel, unused)
+    without_rows(model.get_layer("s").pointwise_kernel, [0, 2, 3, 4, 5])
+    mask = dead(8, 1, 2, 3)
+    pruned, report = bayesnorm.prune(model, keep={"a": mask})
+    assert report.kept["a"][0] < 8
+    close(masked(model, a=mask), pruned)
+
+
+def without_rows(kernel, rows):
+    new = values(kernel)
+    new[..., rows, :] = 0.0
+    kernel.assign(new)
+
+
+def test_not_a_number_is_a_difference():
+    x = keras.Input((2,))
+    model, broken = keras.Model(x, x * 1.0), keras.Model(x, ops.log(ops.abs(x) * -1.0))
+    assert _difference(model, broken) == np.inf
+    assert _difference(broken, broken) == 0.0
+
+
+def test_channels_that_meet_positions_stay():
+    x = keras.Input((6, 5))
+    h = layers.Dense(8, "relu", name="a")(x)
+    t = layers.Dense(6, name="tokens")(layers.Permute((2, 1))(h))
+    h = layers.Add()([h, layers.Permute((2, 1))(t)])
+    h = layers.Dense(7, "relu", name="b")(h)
+    q, k = layers.Dense(1)(h), layers.Permute((2, 1))(layers.Dense(1)(h))
+    h = layers.Dense(4, "relu", name="c")(layers.Multiply()([q, k]))
+    model = with_biases(keras.Model(x, layers.Dense(2)(h)))
+    masks = {"b": dead(7, 1, 2), "tokens": dead(6, 1), "c": dead(4, 3)}
+    pruned, report = bayesnorm.prune(model, keep=masks)
+    assert [report.kept[name][0] for name in ("b", "tokens", "c")] == [5, 6, 3]
+    (tokens,) = [x for x in report.layers if x.name == "tokens"]
+    assert tokens.inputs == (6, 6)
+    close(masked(model, **masks), pruned)
+
+
+def test_operations_that_make_positions_of_examples():
+    x = keras.Input((6, 5))
+    h = layers.Dense(8, "relu", name="a")(x)
+    h = layers.Dense(4, "relu", name="b")(ops.reshape(h, (-1, 8)))
+    h = ops.transpose(ops.reshape(h, (-1, 6, 4)), (2, 0, 1))
+    model = with_biases(keras.Model(x, ops.transpose(h, (1, 2, 0))))
+    masks = {"a": dead(8, 1, 2), "b": dead(4, 0)}
+    pruned, report = bayesnorm.prune(model, keep=masks)
+    assert report.kept == {"a": (6, 8), "b": (4, 4)}
+    close(masked(model, **masks), pruned)
+
+
+@keras.saving.register_keras_serializable("test_prune")
+def over_positions(x):
+    return ops.softmax(x, axis=-2)
+
+
+@pytest.mark.parametrize(
+    ("function", "kept"),
+    [
+        (lambda h: ops.mean(ops.expand_dims(h, (1, 3)), (1, 2, 3)), 6),
+        (lambda h: ops.max(h, axis=1, initial=0.1), 8),
+        (lambda h: layers.Activation(over_positions)(h), 8),
+        (lambda h: layers.BatchNormalization()(inputs=h), 6),
+        (lambda h: ops.concatenate([np.ones((3, 1, 8), "float32"), h], axis=1), 8),
+    ],
+)
+def test_operations_with_other_arguments(function, kept):
+    x = keras.Input(batch_shape=(3, 6, 5))
+    h = function(layers.Dense(8, name="a")(inputs=x))
+    model = with_biases(keras.Model(x, layers.Dense(2, name="out")(h)), -1.0)
+    mask = dead(8, 1, 2)
+    pruned, report = bayesnorm.prune(model, keep={"a": mask})
+    assert report.kept["a"] == (kept, 8)
+    same_on(pruned, masked(model, a=mask), normal(3, 6, 5))
+
+
+def test_a_mask_of_positions_is_not_thinned():
+    x, y = keras.Input((6, 5)), keras.Input((5,))
+    mask = ops.cast(layers.Dense(6, "relu", name="mask")(y), "bool")
+    h = layers.LSTM(4)(layers.Dense(4, name="a")(x), mask=mask)
+    model = with_biases(keras.Model([x, y], layers.Dense(2, name="out")(h)))
+    keep = {"mask": dead(6, 1, 2)}
+    pruned, report = bayesnorm.prune(model, keep=keep)
+    assert report.kept["mask"] == (6, 6)
+    same_on(pruned, masked(model, **keep), [normal(3, 6, 5), normal(3, 5)])
+
+
+def test_a_dense_layer_gathers_from_tensors_of_several_ranks():
+    x, y = keras.Input((20,)), keras.Input((21, 20))
+    dense = layers.Dense(4, "relu", name="d")
+    model = with_biases(keras.Model([x, y], [dense(x), dense(y)]))
+    without_rows(dense.kernel, slice(0, None, 2))
+    pruned, _ = bayesnorm.prune(model, keep={"d": np.ones(4, bool)})
+    assert pruned.get_layer("d").kernel.shape == (10, 4)
+    same_on(pruned, model, [normal(3, 20), normal(3, 21, 20)])
+
+
+def test_a_nested_model_on_inputs_of_two_sizes():
+    inner = keras.Input((None, None, 4))
+    body = layers.Conv2D(5, 3, activation="relu", name="inner")(inner)
+    body = keras.Model(inner, layers.GlobalAveragePooling2D()(body), name="body")
+    x, y = keras.Input((8, 8, 3)), keras.Input((6, 6, 3))
+    first = layers.Conv2D(4, 1, activation="relu", name="first")
+    merged = layers.Add()([body(first(x)), body(first(y))])
+    model = with_biases(keras.Model([x, y], layers.Dense(2)(merged)))
+    mask = dead(4, 1)
+    pruned, _ = bayesnorm.prune(model, keep={"first": mask})
+    assert pruned.get_layer("body").input_shape == (None, None, None, 3)
+    images = [normal(3, 8, 8, 3), normal(3, 6, 6, 3)]
+    same_on(pruned, masked(model, first=mask), images)
+
+
+def test_a_nested_model_called_by_the_names_of_its_inputs():
+    a, b = keras.Input((6,), name="z"), keras.Input((6,), name="a")
+    outputs = [layers.Dense(4)(a), layers.Dense(3)(b)]
+    body = keras.Model([a, b], outputs, name="body")
+    x = keras.Input((5,))
+    h, g = (layers.Dense(6, "relu", name=n)(x) for n in "hg")
+    merged = layers.Concatenate()(body({"a": g, "z": h}))
+    model = with_biases(keras.Model(x, layers.Dense(2, name="out")(merged)))
+    masks = {"h": dead(6, 1), "g": dead(6, 2, 3)}
+    pruned, report = bayesnorm.prune(model, keep=masks)
+    assert report.kept["h"] == (5, 6)
+    assert report.kept["g"] == (4, 6)
+    close(masked(model, **masks), pruned)
+
+
+@keras.saving.register_keras_serializable("test_prune")
+class Standardized(layers.Conv2D):
+    """A convolution of a kernel that is standardized, as Keras says how to write it."""
+
+    def convolution_op(self, inputs, kernel):
+        kernel = kernel - ops.mean(kernel, (0, 1, 2))
+        kernel = kernel / (ops.std(kernel, (0, 1, 2)) + 1e-5)
+        return super().convolution_op(inputs, kernel)
+
+
+@keras.saving.register_keras_serializable("test_prune")
+class Inside(keras.Model):
+    """A model without a graph."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(4, "relu")
+
+    def call(self, x):
+        return self.dense(x)
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+def test_layers_that_compute_something_else_stay_as_they_are():
+    x = keras.Input((6, 6, 3))
+    h = Standardized(8, 3, name="a")(x)
+    h = bayesnorm.StructuredBayesianPruning(name="theta")(h)
+    h = Inside(name="inside")(Standardized(4, 3, name="b")(h))
+    h = layers.Dense(6, "relu", name="c")(h)
+    model = with_biases(keras.Model(x, layers.Dense(2, name="out")(h)))
+    pruned, report = bayesnorm.prune(model, keep={"c": dead(6, 1)})
+    assert report.kept == {"a": (8, 8), "b": (4, 4), "c": (5, 6), "out": (2, 2)}
+    close(masked(model, c=dead(6, 1)), pruned)
+
+
+@pytest.mark.parametrize("taker", ["dense", "transposed"])
+def test_the_bias_of_theta_before_other_layers(taker):
+    x = keras.Input((5, 5, 3))
+    h = layers.Conv2D(8, 1, activation="relu")(x)
+    h = bayesnorm.StructuredBayesianPruning(use_bias=True)(h)
+    last = layers.Dense(2) if taker == "dense" else layers.Conv2DTranspose(2, 3)
+    model = with_biases(keras.Model(x, last(h)))
+    pruned, _ = bayesnorm.prune(model)
+    close(model, pruned)
+
+
+@pytest.mark.parametrize("shared", ["theta", "dense"])
+def test_a_layer_beside_theta_that_takes_an_input_of_the_model_too(shared):
+    x = keras.Input((8,))
+    theta = bayesnorm.StructuredBayesianPruning()
+    dense = layers.Dense(8)
+    both = [theta(dense(x)), theta(x)] if shared == "theta" else None
+    both = both or [dense(theta(x)), dense(x)]
+    model = keras.Model(x, layers.Dense(2)(layers.Concatenate()(both)))
+    theta.mean.assign(np.linspace(-3.0, 0.0, 8))
+    pruned, _ = bayesnorm.prune(model)
+    close(model, pruned)
+
+
+def test_an_activation_that_is_a_layer():
+    x = keras.Input((5,))
+    h = layers.Dense(8, layers.LeakyReLU(), name="a")(x)
+    h = layers.Dense(4, layers.PReLU(), name="b")(h)
+    model = with_biases(keras.Model(x, layers.Dense(2, name="out")(h)), -1.0)
+    mask = dead(8, 1, 2)
+    pruned, report = bayesnorm.prune(model, keep={"a": mask})
+    # What `b` is given stays: its slopes are no part of what can be thinned.
+    assert report.kept["a"] == (8, 8)
+    close(masked(model, a=mask), pruned)
+    with pytest.raises(ValueError, match=r"'b'.*activation with weights"):
+        bayesnorm.prune(model, keep={"b": dead(4, 1)})
+
+
+@pytest.mark.parametrize("kind", ["int8", "lora"])
+def test_kernels_that_are_not_of_one_array(kind):
+    model = dense_model()
+    a, b = (model.get_layer(name) for name in "ab")
+    for layer in (a, b):
+        layer.quantize("int8") if kind == "int8" else layer.enable_lora(2)
+    with pytest.raises(ValueError, match=r"'a'.*quantized, or has low-rank"):
+        bayesnorm.prune(model, keep={"a": dead(4, 1)})
+
+
+def test_a_quantized_layer_takes_what_it_took():
+    model = dense_model()
+    model.get_layer("b").quantize("int8")
+    _, report = bayesnorm.prune(model, keep={"a": dead(4, 1)})
+    assert report.kept == {"a": (4, 4), "b": (2, 2)}
+    assert report.macs == (28, 28)
+    assert "quantized" in str(report)
+
+
+def test_open_axes_that_must_be_large_and_batches_that_are_fixed():
+    x = keras.Input((None, None, 3))
+    h = layers.Conv2D(4, 7, strides=2, name="a")(x)
+    h = layers.Conv2D(4, 15, activation="relu")(h)
+    model = with_biases(keras.Model(x, layers.GlobalAveragePooling2D()(h)))
+    assert bayesnorm.prune(model, keep={"a": dead(4, 1)})[1].kept["a"] == (3, 4)
+    x = keras.Input((None, 3))
+    h = layers.Dense(4, name="a")(x)
+    model = keras.Model(x, layers.Dense(2)(ops.reshape(h, (-1, 7, 4))))
+    with pytest.raises(ValueError, match="does not run on random inputs"):
+        bayesnorm.prune(model, keep={"a": dead(4, 1)})
+    x = keras.Input(batch_shape=(8, 6, 5))
+    h = layers.LSTM(4, stateful=True)(layers.Dense(8, name="a")(x))
+    model = keras.Model(x, layers.Dense(2)(h))
+    assert bayesnorm.prune(model, keep={"a": dead(8, 1)})[1].kept["a"] == (8, 8)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="strings")
+def test_inputs_of_text():
+    x = keras.Input((3,), dtype="string")
+    h = layers.StringLookup(vocabulary=["a", "b"], output_mode="multi_hot")(x)
+    h = layers.Dense(8, "relu", name="a")(h)
+    model = with_biases(keras.Model(x, layers.Dense(2)(h)))
+    assert bayesnorm.prune(model, keep={"a": dead(8, 1)})[1].kept["a"] == (7, 8)
 
 
 # --- the layer -----------------------------------------------------------------------
