@@ -5,7 +5,8 @@
 - `build`: a model that is not built yet; `graph_of`: what is run, or an error;
   `enters`: whether a nested model is gone into; `output_nest`: what comes out;
 - `Index`: who makes and who takes a tensor, in one model;
-- `rewrite`: a copy of a model with other layers in the place of some; `copy_of`,
+- `rewrite`: a copy of a model with other layers in the place of some (`Finished` ones,
+  where they have their weights); `copy_of`,
   `copy_weights` of single layers;
 - `first_difference`: whether two models compute the same; `architecture_difference`:
   whether they would, with the same weights;
@@ -26,7 +27,7 @@ from bayesnorm.graph.internals import (
     layers_of,
     standardize,
 )
-from bayesnorm.graph.rewrite import copy_of, copy_weights, rewrite
+from bayesnorm.graph.rewrite import Finished, copy_of, copy_weights, rewrite
 from bayesnorm.graph.run import (
     apply,
     build,
@@ -39,6 +40,7 @@ from bayesnorm.graph.run import (
 
 __all__ = [
     "Call",
+    "Finished",
     "Index",
     "apply",
     "architecture_difference",

@@ -48,6 +48,10 @@ class Chain:
         return x
 
 
+class Finished(list):
+    """Layers in the place of another one that have what weights they are to have."""
+
+
 def rewrite(model, replace, input_shape=None):
     """Copies a model, with other layers in the place of some.
 
@@ -61,8 +65,8 @@ def rewrite(model, replace, input_shape=None):
             that returns None to have it copied, or the list of layers that take its
             place, in order: none, one or several, or functions of symbolic tensors such
             as operations. The weights of a layer go to the one that takes its place,
-            where there is one that is to have any and has none yet; others have those
-            that whoever made them gave them.
+            where there is one, and the list is not `Finished`; others have those that
+            whoever made them gave them.
         input_shape: Function of a nested model that returns the shapes of its inputs, a
             list; None where they stay.
 
@@ -76,8 +80,7 @@ def rewrite(model, replace, input_shape=None):
     with _uncompiled(model):
         new = copier.model(model)
     for old, layers in copier.replaced():
-        one = len(layers) == 1 and id(old) not in copier.finished
-        if one and (layers[0].weights or not old.weights):
+        if len(layers) == 1 and id(old) not in copier.finished:
             copy_weights(old, layers[0])
     _copy_trainable(copier)
     _copy_compilation(model, new)
@@ -88,7 +91,7 @@ class _Copier:
     def __init__(self, replace, input_shape):
         self._replace, self._input_shape = replace, input_shape
         self._chains, self._originals = {}, []
-        # By their identity, layers in whose place there are some with weights.
+        # By their identity, layers in whose place stand `Finished` ones.
         self.finished = set()
         # `(model, copy)`, the nested ones before what holds them.
         self.models = []
@@ -139,7 +142,7 @@ class _Copier:
         layers = self._replace(operation)
         if layers is None:
             return [copy_of(operation)]
-        if any(getattr(x, "weights", None) for x in layers):
+        if isinstance(layers, Finished):
             self.finished.add(id(operation))
         return layers
 
@@ -188,18 +191,21 @@ def copy_of(operation, change=None):
 
 
 def _from_config(operation, change):
+    cls = type(operation)
     with _without_functions(operation):
         # With its own class: nobody needs to have registered that.
         config = {
-            "module": type(operation).__module__,
-            "class_name": type(operation).__name__,
+            "module": cls.__module__,
+            "class_name": cls.__name__,
+            "registered_name": keras.saving.get_registered_name(cls),
             "config": operation.get_config(),
         }
     changed = None if change is None else change(config)
     if changed is None:
-        changed = config
-    if all(changed[key] == config[key] for key in ("module", "class_name")):
-        return type(operation).from_config(changed["config"])
+        return cls.from_config(config["config"])
+    if changed["class_name"] == cls.__name__ and "<locals>" in cls.__qualname__:
+        # Of which the module does not hold it.
+        return cls.from_config(changed["config"])
     return keras.saving.deserialize_keras_object(changed, safe_mode=False)
 
 

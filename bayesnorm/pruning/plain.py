@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from bayesnorm.graph import Index, copy_of, copy_weights, layers_of, rewrite
+from bayesnorm.graph import Finished, Index, copy_of, copy_weights, layers_of, rewrite
 from bayesnorm.layers import (
     AnalyticNormalization,
     ScaleNorm,
@@ -138,12 +138,13 @@ class _Plain:
     def replace(self, operation):
         """Returns what takes the place of an operation, as for `rewrite`."""
         if isinstance(operation, StructuredBayesianPruning):
-            return [] if id(operation) in self._folded else [self._rescaling(operation)]
+            folded = id(operation) in self._folded
+            return [] if folded else Finished([self._rescaling(operation)])
         mask = self._masks.get(operation)
         if isinstance(operation, _NORMALIZATIONS):
             if mask is None:
                 return None
-            return [_without_scale(operation, mask, self._shape(operation))]
+            return Finished([_without_scale(operation, mask, self._shape(operation))])
         changed = (
             mask is not None
             or id(operation) in self._columns
@@ -152,7 +153,7 @@ class _Plain:
         )
         if not changed or not isinstance(operation, (*LINEAR_LAYERS, NormalizedLinear)):
             return None
-        return [self._linear(operation, mask)]
+        return Finished([self._linear(operation, mask)])
 
     def _shape(self, operation):
         return tuple(self._index.calls_of(operation)[0].inputs[0].shape)

@@ -13,7 +13,15 @@ from bayesnorm.arguments import (
     check_number,
     positive_integer,
 )
-from bayesnorm.graph import Index, apply, functional, graph_of, layers_of, rewrite
+from bayesnorm.graph import (
+    Finished,
+    Index,
+    apply,
+    functional,
+    graph_of,
+    layers_of,
+    rewrite,
+)
 from bayesnorm.layers import ScaleNorm, StructuredBayesianPruning
 from bayesnorm.layers.kernels import LINEAR_LAYERS
 from bayesnorm.layers.linear import NormalizedLinear
@@ -226,9 +234,10 @@ def _thinned(operation, removal, thinned):
     if not removal.touches(operation):
         return None
     found = rule_for(operation).thin(operation, removal)
-    if found:
-        thinned[id(operation)] = found[-1]
-    return found
+    if found is None:
+        return None
+    thinned[id(operation)] = found[-1]
+    return Finished(found)
 
 
 def _nested_shapes(nested, trace, removal):
