@@ -15,8 +15,9 @@ Defaults:
 
     --dataset               digits     mnist      cifar10    npz, image_folder
     --network               lenet5     lenet5     vgg_like   lenet5
-    --epochs                80         60         300        100
-    --pretrain_epochs       20         15         200        30
+    --width                 0.5        1          1          1
+    --epochs                100        60         300        100
+    --pretrain_epochs       15         15         200        30
     --batch_size            32         128        100        32
     --learning_rate         0.001      0.001      0.0001     0.001
     --pretrain_dropout      0          0          1          0
@@ -114,7 +115,14 @@ _COMMON = {
 }
 _OWN = {"network": "lenet5", "epochs": 100, "pretrain_epochs": 30, "augment": True}
 _DEFAULTS = {
-    "digits": {"network": "lenet5", "epochs": 80, "pretrain_epochs": 20},
+    # Fewer units than there are images: 500 that each carry little are pruned at once,
+    # and what they carried together is lost.
+    "digits": {
+        "network": "lenet5",
+        "epochs": 100,
+        "pretrain_epochs": 15,
+        "width": 0.5,
+    },
     "mnist": {
         "network": "lenet5",
         "epochs": 60,
