@@ -92,7 +92,8 @@ def prune(model, threshold=1.0, criterion="snr", keep=None, round_to=None):
             largest (1e-2 in half precision), which is never to happen.
 
     Warns:
-        UserWarning: Names layers of which all channels were to go: one stays.
+        UserWarning: Names layers of which all channels were to go: one stays; and
+            pruning layers inside others (TimeDistributed), which stay as they are.
 
     Reference:
         Neklyudov et al., 2017, "Structured Bayesian Pruning via Log-Normal
@@ -108,6 +109,7 @@ def prune(model, threshold=1.0, criterion="snr", keep=None, round_to=None):
     _check_finite(model)
     masks = _masks(model, keep or {})
     own = [x for x in layers_of(model) if isinstance(x, _OWN)]
+    _warn_of_hidden(model, own)
     if own:
         _check_same(
             model, plain(model, lambda x: _factors(x, _kept(x, x.threshold)), {})
@@ -162,6 +164,18 @@ def _check_finite(model):
                     "what it keeps cannot be told. Restore weights from before the "
                     "training diverged."
                 )
+
+
+def _warn_of_hidden(model, own):
+    index = Index(model)
+    hidden = [x.name for x in own if not index.calls_of(x)]
+    if hidden:
+        warnings.warn(
+            f"Layers {', '.join(hidden)} of model {model.name!r} stand inside other "
+            "layers (TimeDistributed, say), or are not called in its graph: they stay "
+            "as they are, whatever the criterion. Put them into the graph itself.",
+            stacklevel=3,
+        )
 
 
 def _factors(layer, mask):

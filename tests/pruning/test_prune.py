@@ -618,6 +618,17 @@ def test_theta_is_folded_and_the_outputs_stay(before_bias):
     assert report.kept["conv"][0] == int((values(theta.snr()) >= 1.0).sum())
 
 
+def test_a_pruning_layer_inside_another_is_named():
+    x = keras.Input((4, 6))
+    hidden = bayesnorm.StructuredBayesianPruning(name="hidden_theta")
+    h = layers.TimeDistributed(hidden)(x)
+    theta = bayesnorm.StructuredBayesianPruning(name="theta")
+    model = keras.Model(x, layers.Dense(2)(theta(layers.Dense(3)(h))))
+    with pytest.warns(UserWarning, match="hidden_theta"):
+        pruned, _ = bayesnorm.prune(model)
+    close(model, pruned)
+
+
 def test_threshold_and_evidence_choose_channels():
     model = sbp_network(True)
     theta = model.get_layer("t")
