@@ -20,6 +20,7 @@ SMALL = {
     "width": 0.1,
     "epochs": 6,
     "pretrain_epochs": 4,
+    "finetune_epochs": 2,
     "learning_rate": "0.003",
     "posterior_rate": 20.0,
     "samples": 3,
@@ -81,6 +82,9 @@ def test_the_smaller_network_is_the_pruned_one(finished):
     assert not bayesnorm.layers.posterior_layers(plain)
     error = 100 * (logits[1].argmax(-1) != splits.test.labels).mean()
     assert error == pytest.approx(figures["test/error_pruned"])
+    tuned = keras.models.load_model(path / "finetuned.keras")
+    assert [w.shape for w in tuned.weights] == [w.shape for w in plain.weights]
+    assert figures["test/nll_finetuned"] != figures["test/nll_pruned"]
 
 
 def test_the_report_shows_what_is_kept(finished):
@@ -127,7 +131,8 @@ class Killed(BaseException):
 
 def histories(folder):
     found = []
-    for path in (folder / "pretrained" / "history.csv", folder / "history.csv"):
+    folders = folder / "pretrained", folder, folder / "finetuned"
+    for path in (x / "history.csv" for x in folders):
         with open(path, newline="") as file:
             found.append([{**row, "seconds": 0} for row in csv.DictReader(file)])
     return found

@@ -171,8 +171,12 @@ def kept_channels(evaluation, network, removed):
     }
     some, of = zip(*kept.values(), strict=True)
     before, after = removed.report.macs
-    error = evaluation.records.value("test", "error", "pruned")
-    rows = [["this run", _widths(some), number(error, ".2f"), f"{before / after:.1f}"]]
+    rows = []
+    ways = {"pruned": "this run", "finetuned": "this run, trained on after pruning"}
+    for way, title in ways.items():
+        if way in evaluation.predictions["test"]:
+            error = number(evaluation.records.value("test", "error", way), ".2f")
+            rows.append([title, _widths(some), error, f"{before / after:.1f}"])
     published = _PUBLISHED.get(network)
     beside = ""
     if published is not None and published.widths == of:
