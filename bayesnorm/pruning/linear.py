@@ -71,16 +71,14 @@ def summed(kernel):
 
 
 def _bias_of(layer, size):
-    return (
-        np.zeros(size) if layer.bias is None else _array(layer.bias).astype("float64")
-    )
+    bias = np.zeros(size) if layer.bias is None else _array(layer.bias)
+    return bias.astype("float64")
 
 
 def obstacle(layer):
     """Returns why the kernel of a linear layer cannot be changed, None if it can."""
-    if getattr(layer, "quantization_mode", None) or getattr(
-        layer, "lora_enabled", False
-    ):
+    quantized = getattr(layer, "quantization_mode", None)
+    if quantized or getattr(layer, "lora_enabled", False):
         return "is quantized, or has low-rank weights beside its kernel"
     activation = getattr(layer, "activation", None)
     # Its weights may not be there yet.
@@ -124,9 +122,8 @@ def pads(layer):
 
 
 def _is_depthwise(layer):
-    return (
-        isinstance(layer, _CONVOLUTIONS) and layer.kernel.shape[-2] == 1 < layer.groups
-    )
+    each = isinstance(layer, _CONVOLUTIONS) and layer.kernel.shape[-2] == 1
+    return each and layer.groups > 1
 
 
 def _mixed(trace, layer, channels, shape, at_border, carries):
@@ -248,7 +245,20 @@ def _dense(trace, layer, channels):
     return _mixed(trace, layer, channels, shape, at_border, True)
 
 
-@register(*_CONVOLUTIONS, thin=lambda layer, removal: _thin_convolution(layer, removal))
+def _thin_convolution(layer, removal):
+    if not _is_depthwise(layer):
+        return _thin_mixed(layer, removal)
+    inputs, outputs = removal.channels(layer)
+    kept = removal.kept(outputs.ids)
+    sizes = {
+        "filters": int(kept.sum()),
+        "groups": int(removal.kept(inputs.ids).sum()),
+    }
+    kernel = _array(layer.kernel)[..., kept]
+    return _thin_apart(layer, removal, sizes, kernel, kept)
+
+
+@register(*_CONVOLUTIONS, thin=_thin_convolution)
 def _convolution(trace, layer, channels):
     _check(layer)
     shape = layer.compute_output_shape(channels.shape)
@@ -256,17 +266,6 @@ def _convolution(trace, layer, channels):
         return _apart(trace, layer, channels, shape, _array(layer.kernel)[..., 0, :])
     at_border = pads(layer) or channels.pattern is not None
     return _mixed(trace, layer, channels, shape, at_border, True)
-
-
-def _thin_convolution(layer, removal):
-    if not _is_depthwise(layer):
-        return _thin_mixed(layer, removal)
-    inputs, outputs = removal.channels(layer)
-    kept = removal.kept(outputs.ids)
-    groups = int(removal.kept(inputs.ids).sum())
-    return _thin_apart(
-        layer, removal, {"filters": int(kept.sum()), "groups": groups}, kept
-    )
 
 
 @register(*_TRANSPOSED, thin=_thin_mixed)
@@ -296,21 +295,17 @@ def _apart(trace, layer, channels, shape, kernel):
     return _outputs(trace, layer, channels, ids, shape, values)
 
 
-def _thin_apart(layer, removal, change, kept, variable="kernel"):
+def _thin_apart(layer, removal, change, kernel, kept):
     inputs, _ = removal.channels(layer)
-    kernel = _array(layer.kernel)
-    if variable == "depthwise":
-        kernel = kernel[..., removal.kept(inputs.ids), :]
-    else:
-        kernel = kernel[..., kept]
     bias = None if layer.bias is None else _array(layer.bias)[kept]
     shape = removal.shape(inputs)
     return [_thinned(layer, shape, change, [("kernel", kernel)], bias)]
 
 
 def _thin_depthwise(layer, removal):
-    _, outputs = removal.channels(layer)
-    return _thin_apart(layer, removal, {}, removal.kept(outputs.ids), "depthwise")
+    inputs, outputs = removal.channels(layer)
+    kernel = _array(layer.kernel)[..., removal.kept(inputs.ids), :]
+    return _thin_apart(layer, removal, {}, kernel, removal.kept(outputs.ids))
 
 
 @register(*_DEPTHWISE, thin=_thin_depthwise)
@@ -329,20 +324,6 @@ def _depthwise(trace, layer, channels):
 
 
 # --- separable -----------------------------------------------------------------------
-
-
-@register(*_SEPARABLE, thin=lambda layer, removal: _thin_separable(layer, removal))
-def _separable(trace, layer, channels):
-    _check(layer)
-    channels = trace.over(channels, channel_axis(layer), layer)
-    depthwise, pointwise = _separable_kernels(layer)
-    used = (np.einsum("kim,imo->kio", np.abs(depthwise), np.abs(pointwise)) != 0).any(0)
-    at_border = pads(layer) or channels.pattern is not None
-    trace.sinks.append(Sink(layer, channels, ~used.any(-1), at_border, False))
-    shape = layer.compute_output_shape(channels.shape)
-    ids = trace.made_by(layer, pointwise.shape[-1])
-    values = np.where(used.any(0), np.nan, _bias_of(layer, len(ids)))
-    return _outputs(trace, layer, channels, ids, shape, values)
 
 
 def _separable_kernels(layer):
@@ -377,6 +358,20 @@ def _thin_separable(layer, removal):
     size = {"filters": int(columns.sum())}
     new = _thinned(layer, removal.input_shape(sink), size, kernels, bias)
     return [*removal.gathers(sink), new]
+
+
+@register(*_SEPARABLE, thin=_thin_separable)
+def _separable(trace, layer, channels):
+    _check(layer)
+    channels = trace.over(channels, channel_axis(layer), layer)
+    depthwise, pointwise = _separable_kernels(layer)
+    used = (np.einsum("kim,imo->kio", np.abs(depthwise), np.abs(pointwise)) != 0).any(0)
+    at_border = pads(layer) or channels.pattern is not None
+    trace.sinks.append(Sink(layer, channels, ~used.any(-1), at_border, False))
+    shape = layer.compute_output_shape(channels.shape)
+    ids = trace.made_by(layer, pointwise.shape[-1])
+    values = np.where(used.any(0), np.nan, _bias_of(layer, len(ids)))
+    return _outputs(trace, layer, channels, ids, shape, values)
 
 
 # --- made of integers ----------------------------------------------------------------

@@ -97,12 +97,9 @@ class _Plain:
     def _feeds_only(self, operation, layer):
         outputs = [call.outputs[0] for call in self._index.calls_of(operation)]
         takers = {id(c.operation) for x in outputs for c in self._index.consumers(x)}
-        along = _same_axis(layer, operation, outputs[0])
-        return (
-            along
-            and takers == {id(layer)}
-            and not any(map(self._index.is_output, outputs))
-        )
+        if takers != {id(layer)} or any(map(self._index.is_output, outputs)):
+            return False
+        return _same_axis(layer, operation, outputs[0])
 
     def _takers(self, layer, calls, bias):
         """The linear layers that alone take what a layer gives, None if others do."""
@@ -161,9 +158,8 @@ class _Plain:
     def _of(self, layer):
         """The factors and the bias of a pruning layer."""
         factors = np.asarray(self._factors(layer), "float64")
-        return factors, _values(layer.bias) if layer.use_bias else np.zeros(
-            len(factors)
-        )
+        bias = _values(layer.bias) if layer.use_bias else np.zeros(len(factors))
+        return factors, bias
 
     def _rescaling(self, layer):
         factors, bias = self._of(layer)
@@ -179,9 +175,9 @@ class _Plain:
     def _linear(self, operation, mask):
         inner = _inner(operation)
         shape = self._shape(operation)
-        factors = (
-            np.ones(_outputs_of(inner)) if mask is None else mask.astype("float64")
-        )
+        factors = np.ones(_outputs_of(inner))
+        if mask is not None:
+            factors *= mask
         bias, biased = np.zeros(len(factors)), operation.use_bias
         if operation is not inner:
             mean, stddev = _statistics(operation, shape)
@@ -193,11 +189,8 @@ class _Plain:
             bias = bias + _values(operation.bias)
         if id(operation) in self._columns:
             scale, shift, added = self._columns[id(operation)]
-            factors, bias, biased = (
-                factors * scale,
-                bias * scale + shift,
-                biased or added,
-            )
+            factors, bias = factors * scale, bias * scale + shift
+            biased = biased or added
         rows, constant = self._rows.get(id(operation), (None, 0.0))
         biased = bool(biased or np.any(constant))
         new = copy_of(inner, lambda config: _renamed(config, operation, biased))
