@@ -26,6 +26,7 @@ _ONE_RUN = (
     "test_trainers_all_cnn.py",
     "test_trainers_cell_fcn.py",
     "test_trainers_sbn.py",
+    "test_trainers_sbp.py",
 )
 
 

@@ -183,7 +183,7 @@ def test_it_starts_from_a_file(finished, tmp_path, no_export, capsys):
         assert figures[key] == whole[key]["value"]
 
 
-@pytest.mark.parametrize("network", [long("resnet"), "lenet5", long("vgg_like")])
+@pytest.mark.parametrize("network", [long("resnet"), long("lenet5"), long("vgg_like")])
 def test_other_networks_prune(network, tmp_path, no_export):
     figures = run_main(
         tmp_path,
