@@ -30,8 +30,8 @@ Defaults:
 `npz` and `image_folder` are images of yours, as for `trainers.all_cnn`.
 
 Adam (beta_1 0.95), constant up to `--decay_start` and then falling linearly to 0, as in
-the authors' code; so is the tenfold rate of the posteriors. The evidence lower bound has
-`--kl_factor=1`; more prunes sooner, and more. `--conv_kl_factor` is beside it.
+the authors' code; so is the tenfold rate of the posteriors. The evidence lower bound
+has `--kl_factor=1`; more prunes sooner, and more. `--conv_kl_factor` is beside it.
 
 Reference:
     Neklyudov et al., 2017, "Structured Bayesian Pruning via Log-Normal Multiplicative
