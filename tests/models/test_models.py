@@ -285,11 +285,11 @@ def test_resnets_prune_within_their_blocks(depth):
 
 
 @pytest.mark.parametrize(
-    "norm", [None, "batch", long("stochastic_batch"), "weight", long("analytic")]
+    "norm", [None, "batch", *map(long, ("stochastic_batch", "weight", "analytic"))]
 )
 @pytest.mark.parametrize(
     "name",
-    ["all_cnn", "lenet5", "mlp", long("resnet18"), long("vgg11"), "vgg_like"],
+    ["lenet5", "mlp", *map(long, ("all_cnn", "resnet18", "vgg11", "vgg_like"))],
 )
 def test_all_networks_can_be_pruned(name, norm, rng):
     padding = {"padding": "same"} if name in ("lenet5", "all_cnn") else {}

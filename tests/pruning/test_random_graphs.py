@@ -35,7 +35,7 @@ def test_as_masked(start):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Layers of model")
-@pytest.mark.parametrize("start", range(20, 320, 20))
+@pytest.mark.parametrize("start", range(20, 120, 20))
 def test_as_masked_by_the_hundred(start):
     for seed in range(start, start + 20):
         check(seed)

@@ -14,6 +14,10 @@ from trainers import sbp, session
 from trainers.report import run as report
 from trainers.sections import pruning
 
+if keras.backend.backend() == "jax":
+    # Minutes, of a loop and a report that other binaries' tests run there.
+    pytestmark = pytest.mark.slow
+
 # Rates at which a few epochs prune: not those of a good network.
 SMALL = {
     "network": "mlp",
