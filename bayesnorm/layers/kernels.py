@@ -8,16 +8,22 @@ from bayesnorm.maths.linear import separable_kernel
 _LAST = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D) + (
     keras.layers.Conv3D,
 )
-_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
-_SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
-_TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose) + (
+DEPTHWISE_LAYERS = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+SEPARABLE_LAYERS = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+TRANSPOSED_LAYERS = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose) + (
     keras.layers.Conv3DTranspose,
 )
 
 # Filters along the last axis but one.
 _TRANSPOSED_SHAPE = (-1, 1)
 
-LINEAR_LAYERS = _LAST + _DEPTHWISE + _SEPARABLE + _TRANSPOSED
+LINEAR_LAYERS = _LAST + DEPTHWISE_LAYERS + SEPARABLE_LAYERS + TRANSPOSED_LAYERS
+
+
+def channel_axis(layer):
+    """Returns the channel axis of a linear layer's inputs and outputs, 1 or -1."""
+    first = getattr(layer, "data_format", "channels_last") == "channels_first"
+    return 1 if first else -1
 
 
 def is_linear(layer):
@@ -35,11 +41,11 @@ def output_kernel(layer):
         `(variable, shape)`: `[filters]` reshaped to `shape` broadcasts against
         the variable, filter by filter.
     """
-    if isinstance(layer, _SEPARABLE):
+    if isinstance(layer, SEPARABLE_LAYERS):
         return layer.pointwise_kernel, (-1,)
-    if isinstance(layer, _DEPTHWISE):
+    if isinstance(layer, DEPTHWISE_LAYERS):
         return layer.kernel, tuple(layer.kernel.shape[-2:])
-    if isinstance(layer, _TRANSPOSED):
+    if isinstance(layer, TRANSPOSED_LAYERS):
         return layer.kernel, _TRANSPOSED_SHAPE
     return layer.kernel, (-1,)
 
@@ -63,7 +69,7 @@ def filter_norms(layer):
     kernel, shape = output_kernel(layer)
     axes = filter_axes(kernel, shape)
     kernel = ops.cast(kernel, "float32")
-    if isinstance(layer, _SEPARABLE):
+    if isinstance(layer, SEPARABLE_LAYERS):
         depthwise = ops.cast(layer.depthwise_kernel, "float32")
         kernel = separable_kernel(depthwise, kernel)
     squared = ops.reshape(ops.sum(ops.square(kernel), axes), (-1,))
@@ -89,7 +95,7 @@ def kernel_norms(layer):
     `||w||` per filter; of a separable layer, that of the pointwise kernel once it
     has taken over the norms of the depthwise one.
     """
-    if isinstance(layer, _SEPARABLE):
+    if isinstance(layer, SEPARABLE_LAYERS):
         return _norms(_rescaled_pointwise(layer), (-1,))
     return _norms(*output_kernel(layer))
 
@@ -105,14 +111,14 @@ def project_kernels(layer):
     Args:
         layer: A built linear layer.
     """
-    if isinstance(layer, _SEPARABLE):
+    if isinstance(layer, SEPARABLE_LAYERS):
         layer.pointwise_kernel.assign(_rescaled_pointwise(layer))
         depthwise = layer.depthwise_kernel
         _constrain(layer, depthwise, "depthwise_constraint", depthwise.shape[-2:])
         _constrain(layer, layer.pointwise_kernel, "pointwise_constraint", (-1,))
         return
     kernel, shape = output_kernel(layer)
-    depthwise = isinstance(layer, _DEPTHWISE)
+    depthwise = isinstance(layer, DEPTHWISE_LAYERS)
     attribute = "depthwise_constraint" if depthwise else "kernel_constraint"
     _constrain(layer, kernel, attribute, shape)
 

@@ -8,6 +8,7 @@ from keras import ops
 from bayesnorm.layers.axes import add_along
 from bayesnorm.layers.kernels import (
     LINEAR_LAYERS,
+    channel_axis,
     kernel_variable,
     output_kernel,
     project_kernels,
@@ -96,8 +97,7 @@ class NormalizedLinear(keras.layers.Wrapper):
     @property
     def channel_axis(self):
         """The channel axis of the inputs and outputs, 1 or -1."""
-        data_format = getattr(self.layer, "data_format", "channels_last")
-        return 1 if data_format == "channels_first" else -1
+        return channel_axis(self.layer)
 
     def normalized(self, inputs):
         """Returns `x_hat`."""

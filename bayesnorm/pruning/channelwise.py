@@ -17,7 +17,7 @@ from bayesnorm.layers import (
     StochasticScaleNorm,
     noise_mode,
 )
-from bayesnorm.pruning.linear import applied, is_elementwise
+from bayesnorm.pruning.linear import applied, is_elementwise, resized
 from bayesnorm.pruning.merges import combined
 from bayesnorm.pruning.registry import register
 from bayesnorm.pruning.walk import RefusedError
@@ -63,7 +63,7 @@ def _thin_vectors(layer, removal):
     """A copy of a layer with the entries of the channels that stay in its vectors."""
     inputs, _ = removal.channels(layer)
     kept = removal.kept(inputs.ids)
-    new = copy_of(layer, lambda config: _with_lists(config, kept))
+    new = resized(layer, lambda arguments: _with_lists(arguments, kept))
     new.build(removal.shape(inputs))
     store = {}
     layer.save_own_variables(store)
@@ -76,14 +76,13 @@ def _thin_vectors(layer, removal):
     return [new]
 
 
-def _with_lists(config, kept):
-    """A configuration with the entries that stay of its lists over the channels."""
-    arguments = {
-        k: np.asarray(v)[kept].tolist() if _is_vector(v, len(kept)) else v
-        for k, v in config["config"].items()
-        if not k.endswith("_constraint")
+def _with_lists(arguments, kept):
+    """Those of a layer's arguments that are lists over the channels, thinned."""
+    return {
+        k: np.asarray(v)[kept].tolist()
+        for k, v in arguments.items()
+        if _is_vector(v, len(kept))
     }
-    return {**config, "config": arguments}
 
 
 def _is_vector(value, size):
@@ -91,7 +90,8 @@ def _is_vector(value, size):
     return numbers and np.asarray(value).dtype.kind == "f"
 
 
-def _axis_of(layer):
+def axis_of(layer):
+    """Returns the channel axis of a layer that has one by the name `axis`."""
     axis = layer.axis
     return axis[0] if isinstance(axis, list | tuple) else axis
 
@@ -106,7 +106,7 @@ def _axis_of(layer):
 )
 def _scaled(trace, layer, channels):
     """Those of a scale of 0 are constant, whatever comes in."""
-    channels = _whole(trace.over(channels, _axis_of(layer), layer))
+    channels = _whole(trace.over(channels, axis_of(layer), layer))
     scale = getattr(layer, "gamma", getattr(layer, "scale", None))
     dead = None
     if isinstance(scale, keras.Variable):

@@ -9,9 +9,12 @@ from keras import layers, ops
 
 from bayesnorm import backend
 from bayesnorm.graph import apply, functional
-from bayesnorm.layers.kernels import LINEAR_LAYERS
+from bayesnorm.layers.kernels import (
+    LINEAR_LAYERS,
+    TRANSPOSED_LAYERS,
+    channel_axis,
+)
 
-_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 # What is measured is the best of so many turns, each of so many seconds.
 _TURNS, _SECONDS = 5, 0.1
 # Sizes of the axes that a model leaves open, of which the first is taken that it runs
@@ -33,9 +36,8 @@ def macs(layer, input_shape, output_shape):
     """
     if isinstance(layer, layers.Embedding) or not isinstance(layer, LINEAR_LAYERS):
         return 0
-    first = getattr(layer, "data_format", None) == "channels_first"
-    shape = input_shape if isinstance(layer, _TRANSPOSED) else output_shape
-    positions = shape[2:] if first else shape[1:-1]
+    shape = input_shape if isinstance(layer, TRANSPOSED_LAYERS) else output_shape
+    positions = shape[2:] if channel_axis(layer) == 1 else shape[1:-1]
     if None in positions:
         return None
     # Those of a quantized layer have scales beside them.

@@ -7,20 +7,17 @@ import numpy as np
 from keras import layers, ops
 
 from bayesnorm.graph import copy_of
+from bayesnorm.layers.kernels import (
+    DEPTHWISE_LAYERS,
+    SEPARABLE_LAYERS,
+    TRANSPOSED_LAYERS,
+    channel_axis,
+)
 from bayesnorm.pruning.channels import Balance, Sink
 from bayesnorm.pruning.registry import register, rule_for
 from bayesnorm.pruning.walk import RefusedError
 
 _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
-_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
-_DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-_SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
-
-
-def channel_axis(layer):
-    """Returns the channel axis of a linear layer's inputs and outputs, 1 or -1."""
-    first = getattr(layer, "data_format", "channels_last") == "channels_first"
-    return 1 if first else -1
 
 
 def applied(function, values):
@@ -62,7 +59,8 @@ def _array(variable):
 def kernel_of(layer):
     """Returns the kernel of a layer as `[..., inputs, outputs]`."""
     kernel = _array(layer.kernel)
-    return np.swapaxes(kernel, -1, -2) if isinstance(layer, _TRANSPOSED) else kernel
+    swapped = isinstance(layer, TRANSPOSED_LAYERS)
+    return np.swapaxes(kernel, -1, -2) if swapped else kernel
 
 
 def summed(kernel):
@@ -147,18 +145,27 @@ def _mixed(trace, layer, channels, shape, at_border, carries):
     return _outputs(trace, layer, channels, ids, shape, values)
 
 
-def _thinned(layer, shape, change, kernels, bias):
-    """A layer with other weights in a configuration with other sizes.
+def resized(layer, change):
+    """Returns a copy of a layer, not yet built, with other arguments.
 
-    A constraint held for the filters as they were: it does not go with it.
+    Constraints held for the weights as they were: they do not go with it.
+
+    Args:
+        layer: The layer.
+        change: Function of its arguments, a dict, that returns those that are others.
     """
-    config = {"use_bias": bias is not None, **change}
 
-    def changed(old):
-        constraints = {k: None for k in old["config"] if k.endswith("_constraint")}
-        return {**old, "config": {**old["config"], **constraints, **config}}
+    def changed(config):
+        arguments = config["config"]
+        free = {k: None for k in arguments if k.endswith("_constraint")}
+        return {**config, "config": {**arguments, **free, **change(arguments)}}
 
-    new = copy_of(layer, changed)
+    return copy_of(layer, changed)
+
+
+def _thinned(layer, shape, sizes, kernels, bias):
+    """A built layer of other sizes and weights."""
+    new = resized(layer, lambda arguments: {"use_bias": bias is not None, **sizes})
     new.build(shape)
     for variable, value in kernels:
         getattr(new, variable).assign(value)
@@ -212,7 +219,7 @@ def _thin_mixed(layer, removal):
         kernel = kernel[..., rows, :][..., columns]
     else:
         kernel = _grouped(sink, removal, kernel, bias, groups, columns)
-    if isinstance(layer, _TRANSPOSED):
+    if isinstance(layer, TRANSPOSED_LAYERS):
         kernel = np.swapaxes(kernel, -1, -2)
     sizes = {"units" if isinstance(layer, layers.Dense) else "filters": len(columns)}
     bias = _bias(layer, bias)
@@ -268,7 +275,7 @@ def _convolution(trace, layer, channels):
     return _mixed(trace, layer, channels, shape, at_border, True)
 
 
-@register(*_TRANSPOSED, thin=_thin_mixed)
+@register(*TRANSPOSED_LAYERS, thin=_thin_mixed)
 def _transposed(trace, layer, channels):
     """How many windows meet at a position depends on it."""
     _check(layer)
@@ -308,7 +315,7 @@ def _thin_depthwise(layer, removal):
     return _thin_apart(layer, removal, {}, kernel, removal.kept(outputs.ids))
 
 
-@register(*_DEPTHWISE, thin=_thin_depthwise)
+@register(*DEPTHWISE_LAYERS, thin=_thin_depthwise)
 def _depthwise(trace, layer, channels):
     _check(layer)
     channels = trace.over(channels, channel_axis(layer), layer)
@@ -360,7 +367,7 @@ def _thin_separable(layer, removal):
     return [*removal.gathers(sink), new]
 
 
-@register(*_SEPARABLE, thin=_thin_separable)
+@register(*SEPARABLE_LAYERS, thin=_thin_separable)
 def _separable(trace, layer, channels):
     _check(layer)
     channels = trace.over(channels, channel_axis(layer), layer)
@@ -380,12 +387,7 @@ def _separable(trace, layer, channels):
 def _thin_embedding(layer, removal):
     _, outputs = removal.channels(layer)
     kept = removal.kept(outputs.ids)
-
-    def changed(old):
-        config = {"output_dim": int(kept.sum()), "embeddings_constraint": None}
-        return {**old, "config": {**old["config"], **config}}
-
-    new = copy_of(layer, changed)
+    new = resized(layer, lambda arguments: {"output_dim": int(kept.sum())})
     new.build(None)
     new.embeddings.assign(_array(layer.embeddings)[:, kept])
     return [new]

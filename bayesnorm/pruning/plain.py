@@ -15,9 +15,15 @@ from bayesnorm.layers import (
     ScaleNorm,
     StructuredBayesianPruning,
 )
-from bayesnorm.layers.kernels import LINEAR_LAYERS, filter_norms, output_kernel
+from bayesnorm.layers.kernels import (
+    LINEAR_LAYERS,
+    TRANSPOSED_LAYERS,
+    channel_axis,
+    filter_norms,
+    output_kernel,
+)
 from bayesnorm.layers.linear import NormalizedLinear
-from bayesnorm.pruning.linear import channel_axis, is_plain, pads, summed
+from bayesnorm.pruning.linear import is_plain, pads, resized, summed
 
 _NORMALIZATIONS = (layers.BatchNormalization, ScaleNorm)
 # Of which a factor for each input can be folded into the rows of the kernel.
@@ -26,9 +32,7 @@ _WITH_ROWS = (
     layers.Conv1D,
     layers.Conv2D,
     layers.Conv3D,
-    layers.Conv1DTranspose,
-    layers.Conv2DTranspose,
-    layers.Conv3DTranspose,
+    *TRANSPOSED_LAYERS,
 )
 
 
@@ -193,7 +197,7 @@ class _Plain:
             biased = biased or added
         rows, constant = self._rows.get(id(operation), (None, 0.0))
         biased = bool(biased or np.any(constant))
-        new = copy_of(inner, lambda config: _renamed(config, operation, biased))
+        new = resized(inner, lambda _: _arguments(operation, biased))
         if not isinstance(operation.activation, keras.Layer):
             new.activation = operation.activation
         new.build(shape)
@@ -221,7 +225,7 @@ def _inner(operation):
 
 
 def _is_transposed(layer):
-    return isinstance(layer, _WITH_ROWS) and "Transpose" in type(layer).__name__
+    return isinstance(layer, TRANSPOSED_LAYERS)
 
 
 def _outputs_of(layer):
@@ -244,15 +248,13 @@ def _statistics(wrapper, shape):
     return np.zeros(len(stddev)), stddev
 
 
-def _renamed(config, operation, use_bias):
-    arguments = {
-        k: None if k.endswith("_constraint") else v for k, v in config["config"].items()
-    }
-    arguments |= {"name": operation.name, "use_bias": use_bias}
+def _arguments(operation, use_bias):
+    """The arguments of the plain layer in the place of a linear one, or a wrapper."""
+    arguments = {"name": operation.name, "use_bias": use_bias}
     if isinstance(operation.activation, keras.Layer):
         # A part of the layer, which takes none once it is built.
         arguments["activation"] = operation.activation
-    return {**config, "config": arguments}
+    return arguments
 
 
 def _copy_kernels(old, new):

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from bayesnorm.pruning.linear import channel_axis
+from bayesnorm.layers.kernels import channel_axis
 from bayesnorm.pruning.registry import register
 from bayesnorm.pruning.walk import RefusedError
 

@@ -23,9 +23,10 @@ from bayesnorm.graph import (
     rewrite,
 )
 from bayesnorm.layers import ScaleNorm, StructuredBayesianPruning
-from bayesnorm.layers.kernels import LINEAR_LAYERS
+from bayesnorm.layers.kernels import LINEAR_LAYERS, channel_axis
 from bayesnorm.layers.linear import NormalizedLinear
 from bayesnorm.pruning import cost
+from bayesnorm.pruning.channelwise import axis_of
 from bayesnorm.pruning.linear import obstacle
 from bayesnorm.pruning.plain import plain
 from bayesnorm.pruning.registry import rule_for
@@ -235,10 +236,8 @@ def _channels_of(layer, output):
     if isinstance(layer, NormalizedLinear):
         return output.shape[layer.channel_axis]
     if isinstance(layer, LINEAR_LAYERS):
-        first = getattr(layer, "data_format", None) == "channels_first"
-        return output.shape[1 if first else -1]
-    axis = layer.axis[0] if isinstance(layer.axis, list | tuple) else layer.axis
-    return output.shape[axis]
+        return output.shape[channel_axis(layer)]
+    return output.shape[axis_of(layer)]
 
 
 # --- the smaller network -------------------------------------------------------------

@@ -12,7 +12,7 @@ from bayesnorm.layers import (
     StochasticScaleNorm,
     noise_mode,
 )
-from bayesnorm.layers.kernels import LINEAR_LAYERS, output_kernel
+from bayesnorm.layers.kernels import LINEAR_LAYERS, channel_axis, output_kernel
 from bayesnorm.maths import scale as scale_maths
 
 _NORMALIZED = (AnalyticNormalization, keras.layers.BatchNormalization)
@@ -89,8 +89,7 @@ def _init_linear(index, layer, inputs):
         outputs = layer(inputs)
     finally:
         layer.activation = activation
-    channels_first = getattr(layer, "data_format", None) == "channels_first"
-    mean, stddev = _channel_moments(outputs, 1 if channels_first else -1)
+    mean, stddev = _channel_moments(outputs, channel_axis(layer))
     kernel, shape = output_kernel(layer)
     kernel.assign(_array(kernel) / stddev.reshape(shape))
     layer.bias.assign((_array(layer.bias) - mean) / stddev)

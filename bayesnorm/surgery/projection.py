@@ -5,7 +5,12 @@ from keras import ops
 
 from bayesnorm.arguments import check_model
 from bayesnorm.graph import Index, layers_of
-from bayesnorm.layers.kernels import is_linear, kernel_norms, project_kernels
+from bayesnorm.layers.kernels import (
+    channel_axis,
+    is_linear,
+    kernel_norms,
+    project_kernels,
+)
 from bayesnorm.layers.stochastic_batch_norm import StochasticBatchNormalization
 
 
@@ -61,8 +66,7 @@ def _feeds_only(index, layer, norm):
     """Whether nothing but `norm`, along the channels, takes the layer's output."""
     outputs = [call.outputs[0] for call in index.calls_of(layer)]
     rank = len(outputs[0].shape)
-    first = getattr(layer, "data_format", "channels_last") == "channels_first"
-    along = norm.axis % rank == (1 if first else rank - 1)
+    along = norm.axis % rank == channel_axis(layer) % rank
     takers = {call.operation for x in outputs for call in index.consumers(x)}
     return along and takers == {norm} and not any(map(index.is_output, outputs))
 
