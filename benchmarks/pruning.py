@@ -103,7 +103,7 @@ def measure(folder):
     splits = session.load_data(run)
     workdir = session.open_workdir(run, "sbp")
     trained = sbp.trained_network(run, splits, workdir)
-    model, _ = sbp.train(run, splits, trained, workdir)
+    model, _, _ = sbp.train(run, splits, trained, workdir)
     found = {"network": run.network, "seed": run.seed, "epochs": run.epochs}
     rows = {"before": (trained, None)}
     for criterion in ("snr", "evidence"):

@@ -38,11 +38,16 @@ Reference:
     Noise", section 5.
 """
 
+import itertools
+import math
+
 import keras
 
 from bayesnorm import datasets, models
+from bayesnorm.pruning import prune
 from bayesnorm.surgery.weights import start_pruning
-from bayesnorm.training.optimization import make_optimizer
+from bayesnorm.training.checkpoints import write_history
+from bayesnorm.training.optimization import make_optimizer, step_rates
 from trainers import flags as trainer_flags
 from trainers import groups, session
 from trainers.evaluation import methods
@@ -52,6 +57,14 @@ from trainers.program import Program
 from trainers.report import run as report
 from trainers.sections import pruning
 from trainers.workdir import Workdir
+
+
+def _passes_positive(values):
+    try:
+        return all(0 < float(value) < math.inf for value in values or ())
+    except ValueError:
+        return False
+
 
 _SBP = (
     Flag("network", ("lenet5", "mlp", "vgg_like", "resnet"), "Network."),
@@ -99,10 +112,22 @@ _SBP = (
         lambda value: 0 <= value < 1,
         "must be from 0 and below 1",
     ),
-    groups.positive(
+    Flag(
         "conv_kl_factor",
-        "Factor of the KL of convolutions, beside --kl_factor: above 1 their channels, "
-        "which cost time at every position, have to be worth more.",
+        "list",
+        "Factor of the KL of convolutions, beside --kl_factor, a number or one for "
+        "each: above 1 their channels, which cost time at every position, have to be "
+        "worth more.",
+        valid=_passes_positive,
+        expected="must be finite numbers above 0, separated by commas",
+    ),
+    Flag(
+        "shrink_epochs",
+        "list",
+        "Epochs after which what is pruned by then is removed from the network that "
+        "trains on, for less time; it does not come back. None by default.",
+        valid=lambda values: all(value.isdigit() for value in values or ()),
+        expected="must be integers, separated by commas",
     ),
     groups.positive("threshold", "Signal-to-noise ratio below which to prune."),
 )
@@ -118,7 +143,7 @@ _COMMON = {
     "pretrain_learning_rate": 0.001,
     "pretrain_dropout": 0.0,
     "posterior_rate": 10.0,
-    "conv_kl_factor": 1.0,
+    "conv_kl_factor": ["1"],
     "threshold": 1.0,
 }
 _OWN = {"network": "lenet5", "epochs": 100, "pretrain_epochs": 30, "augment": True}
@@ -138,7 +163,7 @@ _DEFAULTS = {
         "pretrain_epochs": 5,
         "batch_size": 128,
         "kl_factor": 5.0,
-        "conv_kl_factor": 22.0,
+        "conv_kl_factor": ["22"],
         "decay_start": 0.4,
     },
     "cifar10": {
@@ -216,17 +241,20 @@ def trained_network(flags, splits, workdir):
 
 def _train_plain(flags, model, splits, workdir, folder, rate, epochs):
     """Trains a network without pruning layers, or goes on, in a folder of its own."""
-    name = f"sbp {folder}"
     session.train(
         flags,
         model,
         splits,
-        Workdir(workdir / folder, name, trainer_flags.defining(flags)),
+        _folder(flags, workdir, folder),
         augmentation=augmentation(splits),
         optimizer=_optimizer(flags),
         learning_rate=rate,
         epochs=epochs,
     )
+
+
+def _folder(flags, workdir, name):
+    return Workdir(workdir / name, f"sbp {name}", trainer_flags.defining(flags))
 
 
 def finetuned_network(flags, splits, workdir):
@@ -253,35 +281,101 @@ def _optimizer(flags, rate_factors=()):
 
 
 def train(flags, splits, trained, workdir):
-    """Trains the network with pruning, or goes on; returns `(model, history)`.
+    """Trains the network with pruning, or goes on.
 
     Args:
         flags: The flags of the run.
         splits: The `Splits`.
         trained: The network to start from.
-        workdir: The `Workdir`.
+        workdir: The `Workdir`; a folder in it, `epoch_N`, gets what the training until
+            each of `--shrink_epochs` leaves.
+
+    Returns:
+        `(model, history, whole)`: the network, the history of all epochs, and the
+        network of before anything was removed, which is the same one without
+        `--shrink_epochs`.
     """
-    model = start_pruning(trained, build(flags, splits, "pruning"))
-    for layer in pruning.layers(model):
-        # Of a map; of a vector it is a unit, or an input.
-        if len(layer.input.shape) == 4:
-            layer.kl_factor = flags.conv_kl_factor
-    posteriors = [
-        variable
-        for layer in pruning.layers(model)
-        for variable in (layer.mean, layer.log_stddev)
-    ]
-    history = session.train(
-        flags,
-        model,
-        splits,
-        workdir,
-        augmentation=augmentation(splits),
-        detail=pruning.detail,
-        optimizer=_optimizer(flags, [(posteriors, flags.posterior_rate)]),
-        figures=pruning.figures,
-    )
-    return model, history
+    whole = model = start_pruning(trained, build(flags, splits, "pruning"))
+    for layer, factor in zip(_of_maps(model), _conv_factors(flags, model), strict=True):
+        layer.kl_factor = factor
+    history, changes = [], {}
+    for begin, end in itertools.pairwise([0, *_shrink_epochs(flags), flags.epochs]):
+        if begin:
+            model, _ = prune(model, keep_posteriors=True)
+            print(f"without the channels pruned by epoch {begin}")
+            changes = _going_on(flags, splits, history, begin)
+        folder = workdir
+        if end < flags.epochs:
+            folder = _folder(flags, workdir, f"epoch_{end}")
+        posteriors = [
+            variable
+            for layer in pruning.layers(model)
+            for variable in (layer.mean, layer.log_stddev)
+        ]
+        rows = session.train(
+            flags,
+            model,
+            splits,
+            folder,
+            augmentation=augmentation(splits),
+            detail=pruning.detail,
+            optimizer=_optimizer(flags, [(posteriors, flags.posterior_rate)]),
+            figures=pruning.figures,
+            **{"decay_epochs": flags.decay_epochs or flags.epochs, **changes},
+            epochs=end - begin,
+        )
+        history += [{**row, "epoch": begin + row["epoch"]} for row in rows]
+    write_history(workdir / "history.csv", history)
+    return model, history, whole
+
+
+def _of_maps(model):
+    """Returns the pruning layers of convolutions."""
+    return [x for x in pruning.layers(model) if len(x.input.shape) == 4]
+
+
+def _conv_factors(flags, model):
+    factors = [float(factor) for factor in flags.conv_kl_factor]
+    number = len(_of_maps(model))
+    if len(factors) not in (1, number):
+        raise ValueError(
+            f"--conv_kl_factor must be a number, or one for each of the {number} "
+            f"convolutions that are pruned. Received: {len(factors)}"
+        )
+    return factors * number if len(factors) == 1 else factors
+
+
+def _shrink_epochs(flags):
+    epochs = [int(epoch) for epoch in flags.shrink_epochs or ()]
+    ordered = [*epochs, flags.epochs]
+    if epochs and (ordered != sorted(set(ordered)) or epochs[0] < 1):
+        raise ValueError(
+            "--shrink_epochs must rise, from 1 on and below --epochs. Received: "
+            f"{epochs}, --epochs={flags.epochs}"
+        )
+    if epochs and epochs[0] < flags.kl_warmup_epochs:
+        raise ValueError(
+            f"--shrink_epochs must not be before --kl_warmup_epochs="
+            f"{flags.kl_warmup_epochs}. Received: {epochs}"
+        )
+    return epochs
+
+
+def _going_on(flags, splits, history, begin):
+    """Returns what `session.train` has others of, that goes on after an epoch."""
+    steps = len(splits.train) // flags.batch_size
+    first = history[0]["learning_rate"]
+    over = flags.decay_epochs or flags.epochs
+    start = int(flags.decay_start * over)
+
+    def rate(step):
+        epoch, step = divmod(step, steps)
+        rates = step_rates(
+            flags.schedule, first, flags.decay, over, begin + epoch, steps, start
+        )
+        return rates[step]
+
+    return {"learning_rate": str(first), "schedule": rate, "kl_warmup_epochs": 0}
 
 
 def main(flags):
@@ -290,12 +384,12 @@ def main(flags):
     splits = session.load_data(flags)
     workdir = session.open_workdir(flags, "sbp")
     trained = trained_network(flags, splits, workdir)
-    model, history = train(flags, splits, trained, workdir)
+    model, history, whole = train(flags, splits, trained, workdir)
     chunks = {"chunk_size": methods.chunk_size(splits)}
     found = methods.standard(model, flags.samples, flags.seed, **chunks)
     plain = chunks | methods.MEAN
     found["trained"] = methods.Method("before pruning", [trained], plain)
-    removed = pruning.remove(model, trained, flags.threshold, workdir)
+    removed = pruning.remove(model, whole, trained, flags.threshold, workdir)
     found["pruned"] = methods.Method("after pruning", [removed.model], plain)
     if flags.finetune_epochs:
         tuned = finetuned_network(flags, splits, workdir)

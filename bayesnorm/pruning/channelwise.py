@@ -15,6 +15,7 @@ from bayesnorm.layers import (
     ScaleNorm,
     StochasticBatchNormalization,
     StochasticScaleNorm,
+    StructuredBayesianPruning,
     noise_mode,
 )
 from bayesnorm.pruning.linear import applied, is_elementwise, resized
@@ -112,6 +113,13 @@ def _scaled(trace, layer, channels):
     if isinstance(scale, keras.Variable):
         dead = ops.convert_to_numpy(scale.value) == 0
     return elementwise(channels, _by_call(layer, channels), dead)
+
+
+@register(StructuredBayesianPruning, thin=_thin_vectors)
+def _noisy(trace, layer, channels):
+    """Pruned channels are constant, whatever comes in."""
+    channels = _whole(trace.over(channels, axis_of(layer), layer))
+    return elementwise(channels, _by_call(layer, channels), ~layer.keep)
 
 
 def _whole(channels):

@@ -42,7 +42,7 @@ def plain(model, factors, masks):
     Args:
         model: A built Functional or Sequential model.
         factors: Function of a `StructuredBayesianPruning` that returns the factors of
-            its channels, `[channels]`.
+            its channels, `[channels]`; None for these layers to stay.
         masks: Dict from layer to booleans over the channels that it makes, where they
             are multiplied by 1 (a bias comes behind).
 
@@ -61,7 +61,7 @@ class _Plain:
         self._columns, self._rows = {}, {}
         self._folded = set()
         self._factors = factors
-        for layer in layers_of(model):
+        for layer in layers_of(model) if factors else ():
             if isinstance(layer, StructuredBayesianPruning):
                 self._fold(layer)
 
@@ -139,6 +139,8 @@ class _Plain:
     def replace(self, operation):
         """Returns what takes the place of an operation, as for `rewrite`."""
         if isinstance(operation, StructuredBayesianPruning):
+            if self._factors is None:
+                return None
             folded = id(operation) in self._folded
             return [] if folded else Finished([self._rescaling(operation)])
         mask = self._masks.get(operation)

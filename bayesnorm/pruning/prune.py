@@ -52,7 +52,14 @@ _MASKABLE = (
 )
 
 
-def prune(model, threshold=1.0, criterion="snr", keep=None, round_to=None):
+def prune(
+    model,
+    threshold=1.0,
+    criterion="snr",
+    keep=None,
+    round_to=None,
+    keep_posteriors=False,
+):
     """Makes a smaller network of the same outputs, without the channels that are noise.
 
     Channels of a `bayesnorm.StructuredBayesianPruning` whose noise drowns them, of a
@@ -79,16 +86,21 @@ def prune(model, threshold=1.0, criterion="snr", keep=None, round_to=None):
             normalization the scales, of a `StructuredBayesianPruning` in the place of
             the criterion. None for none.
         round_to: Integer: layers keep a multiple of so many channels. None for 1.
+        keep_posteriors: Whether pruning layers stay, with the posteriors of the
+            channels that are left, so that training them can go on, for less. What goes
+            is what these layers leave out in evaluation, by the `threshold` of each.
 
     Returns:
         `(pruned, report)`: a new model of plain Keras layers (those of this package
-        that sample stay, thinned; wrappers and pruning layers do not), compiled as the
-        old one without the state of its optimizer, and a `PruningReport`.
+        that sample stay, thinned; wrappers do not, nor, without `keep_posteriors`, do
+        pruning layers), compiled as the old one without the state of its optimizer, and
+        a `PruningReport`.
 
     Raises:
         TypeError: If `model` is not a Keras model.
         ValueError: If it has no graph, weights are not finite, a mask has another
-            length or is of a layer without channels, or there is nothing to prune.
+            length or is of a layer without channels, there is nothing to prune, or
+            `keep_posteriors` is given with a criterion.
         RuntimeError: If the outputs on random inputs differ by more than 1e-5 of the
             largest (1e-2 in half precision), which is never to happen.
 
@@ -107,6 +119,12 @@ def prune(model, threshold=1.0, criterion="snr", keep=None, round_to=None):
     check_number("threshold", threshold)
     if round_to is not None:
         round_to = positive_integer("round_to", round_to)
+    if keep_posteriors and (criterion != "snr" or threshold != 1.0):
+        raise ValueError(
+            "With `keep_posteriors` each pruning layer's own `threshold` says what it "
+            "leaves out: set that of the layers. Received: "
+            f"threshold={threshold!r}, criterion={criterion!r}"
+        )
     _check_finite(model)
     masks = _masks(model, keep or {})
     own = [x for x in layers_of(model) if isinstance(x, _OWN)]
@@ -122,7 +140,7 @@ def prune(model, threshold=1.0, criterion="snr", keep=None, round_to=None):
             layer, _kept(layer, threshold, criterion) if mask is None else mask
         )
 
-    masked = plain(model, factors, masks)
+    masked = plain(model, None if keep_posteriors else factors, masks)
     trace = follow(masked)
     removal = Removal(trace, round_to)
     by_layer = any(isinstance(x, StructuredBayesianPruning) for x in own)

@@ -134,14 +134,16 @@ class PruningReport:
             ).rstrip()
             for row in table
         ]
-        return "\n".join([*lines, "", *self.notes()])
+        return "\n".join([*lines, "", *self._saved(), *self.notes()])
+
+    def _saved(self):
+        if None in self.macs or not self.macs[1]:
+            return []
+        return [f"{self.macs[0] / self.macs[1]:.1f} times fewer MACs."]
 
     def notes(self):
         """Returns sentences on what the table does not say."""
-        found = []
-        if None not in self.macs and self.macs[1]:
-            found.append(f"{self.macs[0] / self.macs[1]:.1f} times fewer MACs.")
-        found.append(f"Outputs differ by {self.error:.1e}, relative to the largest.")
+        found = [f"Outputs differ by {self.error:.1e}, relative to the largest."]
         found += [
             f"{count} channels of {name} stay: {reason}."
             for name, count, reason in self.refused
@@ -162,7 +164,12 @@ class PruningReport:
         folder.mkdir(parents=True, exist_ok=True)
         head, rows = self.rows()
         lines = ["# What was removed", "", _row(head), _row(["---"] * len(head))]
-        lines += [*map(_row, rows), "", *(f"- {note}" for note in self.notes()), ""]
+        lines += [
+            *map(_row, rows),
+            "",
+            *(f"- {note}" for note in [*self._saved(), *self.notes()]),
+            "",
+        ]
         if latency:
             lines += [*self._latency_table(), ""]
         figure = kept_channels(self.kept)

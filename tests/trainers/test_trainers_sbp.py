@@ -214,7 +214,7 @@ def test_the_rate_of_the_posteriors_is_theirs_alone(tmp_path):
         workdir = session.open_workdir(
             flags_of(tmp_path / str(rate), posterior_rate=rate), "sbp"
         )
-        model, _ = sbp.train(flags, splits, model, workdir)
+        model, _, _ = sbp.train(flags, splits, model, workdir)
         layer = model.get_layer("dense0_pruning")
         moved[rate] = np.mean(np.asarray(layer.log_stddev) + 5.0)
     # Adam moves what has a steady gradient by the rate, in every step.

@@ -116,22 +116,27 @@ class Removed:
     Attributes:
         model: The smaller network, of plain layers.
         report: The `bayesnorm.pruning.PruningReport`.
+        sizes: Name of a pruned layer -> the number of its channels at the start.
         parameters: Numbers of parameters, of the trained network that pruning started
             from and of the smaller one.
+        macs: Likewise, multiplications for an example.
         latency: Number of examples -> seconds of a call of both.
     """
 
     model: Any
     report: Any
+    sizes: dict
     parameters: tuple
+    macs: tuple
     latency: dict
 
 
-def remove(model, trained, threshold, workdir):
+def remove(model, whole, trained, threshold, workdir):
     """Removes what was pruned, measures how much faster it is, and saves what is left.
 
     Args:
         model: The network with pruning layers.
+        whole: That of before anything was removed, maybe the same one.
         trained: The network without, as pruning found it.
         threshold: Signal-to-noise ratio below which a channel goes.
         workdir: The `Workdir`; gets `pruned.keras`.
@@ -146,7 +151,10 @@ def remove(model, trained, threshold, workdir):
         batch: tuple(cost.latencies(networks, batch).values()) for batch in _BATCHES
     }
     parameters = tuple(network.count_params() for network in networks.values())
-    return Removed(pruned, found, parameters, latency)
+    before = found if whole is model else prune(whole, threshold)[1]
+    macs = before.macs[0], found.macs[1]
+    sizes = {_name(layer): layer.keep.size for layer in layers(whole)}
+    return Removed(pruned, found, sizes, parameters, macs, latency)
 
 
 def sections(network, removed):
@@ -158,7 +166,7 @@ def sections(network, removed):
     """
     return (
         lambda evaluation: kept_channels(evaluation, network, removed),
-        kept_over_epochs,
+        lambda evaluation: kept_over_epochs(evaluation, removed),
         signal_to_noise,
         lambda evaluation: removal(evaluation, removed),
     )
@@ -167,10 +175,11 @@ def sections(network, removed):
 def kept_channels(evaluation, network, removed):
     """Returns what each layer keeps, beside what was published of such a network."""
     kept = {
-        _name(x): (int(x.keep.sum()), x.keep.size) for x in layers(evaluation.model)
+        _name(x): (int(x.keep.sum()), removed.sizes[_name(x)])
+        for x in layers(evaluation.model)
     }
     some, of = zip(*kept.values(), strict=True)
-    before, after = removed.report.macs
+    before, after = removed.macs
     rows = []
     ways = {"pruned": "this run", "finetuned": "this run, trained on after pruning"}
     for way, title in ways.items():
@@ -208,9 +217,9 @@ def kept_channels(evaluation, network, removed):
     return Section("kept", heading, text, plots.kept_channels(kept), records)
 
 
-def kept_over_epochs(evaluation):
+def kept_over_epochs(evaluation, removed):
     """Returns the shares of channels kept, epoch by epoch."""
-    sizes = {_name(layer): layer.keep.size for layer in layers(evaluation.model)}
+    sizes = removed.sizes
     rows = [kept_of(row) for row in evaluation.history]
     shares = {
         name: np.array([100.0 * row[name] / size for row in rows])
@@ -225,7 +234,8 @@ def kept_over_epochs(evaluation):
     return Section(
         "kept_over_epochs",
         "Pruning over the epochs",
-        f"{started} A channel may come back while training goes on.",
+        f"{started} A channel may come back while training goes on, until it is "
+        "removed.",
         plots.run_curves({"Channels kept": shares}, "channels kept, %", log=False),
     )
 
@@ -255,7 +265,7 @@ def removal(evaluation, removed):
     records, rows = [], []
     counts = {
         "parameters": ("parameters", removed.parameters),
-        "macs": ("MACs an example", removed.report.macs),
+        "macs": ("MACs an example", removed.macs),
     }
     for figure, (title, (before, after)) in counts.items():
         rows.append([title, f"{before:,}", f"{after:,}", f"{before / after:.1f}"])
