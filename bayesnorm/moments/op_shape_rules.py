@@ -102,6 +102,19 @@ for _operation in (
     register(_operation)(_elements)
 
 
+@register(numpy.Take)
+def _take(operation, moments, indices):
+    """Elements along an axis, by indices that are the same for all examples."""
+    axis = operation.axis
+    if axis is None or axis % len(moments.shape) == 0:
+        raise ValueError(
+            f"Operation {operation.name!r} takes elements of all examples, or examples "
+            "themselves: what an example's output is depends on others. Expected an "
+            f"axis behind the first. Received: axis={axis!r}"
+        )
+    return _elements(operation, moments, indices)
+
+
 @register(numpy.Pad)
 def _pad(operation, moments, constant_values=None):
     """What a padding by a constant adds has no variance."""

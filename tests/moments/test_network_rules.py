@@ -197,6 +197,7 @@ CASES = {
     "tile": ((3, 2), lambda x: ops.tile(x, (1, 2, 1)), 0, 0),
     "repeat": ((3, 2), lambda x: ops.repeat(x, 2, axis=1), 0, 0),
     "flip": ((3, 2), lambda x: ops.flip(x, 1), 0, 0),
+    "take": ((3, 4), lambda x: ops.take(x, np.array([2, 0, 2]), axis=-1), 0, 0),
     "swapaxes": ((3, 4, 2), lambda x: ops.swapaxes(x, 1, 2), 0, 0),
     "moveaxis": ((3, 4, 2), lambda x: ops.moveaxis(x, 1, 2), 0, 0),
     "stack": ((3, 2), lambda x: ops.stack([x[:, 0], x[:, 1]], axis=1), 0, REFUSED),

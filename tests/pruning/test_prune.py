@@ -618,6 +618,36 @@ def test_theta_is_folded_and_the_outputs_stay(before_bias):
     assert report.kept["conv"][0] == int((values(theta.snr()) >= 1.0).sum())
 
 
+@pytest.mark.parametrize("before_bias", [True, False])
+def test_training_goes_on_in_what_is_left(before_bias):
+    model = sbp_network(before_bias)
+    thinned, report = bayesnorm.prune(model, keep_posteriors=True)
+    close(model, thinned)
+    again, _ = bayesnorm.prune(thinned)
+    once, once_report = bayesnorm.prune(model)
+    close(once, again)
+    assert again.count_params() == once.count_params()
+    assert report.macs[0] == once_report.macs[0]
+    for name in ("conv_theta", "t"):
+        layer, new = model.get_layer(name), thinned.get_layer(name)
+        for old, kept in zip(layer.weights[:2], new.weights[:2], strict=True):
+            np.testing.assert_array_equal(values(old)[layer.keep], values(kept))
+    # Draws of the channels that stay are of their posteriors, and stay in the graph:
+    # of those that went each had its part in the variance.
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 2)).astype("float32")
+    samples = [
+        bayesnorm.predict(
+            network, x, samples=1000, task="regression", keep_samples=True, seed=3
+        ).samples
+        for network in (model, thinned)
+    ]
+    means = [s.mean(0) for s in samples]
+    errors = np.sqrt(sum(s.var(0) / 1000 for s in samples))
+    assert np.abs((means[0] - means[1]) / errors).max() < 4.5
+    with pytest.raises(ValueError, match="own `threshold`"):
+        bayesnorm.prune(model, threshold=2.0, keep_posteriors=True)
+
+
 def test_a_pruning_layer_inside_another_is_named():
     x = keras.Input((4, 6))
     hidden = bayesnorm.StructuredBayesianPruning(name="hidden_theta")

@@ -171,6 +171,55 @@ def test_a_killed_run_goes_on_to_the_same_figures(
     assert histories(tmp_path) == histories(path)
 
 
+def test_training_goes_on_in_what_is_left(finished, tmp_path, monkeypatch, no_export):
+    changes = {"shrink_epochs": "2,4"}
+    write = session.write_history
+    with monkeypatch.context() as patch:
+
+        def kill(path, history):
+            write(path, history)
+            if "epoch_4" in str(path) and len(history) == 1:
+                raise Killed
+
+        patch.setattr(session, "write_history", kill)
+        with pytest.raises(Killed):
+            run_main(tmp_path / "run", **changes)
+    resumed = run_main(tmp_path / "run", **changes)
+    whole = run_main(tmp_path / "whole", **changes)
+    for key, value in whole.items():
+        assert key.startswith("seconds/") or resumed[key] == value, key
+    path, figures = finished
+    assert whole["pruning/macs_before"] == figures["pruning/macs_before"]
+    assert whole["pruning/macs_factor"] > 1.05
+    assert whole["test/error_one_pass"] < 20
+    assert whole["pruning/largest_difference"] < 1e-5
+
+    def column(folder, name):
+        with open(folder / "history.csv", newline="") as file:
+            return [float(row[name]) for row in csv.DictReader(file)]
+
+    for name in ("epoch", "learning_rate", "kl_weight"):
+        assert column(tmp_path / "whole", name) == column(path, name)
+    kept = column(tmp_path / "whole", "kept_flatten")
+    assert kept[2:] == sorted(kept[2:], reverse=True)
+
+
+def test_epochs_to_shrink_at_are_checked(tmp_path):
+    for value, match in (
+        ("4,2", "must rise"),
+        ("0", "must rise"),
+        ("6", "below --epochs"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            run_main(tmp_path / value, shrink_epochs=value, pretrain_epochs=0)
+    with pytest.raises(ValueError, match="kl_warmup_epochs=3"):
+        run_main(
+            tmp_path / "a", shrink_epochs="2", kl_warmup_epochs=3, pretrain_epochs=0
+        )
+    with pytest.raises(ValueError, match="each of the 0 convolutions"):
+        run_main(tmp_path / "b", conv_kl_factor="2,3", pretrain_epochs=0)
+
+
 def test_it_starts_from_a_file(finished, tmp_path, no_export, capsys):
     path, _ = finished
     flags = flags_of(path)
