@@ -1,6 +1,15 @@
 """Bayesian normalization layers for Keras 3: training, uncertainty, export."""
 
-from bayesnorm import datasets, layers, metrics, models, moments, plots, pruning
+from bayesnorm import (
+    datasets,
+    layers,
+    metrics,
+    models,
+    moments,
+    plots,
+    priors,
+    pruning,
+)
 from bayesnorm._version import __version__
 from bayesnorm.layers import (
     AnalyticNormalization,
@@ -71,6 +80,7 @@ __all__ = [
     "noise_mode",
     "plots",
     "predict",
+    "priors",
     "project",
     "prune",
     "pruning",

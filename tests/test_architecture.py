@@ -19,6 +19,7 @@ ROOMS = (
     "graph",
     "moments",
     "seeds",
+    "priors",
     "layers",
     "models",
     "datasets",

@@ -29,6 +29,7 @@ class NoisyScaleNorm(StochasticLayer, ScaleNorm):
         seed: Integer, None for a random one.
         bias_initializer: Initializer of the bias. Defaults to zeros.
         scale_initializer: Initializer of the scale. Defaults to ones.
+        **kwargs: `bias_regularizer`, `scale_regularizer`, and arguments of every layer.
 
     Input shape:
         `[batch, ..., channels]` (channels at `axis`).

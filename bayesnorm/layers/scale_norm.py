@@ -1,7 +1,7 @@
 """A plain scale and bias per channel."""
 
 import keras
-from keras import initializers, ops
+from keras import initializers, ops, regularizers
 
 from bayesnorm.layers.axes import add_along, broadcast_shape, canonical_axis
 from bayesnorm.moments import register
@@ -18,6 +18,9 @@ class ScaleNorm(keras.layers.Layer):
         axis: Integer, the channel axis. Defaults to -1.
         bias_initializer: Initializer of the bias. Defaults to zeros.
         scale_initializer: Initializer of the scale. Defaults to ones.
+        bias_regularizer: Regularizer of the bias, such as a prior of
+            `bayesnorm.priors`; None for none.
+        scale_regularizer: Regularizer of the scale, likewise.
 
     Input shape:
         `[batch, ..., channels]` (channels at `axis`).
@@ -38,12 +41,16 @@ class ScaleNorm(keras.layers.Layer):
         axis=-1,
         bias_initializer="zeros",
         scale_initializer="ones",
+        bias_regularizer=None,
+        scale_regularizer=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.axis = axis
         self.bias_initializer = initializers.get(bias_initializer)
         self.scale_initializer = initializers.get(scale_initializer)
+        self.bias_regularizer = regularizers.get(bias_regularizer)
+        self.scale_regularizer = regularizers.get(scale_regularizer)
         self.supports_masking = True
 
     def build(self, input_shape):
@@ -52,15 +59,20 @@ class ScaleNorm(keras.layers.Layer):
         self.input_spec = keras.layers.InputSpec(
             ndim=len(input_shape), axes={self.axis: channels}
         )
-        self.bias = self._vector("bias", channels, self.bias_initializer)
-        self.scale = self._vector("scale", channels, self.scale_initializer)
+        self.bias = self._vector(
+            "bias", channels, self.bias_initializer, self.bias_regularizer
+        )
+        self.scale = self._vector(
+            "scale", channels, self.scale_initializer, self.scale_regularizer
+        )
 
-    def _vector(self, name, size, initializer):
+    def _vector(self, name, size, initializer, regularizer=None):
         # float32 and no autocast: in half precision a small step would be lost.
         return self.add_weight(
             name=name,
             shape=(size,),
             initializer=initializer,
+            regularizer=regularizer,
             dtype="float32",
             autocast=False,
         )
@@ -88,6 +100,8 @@ class ScaleNorm(keras.layers.Layer):
             "axis": self.axis,
             "bias_initializer": initializers.serialize(self.bias_initializer),
             "scale_initializer": initializers.serialize(self.scale_initializer),
+            "bias_regularizer": regularizers.serialize(self.bias_regularizer),
+            "scale_regularizer": regularizers.serialize(self.scale_regularizer),
         }
 
 

@@ -47,6 +47,8 @@ class StochasticScaleNorm(VariationalLayer, ScaleNorm):
         seed: Integer, None for a random one.
         bias_initializer: Initializer of the bias. Defaults to zeros.
         scale_initializer: Initializer of the posterior mean. Defaults to ones.
+        **kwargs: `bias_regularizer`, `scale_regularizer` (of the posterior mean, beside
+            the KL), and arguments of every layer.
 
     Input shape:
         `[batch, ..., channels]` (channels at `axis`).

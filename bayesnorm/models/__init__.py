@@ -6,6 +6,7 @@ from bayesnorm.models.lenet5 import lenet5
 from bayesnorm.models.mlp import mlp
 from bayesnorm.models.resnet import resnet
 from bayesnorm.models.resnet18 import resnet18
+from bayesnorm.models.resnet_plus_plus import resnet_plus_plus
 from bayesnorm.models.vgg11 import vgg11
 from bayesnorm.models.vgg_like import vgg_like
 
@@ -16,6 +17,7 @@ __all__ = [
     "mlp",
     "resnet",
     "resnet18",
+    "resnet_plus_plus",
     "vgg11",
     "vgg_like",
 ]

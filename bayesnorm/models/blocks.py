@@ -1,6 +1,7 @@
 """What the networks share: a linear layer with its normalization and scale."""
 
 import itertools
+import typing
 
 import keras
 
@@ -19,6 +20,7 @@ from bayesnorm.layers import (
 
 NORMS = (None, "batch", "stochastic_batch", "weight", "analytic")
 SCALES = ("plain", "noisy", "stochastic", "pruning")
+ACTIVATIONS = ("relu", "selu")
 
 _WRAPPERS = {"weight": WeightNormalization, "analytic": AnalyticNormalization}
 
@@ -47,6 +49,18 @@ def fan_in_uniform(seed=None):
     )
 
 
+class Regularizers(typing.NamedTuple):
+    """Regularizers of the weights of a network, each None for none.
+
+    `kernel` is of the blocks' kernels, `scale` of the scales that have no posterior,
+    `other` of biases and of the last layer.
+    """
+
+    kernel: keras.regularizers.Regularizer | None = None
+    scale: keras.regularizers.Regularizer | None = None
+    other: keras.regularizers.Regularizer | None = None
+
+
 class NormalizedBlocks:
     """Makes `linear layer -> normalization -> scale and bias` blocks.
 
@@ -63,14 +77,29 @@ class NormalizedBlocks:
         scale_arguments: Arguments of `StochasticScaleNorm`,
             `StructuredBayesianPruning` or `NoisyScaleNorm`; the deviations of the
             latter may be lists, an entry for each block.
+        activation: `"relu"` or `"selu"`.
+        kernel_initializer: Function of a seed that returns the initializer of kernels.
+        regularizers: `Regularizers`; None for none.
 
     Raises:
-        ValueError: If `norm` or `scale` is not as above, or arguments are missing.
+        ValueError: If `norm`, `scale` or `activation` is not as above, or arguments are
+            missing.
     """
 
-    def __init__(self, norm, scale, projection=False, seed=None, scale_arguments=None):
+    def __init__(
+        self,
+        norm,
+        scale,
+        projection=False,
+        seed=None,
+        scale_arguments=None,
+        activation="relu",
+        kernel_initializer=fan_in_uniform,
+        regularizers=None,
+    ):
         check_choice("norm", norm, NORMS)
         check_choice("scale", scale, SCALES)
+        check_choice("activation", activation, ACTIVATIONS)
         if scale_arguments and scale == "plain":
             raise ValueError(
                 f"{sorted(scale_arguments)} are arguments of the stochastic, noisy or "
@@ -87,6 +116,9 @@ class NormalizedBlocks:
         self.scale = scale
         self.projection = projection
         self.scale_arguments = scale_arguments or {}
+        self._activation = activation
+        self._kernel_initializer = kernel_initializer
+        self._regularizers = regularizers or Regularizers()
         self._weight_seeds = self._noise_seeds = itertools.repeat(None)
         if seed is not None:
             self._weight_seeds = itertools.count(seed + 1)
@@ -99,14 +131,17 @@ class NormalizedBlocks:
             return keras.layers.BatchNormalization(**kwargs)
         return StochasticBatchNormalization(seed=next(self._noise_seeds), **kwargs)
 
-    def _stochastic_scale(self, name):
+    def _stochastic_scale(self, name, initializer):
         arguments = {
             "seed": next(self._noise_seeds),
             "name": name,
+            "scale_initializer": initializer,
+            "bias_regularizer": self._regularizers.other,
             **self.scale_arguments,
         }
         if self.scale == "stochastic":
             return StochasticScaleNorm(**arguments)
+        arguments.setdefault("scale_regularizer", self._regularizers.scale)
         block, self._blocks = self._blocks, self._blocks + 1
         for key in ("scale_stddev", "shift_stddev"):
             if isinstance(arguments[key], list | tuple):
@@ -135,8 +170,11 @@ class NormalizedBlocks:
         )(x)
 
     def activation(self, x, dropout, name):
-        """Applies a ReLU and, at a rate above 0, Monte Carlo dropout."""
-        x = keras.layers.ReLU(name=f"{name}_relu")(x)
+        """Applies the activation and, at a rate above 0, Monte Carlo dropout."""
+        if self._activation == "relu":
+            x = keras.layers.ReLU(name=f"{name}_relu")(x)
+        else:
+            x = keras.layers.Activation("selu", name=f"{name}_selu")(x)
         if not dropout:
             return x
         seed = next(self._noise_seeds)
@@ -146,7 +184,9 @@ class NormalizedBlocks:
         """Applies the last layer, which is dense and has no normalization."""
         return keras.layers.Dense(
             num_classes,
-            kernel_initializer=fan_in_uniform(next(self._weight_seeds)),
+            kernel_initializer=self._kernel_initializer(next(self._weight_seeds)),
+            kernel_regularizer=self._regularizers.other,
+            bias_regularizer=self._regularizers.other,
             name="logits",
         )(x)
 
@@ -170,7 +210,16 @@ class NormalizedBlocks:
                 )
         return keras.Model(inputs, outputs, name=name)
 
-    def __call__(self, x, layer_type, *args, name, prunable=True, **kwargs):
+    def __call__(
+        self,
+        x,
+        layer_type,
+        *args,
+        name,
+        prunable=True,
+        scale_initializer="ones",
+        **kwargs,
+    ):
         """Applies a block.
 
         Args:
@@ -180,6 +229,7 @@ class NormalizedBlocks:
             name: Name of the linear layer; the others' begin with it.
             prunable: Whether the outputs may be pruned: not those whose number is
                 fixed by others, as of a residual sum, or of the classes.
+            scale_initializer: Initializer of the scale, whichever layer has it.
             **kwargs: Arguments of the layer.
 
         Returns:
@@ -190,7 +240,8 @@ class NormalizedBlocks:
         layer = layer_type(
             *args,
             use_bias=self.norm is None and not stochastic and not pruning,
-            kernel_initializer=fan_in_uniform(next(self._weight_seeds)),
+            kernel_initializer=self._kernel_initializer(next(self._weight_seeds)),
+            kernel_regularizer=self._regularizers.kernel,
             name=name,
             **kwargs,
         )
@@ -205,13 +256,19 @@ class NormalizedBlocks:
             x = self._batch_norm(
                 center=not stochastic and not pruning,
                 scale=not stochastic,
+                gamma_initializer=scale_initializer,
                 name=f"{name}_norm",
             )(x)
         if stochastic:
-            return self._stochastic_scale(f"{name}_scale")(x)
+            return self._stochastic_scale(f"{name}_scale", scale_initializer)(x)
         scaled = self.norm in _WRAPPERS
         if scaled:
-            x = ScaleNorm(name=f"{name}_scale")(x)
+            x = ScaleNorm(
+                scale_initializer=scale_initializer,
+                bias_regularizer=self._regularizers.other,
+                scale_regularizer=self._regularizers.scale,
+                name=f"{name}_scale",
+            )(x)
         # Behind a batch normalization, not before: one that normalizes by its batch
         # takes theta's mean out again, and its averages would have theta's variance,
         # which evaluation has not.

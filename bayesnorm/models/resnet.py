@@ -5,6 +5,9 @@ import keras
 from bayesnorm.models.blocks import NormalizedBlocks, image_inputs, scaled_widths
 
 _WIDTHS = (16, 32, 64)
+# The convolutions of a residual branch: kernel, filters as multiples of the width.
+BASIC = ((3, 1), (3, 1))
+BOTTLENECK = ((1, 1), (3, 1), (1, 4))
 
 
 def resnet(
@@ -65,24 +68,38 @@ def resnet(
     block = NormalizedBlocks(norm, scale, projection, seed, scale_arguments)
     widths = scaled_widths(_WIDTHS, width)
     inputs, x = image_inputs(input_shape, input_mean, input_variance)
-    x = residual_stages(block, x, widths, (int(depth) - 2) // 6)
+    blocks = [(int(depth) - 2) // 6] * len(widths)
+    x = residual_stages(block, x, widths, blocks)
     return block.model(inputs, block.classifier(x, num_classes), f"resnet{depth}")
 
 
-def residual_stages(block, x, widths, blocks):
+def residual_stages(
+    block,
+    x,
+    widths,
+    blocks,
+    branch=BASIC,
+    scale_initializer="ones",
+    large_images=False,
+):
     """Applies the first convolution, the residual stages and the pooling.
 
     Args:
         block: A `NormalizedBlocks`.
         x: Symbolic images.
         widths: Widths of the stages; from one to the next the map is halved.
-        blocks: Number of residual blocks of a stage.
+        blocks: Number of residual blocks of each stage.
+        branch: `BASIC` or `BOTTLENECK`, the convolutions of a residual branch. The
+            first that is wider than a pixel halves the map.
+        scale_initializer: Initializer of the last scale of a branch.
+        large_images: Whether the first convolution is 7x7 of stride 2, with a 3x3
+            maximum pooling of stride 2 behind its activation; otherwise it is 3x3.
 
     Returns:
         Symbolic features, `[batch, channels]`.
     """
 
-    def convolution(x, filters, kernel, stride, name, prunable=False):
+    def convolution(x, filters, kernel, stride, name, prunable=False, initial="ones"):
         return block(
             x,
             keras.layers.Conv2D,
@@ -92,18 +109,35 @@ def residual_stages(block, x, widths, blocks):
             padding="same",
             name=name,
             prunable=prunable,
+            scale_initializer=initial,
         )
 
-    x = block.activation(convolution(x, widths[0], 3, 1, "conv"), 0, "conv")
-    for i, filters in enumerate(widths):
-        for j in range(blocks):
+    kernel, stride = (7, 2) if large_images else (3, 1)
+    x = convolution(x, widths[0], kernel, stride, "conv")
+    x = block.activation(x, 0, "conv")
+    if large_images:
+        x = keras.layers.MaxPooling2D(3, 2, padding="same", name="conv_pool")(x)
+    halving = next(k for k, (kernel, _) in enumerate(branch) if kernel > 1)
+    last = len(branch) - 1
+    for i, (width, number) in enumerate(zip(widths, blocks, strict=True)):
+        for j in range(number):
             name, stride = f"block{i}_{j}", 2 if i and not j else 1
+            filters = width * branch[last][1]
             shortcut = x
             if stride > 1 or x.shape[-1] != filters:
                 shortcut = convolution(x, filters, 1, stride, f"{name}_shortcut")
-            x = convolution(x, filters, 3, stride, f"{name}_conv0", prunable=True)
-            x = block.activation(x, 0, f"{name}_conv0")
-            x = convolution(x, filters, 3, 1, f"{name}_conv1")
+            for k, (kernel, factor) in enumerate(branch):
+                x = convolution(
+                    x,
+                    width * factor,
+                    kernel,
+                    stride if k == halving else 1,
+                    f"{name}_conv{k}",
+                    prunable=k < last,
+                    initial=scale_initializer if k == last else "ones",
+                )
+                if k < last:
+                    x = block.activation(x, 0, f"{name}_conv{k}")
             x = keras.layers.Add(name=f"{name}_sum")([x, shortcut])
             x = block.activation(x, 0, name)
     return keras.layers.GlobalAveragePooling2D(name="pool")(x)

@@ -4,7 +4,7 @@ from bayesnorm.models.blocks import NormalizedBlocks, image_inputs, scaled_width
 from bayesnorm.models.resnet import residual_stages
 
 _WIDTHS = (64, 128, 256, 512)
-_BLOCKS = 2
+_BLOCKS = (2, 2, 2, 2)
 
 
 def resnet18(

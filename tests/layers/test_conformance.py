@@ -78,6 +78,14 @@ CASES = {
     ),
     "scale": (lambda **kw: bayesnorm.ScaleNorm(**kw), IMAGE),
     "scale-axis1": (lambda **kw: bayesnorm.ScaleNorm(axis=1, **kw), IMAGE),
+    "scale-priors": (
+        lambda **kw: bayesnorm.ScaleNorm(
+            bias_regularizer=bayesnorm.priors.Normal(50),
+            scale_regularizer=bayesnorm.priors.GroupLaplace(50),
+            **kw,
+        ),
+        IMAGE,
+    ),
     "stochastic_scale": (lambda **kw: bayesnorm.StochasticScaleNorm(**kw), IMAGE),
     "stochastic_scale-vector": (
         lambda **kw: bayesnorm.StochasticScaleNorm(seed=3, **kw),
