@@ -9,6 +9,7 @@ from bayesnorm import (
     plots,
     priors,
     pruning,
+    samplers,
 )
 from bayesnorm._version import __version__
 from bayesnorm.layers import (
@@ -84,6 +85,7 @@ __all__ = [
     "project",
     "prune",
     "pruning",
+    "samplers",
     "sampling_model",
     "set_kl_weight",
     "start_pruning",

@@ -31,6 +31,7 @@ ROOMS = (
     "measurement",
     "prediction",
     "serving",
+    "samplers",
     "bayesnorm",  # the package's own list of public names
     "trainers",
     "benchmarks",
