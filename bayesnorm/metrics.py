@@ -33,6 +33,7 @@ __all__ = [
     "ece_equal_mass",
     "ece_equal_width",
     "entropy_cdf",
+    "equal_mass_bins",
     "error",
     "error_coverage",
     "fpr_at_tpr",
@@ -129,8 +130,8 @@ def ece_equal_width(probs, labels, bins=15):
     return reliability_bins(probs, labels, bins).calibration_error
 
 
-def ece_equal_mass(probs, labels, bins=8):
-    """Expected calibration error over bins of equally many examples, in [0, 1].
+def equal_mass_bins(probs, labels, bins=8):
+    """Confidence and accuracy in bins of equally many examples.
 
     Examples are sorted by confidence and cut into bins of `n // bins`, the first
     `n % bins` of them with one more. Examples of the same confidence all count as right
@@ -140,18 +141,32 @@ def ece_equal_mass(probs, labels, bins=8):
         probs: `[n, ..., K]`.
         labels: `[n, ...]`.
         bins: Number of bins; with fewer examples, each has a bin.
+
+    Returns:
+        `ReliabilityBins`, whose edges are the lowest confidence and the highest of each
+        bin.
     """
     confidence, correct = _confidence(probs, labels)
     _check_bins(bins)
     order = np.argsort(confidence)
     confidence, correct = confidence[order], _tie_mean(confidence, correct)[order]
-    sizes = [len(part) for part in np.array_split(order, bins) if len(part)]
-    starts = np.cumsum([0, *sizes[:-1]])
-    return _calibration_error(
+    sizes = np.array([len(part) for part in np.array_split(order, bins) if len(part)])
+    ends = np.cumsum(sizes)
+    starts = ends - sizes
+    return ReliabilityBins(
+        np.concatenate([confidence[:1], confidence[ends - 1]]),
         np.add.reduceat(confidence, starts) / sizes,
         np.add.reduceat(correct, starts) / sizes,
-        np.array(sizes),
+        sizes,
     )
+
+
+def ece_equal_mass(probs, labels, bins=8):
+    """Expected calibration error over bins of equally many examples, in [0, 1].
+
+    `sum_b n_b / n |confidence_b - accuracy_b|` over the bins of `equal_mass_bins`.
+    """
+    return equal_mass_bins(probs, labels, bins).calibration_error
 
 
 def predictive_entropy(probs):

@@ -209,7 +209,15 @@ def set_learning_rate(flags, loop, cache, progress, before_evaluation=None, rate
 
 
 def train(
-    flags, model, splits, workdir, seed=None, augmentation=None, detail=None, **changes
+    flags,
+    model,
+    splits,
+    workdir,
+    seed=None,
+    augmentation=None,
+    detail=None,
+    callbacks=(),
+    **changes,
 ):
     """Trains `model` as the flags say, in `workdir`, or goes on there.
 
@@ -222,6 +230,8 @@ def train(
         seed: As for `make_loop`.
         augmentation: As `kind` of `make_augmentation`.
         detail: As of `Progress`.
+        callbacks: List of further `keras.callbacks.Callback`s, called before the line
+            of an epoch is written: figures that they add to its row are in the history.
         **changes: Further arguments of `make_loop`; `learning_rate` is a text as the
             flag's.
 
@@ -238,7 +248,7 @@ def train(
         progress.note("no TensorBoard scalars: they are written with TensorFlow only")
     records = _History(workdir / "history.csv", log)
     checkpoints = Checkpoints(workdir / "checkpoints", flags.checkpoint_every)
-    return fit(loop, checkpoints, [progress, records])
+    return fit(loop, checkpoints, [*callbacks, progress, records])
 
 
 class _History(keras.callbacks.Callback):

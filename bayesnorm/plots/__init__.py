@@ -9,6 +9,7 @@ apart; lines also differ in their dashes and markers.
 """
 
 from bayesnorm.plots.calibration import (
+    calibration_curves,
     coverage_curves,
     entropy_cdf,
     entropy_histogram,
@@ -33,6 +34,7 @@ __all__ = [
     "bar_comparison",
     "batch_noise",
     "batch_statistics",
+    "calibration_curves",
     "channel_statistics",
     "coverage_curves",
     "entropy_cdf",

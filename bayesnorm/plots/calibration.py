@@ -74,6 +74,40 @@ def reliability_diagram(probs, labels, bins=15, ax=None):
     return figure
 
 
+def calibration_curves(curves: Mapping[str, tuple], ax=None):
+    """Accuracy less confidence, bin by bin: 0 is calibrated, below it overconfident.
+
+    Args:
+        curves: By method `(confidence, accuracy)`, `[bins]` each, in [0, 1], such as of
+            `metrics.equal_mass_bins`.
+        ax: Axes to draw into.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If there is nothing to draw, or shapes do not match.
+    """
+    check_not_empty("curves", curves)
+    figure, ax = axes_or_new(ax, (plot_width(6, curves), 4))
+    ax.axhline(0, color=GREY, dashes=(4, 3), lw=1.2)
+    for i, (name, (confidence, accuracy)) in enumerate(curves.items()):
+        confidence = metrics._finite(f"curves[{name!r}]", confidence)
+        accuracy = metrics._finite(f"curves[{name!r}]", accuracy)
+        if confidence.ndim != 1 or confidence.shape != accuracy.shape:
+            raise _bad_curve(name, confidence, accuracy)
+        gap = 100 * (accuracy - confidence)
+        marker = MARKERS[i % len(MARKERS)]
+        draw_runs(ax, 100 * confidence, gap[None], i, name, marker=marker, ms=4.5)
+    ax.set(
+        xlabel="mean confidence of a bin (%)",
+        ylabel="accuracy less confidence (points)",
+        title="Calibration",
+    )
+    add_legend(ax)
+    return figure
+
+
 def error_coverage(curves: Mapping[str, tuple], ax=None):
     """Error of the examples that are kept, when the most uncertain ones are rejected.
 

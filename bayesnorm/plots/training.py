@@ -78,6 +78,7 @@ def run_curves(
     figure=None,
     log=True,
     share_y=False,
+    xlabel="epoch",
 ):
     """Runs over the epochs, such as the NLL of training and of validation.
 
@@ -90,6 +91,7 @@ def run_curves(
         log: Whether the axes are logarithmic if all numbers are positive and those of
             a panel span more than a decade.
         share_y: Whether all panels have one vertical scale.
+        xlabel: What is counted from 1.
 
     Returns:
         The figure: one panel beside the other. A line is the mean over the seeds, its
@@ -122,7 +124,7 @@ def run_curves(
             marker = "o" if np.isfinite(values).any(0).sum() == 1 else None
             draw_runs(ax, epochs, values, names.index(name), name, marker=marker)
         handles |= {line.get_label(): line for line in ax.get_lines()}
-        ax.set(xlabel="epoch", title=title)
+        ax.set(xlabel=xlabel, title=title)
         ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes[0].set_ylabel(label)
     numbers = [

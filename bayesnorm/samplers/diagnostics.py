@@ -205,12 +205,12 @@ class SamplerDiagnostics(keras.callbacks.Callback):
         """Adds to the logs."""
         readings = self._last = read(self.optimizer)
         if logs is not None:
-            logs |= figures(whole(readings))
+            logs |= _figures(whole(readings))
         if self._log is not None:
             for reading in readings:
                 scalars = {
                     f"{name}/{reading.name}": value
-                    for name, value in figures(reading).items()
+                    for name, value in _figures(reading).items()
                 }
                 self._log(epoch + 1, scalars)
 
@@ -220,8 +220,12 @@ class SamplerDiagnostics(keras.callbacks.Callback):
             print(verdict(self.optimizer, self._last))
 
 
-def figures(reading):
-    """Returns the figures of a `Reading` by name, without those that are None."""
+def figures(optimizer):
+    """Returns the figures of all weights by name, as `SamplerDiagnostics` logs them."""
+    return _figures(whole(read(optimizer)))
+
+
+def _figures(reading):
     found = {
         "kinetic_temperature": reading.kinetic,
         "configurational_temperature": reading.configurational,

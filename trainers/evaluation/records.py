@@ -9,7 +9,7 @@ import numpy as np
 
 from bayesnorm.storage import write_atomically
 
-_AXES = (None, "layer", "coverage", "perturbation")
+_AXES = (None, "layer", "coverage", "perturbation", "samples", "chain")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Record:
         method: Key of the `Method` that predicted, or None.
         output: Name of the network's output where it has several, or None.
         axis: What `at` is: `"layer"`, a name; `"coverage"`, the share kept in per cent;
-            `"perturbation"`, its size. None without `at`.
+            `"perturbation"`, its size; `"samples"`, how many; `"chain"`, its number. None
+            without `at`.
         at: Where on the axis, or None.
         stddev: Standard deviation over the runs of a method, None for one run.
     """
@@ -61,7 +62,7 @@ class Record:
             self.output,
             at if self.axis == "perturbation" else None,
             name if self.method is None else f"{name}_{self.method}",
-            at if self.axis == "layer" else None,
+            at if self.axis in ("layer", "samples", "chain") else None,
         ]
         return "/".join(word for word in words if word is not None)
 

@@ -10,7 +10,7 @@ from trainers.report import section, standard
 from trainers.report.tables import cells, table
 
 
-def write(workdir, evaluation, description, sections=(), note=print):
+def write(workdir, evaluation, description, sections=(), note=print, served=None):
     """Writes the report of a trained classifier.
 
     The folder gets `metrics.json`, `report.md`, the plots as PNG, `model.keras` and,
@@ -22,6 +22,8 @@ def write(workdir, evaluation, description, sections=(), note=print):
         description: What was trained, for the report: a noun phrase.
         sections: Functions of further sections, as for `section.collect`.
         note: Function that is given a line of text for each part that is done.
+        served: What is exported for a model server, a model or `WeightSets`; None for
+            the evaluation's model.
 
     Returns:
         The `Records` that `metrics.json` has, those of the sections too.
@@ -32,7 +34,7 @@ def write(workdir, evaluation, description, sections=(), note=print):
     count = section.save_plots(workdir, page)
     evaluation.model.save(workdir / "model.keras")
     note(f"wrote {count} plots and model.keras")
-    serving = _export(workdir, evaluation)
+    serving = _export(workdir, evaluation, served)
     note(serving)
     path = workdir / "report.md"
     section.write_page(path, _head(evaluation, description, serving), page)
@@ -40,7 +42,7 @@ def write(workdir, evaluation, description, sections=(), note=print):
     return evaluation.records
 
 
-def _export(workdir, evaluation):
+def _export(workdir, evaluation, served=None):
     """Exports for a model server; returns the sentence on it."""
     if keras.backend.backend() != "tensorflow":
         return "No SavedModel: it is exported with the TensorFlow backend only."
@@ -48,7 +50,7 @@ def _export(workdir, evaluation):
     # Of a run of these flags that was stopped, or has been reported before.
     shutil.rmtree(path, ignore_errors=True)
     export(
-        evaluation.model,
+        evaluation.model if served is None else served,
         path,
         samples=evaluation.flags.samples,
         from_logits=True,

@@ -1,0 +1,363 @@
+"""Samples the posterior of residual networks without batch normalization.
+
+    python -m trainers.atmc
+    python -m trainers.atmc --dataset=cifar10 --data_dir=DIR
+    python -m trainers.atmc --dataset=cifar10 --data_dir=DIR --sampler=sgd --norm=batch
+    python -m trainers.atmc --dataset=cifar10 --data_dir=DIR --runs=atmc --seeds=0,1
+    python -m trainers.atmc --chains=4 --jobs=2
+
+Runs `--chains` chains of a sampler (`bayesnorm.samplers`) over the weights of ResNet++
+with its priors, keeps a sample at the end of each cycle of the learning rate after
+`--burn_in_epochs`, and compares one sample, the last, with the average prediction of
+all. `--sampler=sgd` trains as usual: the baselines, with `--norm=batch` the one with
+batch normalization. Chains are independent jobs; each can be stopped and goes on. With
+no flags: the digits of scikit-learn, some minutes on two cores. Defaults:
+
+    --dataset          digits     cifar10    npz, image_folder
+    --depth            11         56         20
+    --width            0.5        2          1
+    --batch_size       32         128        32
+    --epochs           90         1000       300
+    --burn_in_epochs   30         150        100
+    --cycle_epochs     5          50         20
+    --rms_step         0.003      0.0003     0.001
+    --thermostat_mass  0.01       1          0.01
+    --augment          false      true       true
+
+A step at the first learning rate has the root mean square `--rms_step` at temperature 1
+and is that of SGD with momentum 0.9 and learning rate `0.95 N rms_step^2`, for N
+training examples: the fewer there are, the wider the posterior, and the longer the
+steps. `npz` and `image_folder` are images of yours, as for `trainers.all_cnn`.
+
+Reference:
+    Heek & Kalchbrenner, 2019, "Bayesian Inference for Large Scale Image
+    Classification", section 5.
+"""
+
+import dataclasses
+
+import keras
+
+from bayesnorm import models, samplers
+from bayesnorm.prediction.weight_sets import WeightSets
+from bayesnorm.samplers import (
+    CyclicalCosine,
+    PosteriorSamples,
+    SamplerDiagnostics,
+    diagnostics,
+)
+from bayesnorm.training.checkpoints import write_history
+from trainers import flags as trainer_flags
+from trainers import groups, jobs, session
+from trainers.comparison import main as comparison
+from trainers.evaluation import methods
+from trainers.evaluation.evaluate import evaluate
+from trainers.flags import Flag
+from trainers.program import Program
+from trainers.report import run as report
+from trainers.sections import chains
+from trainers.workdir import Workdir
+
+_SAMPLERS = {"atmc": samplers.ATMC, "sgnht": samplers.SGNHT, "sghmc": samplers.SGHMC}
+# Of a step at the first learning rate, in units of `--rms_step`.
+_LARGEST_STEP = 10 / 3
+# A unit of time: schedules say parts of it.
+_FIRST_RATE = 0.001
+_ATMC = (
+    Flag("sampler", ("atmc", "sgnht", "sghmc", "sgd"), "What moves the weights."),
+    Flag(
+        "norm",
+        ("weight", "batch"),
+        "Normalization: of weights, with the priors of the paper, or of batches, "
+        "without.",
+        "weight",
+    ),
+    groups.integer("depth", "Layers: 9 n + 2 for small images; 50, 101 or 152."),
+    groups.integer("chains", "Independent chains.", 1),
+    groups.integer("cycle_epochs", "Epochs of a cycle of the learning rate."),
+    groups.integer("burn_in_epochs", "Epochs before the first cycle that counts."),
+    groups.positive("rms_step", "Root mean square of a weight's first steps."),
+    groups.positive("thermostat_mass", "Inertia of the thermostats."),
+    Flag(
+        "temperature",
+        "float",
+        "Temperature of the posterior; 1 is Bayes.",
+        1.0,
+        lambda value: value >= 0,
+        "must be a number from 0",
+    ),
+    Flag("exact_kick", "bool", "Whether kicks are exact on a quadratic.", False),
+)
+
+_COMMON = {
+    "sampler": "atmc",
+    "optimizer": "sgd",
+    # Of --sampler=sgd alone.
+    "learning_rate": "0.01",
+    "schedule": "cosine",
+    "augment": False,
+    "augment_validation": False,
+}
+_OWN = {
+    "depth": 20,
+    "width": 1.0,
+    "batch_size": 32,
+    "epochs": 300,
+    "burn_in_epochs": 100,
+    "cycle_epochs": 20,
+    "rms_step": 0.001,
+    "thermostat_mass": 0.01,
+    "augment": True,
+}
+_DEFAULTS = {
+    # A thousand images, and some thousand steps.
+    "digits": {
+        "depth": 11,
+        "width": 0.5,
+        "batch_size": 32,
+        "epochs": 90,
+        "burn_in_epochs": 30,
+        "cycle_epochs": 5,
+        "rms_step": 0.003,
+        "thermostat_mass": 0.01,
+    },
+    "cifar10": {
+        "depth": 56,
+        "width": 2.0,
+        "batch_size": 128,
+        "epochs": 1000,
+        "burn_in_epochs": 150,
+        "cycle_epochs": 50,
+        "rms_step": 0.0003,
+        "thermostat_mass": 1.0,
+        "augment": True,
+    },
+    "npz": _OWN,
+    "image_folder": _OWN,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """A chain that ended.
+
+    Attributes:
+        model: The network, with the last weights.
+        history: The history of its epochs.
+        samples: `WeightSets`, its samples; None for `--sampler=sgd`.
+        verdict: What its temperatures mean, a sentence or two; empty for SGD.
+    """
+
+    model: keras.Model
+    history: list
+    samples: WeightSets | None = None
+    verdict: str = ""
+
+
+def samples_of(flags):
+    """Returns how many samples a chain takes."""
+    return max(0, flags.epochs - flags.burn_in_epochs) // flags.cycle_epochs
+
+
+def chain_seed(flags, number):
+    """Returns the seed of a chain, its own in all runs of different `--seed`."""
+    return flags.seed * flags.chains + number
+
+
+def build(flags, splits, number):
+    """Returns the network of a chain, initialized."""
+    seed = chain_seed(flags, number)
+    keras.utils.set_random_seed(seed)
+    return models.resnet_plus_plus(
+        splits.image_shape,
+        splits.num_classes,
+        norm=flags.norm,
+        depth=flags.depth,
+        width=flags.width,
+        num_examples=len(splits.train) if flags.norm == "weight" else None,
+        input_mean=splits.channel_mean,
+        input_variance=splits.channel_stddev**2,
+        seed=groups.SEED_STRIDE * seed,
+    )
+
+
+def make_sampler(flags, splits, seed):
+    """Returns the sampler that the flags name."""
+    steps = len(splits.train) // flags.batch_size
+    arguments = {}
+    if flags.sampler != "sghmc":
+        arguments["thermostat_mass"] = flags.thermostat_mass
+    if flags.sampler == "atmc":
+        arguments["speed_limit"] = _LARGEST_STEP * flags.rms_step / _FIRST_RATE
+    return _SAMPLERS[flags.sampler](
+        len(splits.train),
+        CyclicalCosine(_FIRST_RATE, flags.cycle_epochs * steps),
+        mass=(_FIRST_RATE / flags.rms_step) ** 2,
+        exact_kick=flags.exact_kick,
+        temperature=flags.temperature,
+        seed=seed,
+        **arguments,
+    )
+
+
+def chain_workdir(flags, path, number):
+    """Opens the folder of a chain in the folder `path` of the whole run."""
+    return Workdir(
+        f"{path}/chain-{number}",
+        "atmc chain",
+        trainer_flags.defining(flags),
+        {"chain": str(number)},
+    )
+
+
+def run_chain(flags, splits, path, number):
+    """Runs a chain, or goes on, or loads what it has become; returns the `Chain`.
+
+    Args:
+        flags: The flags of the run.
+        splits: The `Splits`.
+        path: Folder of the whole run.
+        number: Integer from 0.
+    """
+    if flags.chains > 1:
+        print(f"chain {number}")
+    model = build(flags, splits, number)
+    workdir = chain_workdir(flags, path, number)
+    seed = chain_seed(flags, number)
+    if flags.sampler == "sgd":
+        return Chain(model, session.train(flags, model, splits, workdir, seed))
+    sampler = make_sampler(flags, splits, seed)
+    watch = SamplerDiagnostics(
+        workdir / "tensorboard" if flags.tensorboard else None, sampler, verbose=False
+    )
+    folder = workdir / "samples"
+    history = session.train(
+        flags,
+        model,
+        splits,
+        workdir,
+        seed,
+        detail=chains.detail,
+        callbacks=[
+            watch,
+            PosteriorSamples(folder, flags.cycle_epochs, flags.burn_in_epochs),
+        ],
+        figures=lambda model: diagnostics.figures(sampler),
+        optimizer=sampler,
+        learning_rate=str(_FIRST_RATE),
+    )
+    verdict = diagnostics.verdict(sampler)
+    print(verdict)
+    return Chain(model, history, PosteriorSamples.load(folder, model), verdict)
+
+
+def run_in_a_job(flags, path, number):
+    """Runs a chain in a process of its own."""
+    run_chain(flags, session.load_data(flags), path, number)
+
+
+def main(flags):
+    """Samples and reports; returns the `Records`, or of `--runs` all contents."""
+    if flags.runs:
+        return comparison.main("trainers.atmc", flags, _COLUMNS)
+    if flags["seeds"].present:
+        raise ValueError("--seeds is of several runs (--runs); of one give --seed.")
+    if flags.sampler != "sgd" and not samples_of(flags):
+        raise ValueError(
+            "There is no cycle after the burn-in: --epochs must be --burn_in_epochs + "
+            f"--cycle_epochs or more. Received: --epochs={flags.epochs}, "
+            f"--burn_in_epochs={flags.burn_in_epochs}, "
+            f"--cycle_epochs={flags.cycle_epochs}"
+        )
+    if flags.sampler != "sgd" and flags.norm == "batch":
+        raise ValueError(
+            "Batch normalization makes the loss of an example depend on the others: it "
+            "has no posterior to sample. Take --norm=weight, or --sampler=sgd."
+        )
+    splits = session.load_data(flags)
+    workdir = session.open_workdir(flags, "atmc")
+    numbers = range(flags.chains)
+    jobs.run(PROGRAM, "run_in_a_job", flags, [(str(workdir.path), n) for n in numbers])
+    found = [run_chain(flags, splits, workdir.path, n) for n in numbers]
+    write_history(workdir / "history.csv", found[0].history)
+    model = found[0].model
+    posterior = None
+    if found[0].samples is not None:
+        sets = [weights for chain in found for weights in chain.samples]
+        posterior = WeightSets(model, sets)
+    evaluation = evaluate(
+        flags,
+        splits,
+        model,
+        found[0].history,
+        methods_of(found, splits, posterior),
+        shown="one_pass" if posterior is None and flags.chains == 1 else "posterior",
+    )
+    return report.write(
+        workdir,
+        evaluation,
+        describe(flags),
+        chains.sections(found, posterior),
+        served=posterior,
+    )
+
+
+def methods_of(found, splits, posterior):
+    """Returns the ways to predict, by key.
+
+    Args:
+        found: List of `Chain`s.
+        splits: The `Splits`.
+        posterior: `WeightSets` of the samples of all chains; None for SGD, of which
+            several runs are an ensemble.
+    """
+    arguments = methods.MEAN | {"chunk_size": methods.chunk_size(splits)}
+    ended = [chain.model for chain in found]
+    ways = {"one_pass": methods.Method("last weights", ended, arguments, "one sample")}
+    if posterior is not None:
+        title = f"posterior predictive, {len(posterior)} samples"
+        kept = arguments | {"keep_samples": True}
+        ways["posterior"] = methods.Method(title, [posterior], kept, "posterior")
+    elif len(ended) > 1:
+        title = f"ensemble of {len(ended)}"
+        ways["posterior"] = methods.Method(title, [ended], arguments, "ensemble")
+    return ways
+
+
+def describe(flags):
+    """Returns what the flags train, as a noun phrase."""
+    how = {"sgd": "SGD"}.get(flags.sampler, flags.sampler.upper())
+    norm = {"weight": "weight normalization and priors", "batch": "batch normalization"}
+    number = f", {flags.chains} chains" if flags.chains > 1 else ""
+    temperature = (
+        f", temperature {flags.temperature:g}" if flags.sampler != "sgd" else ""
+    )
+    return (
+        f"ResNet++ of {flags.depth} layers and width {flags.width:g} with "
+        f"{norm[flags.norm]}, by {how}{temperature}{number}, seed {flags.seed}. Of the "
+        "first chain"
+    )
+
+
+_COLUMNS = [("accuracy, %", "accuracy", ".2f"), ("NLL", "nll", ".3f")]
+PROGRAM = Program(
+    "atmc",
+    (
+        groups.RUN,
+        groups.COMPARISON,
+        groups.JOBS,
+        groups.DATA,
+        groups.CLASSIFICATION,
+        groups.TRAINING,
+        groups.WIDTH,
+        _ATMC,
+    ),
+    _COMMON,
+    _DEFAULTS,
+    main,
+)
+run = PROGRAM.run
+
+
+if __name__ == "__main__":
+    run()
