@@ -24,6 +24,7 @@ _ONE_RUN = (
     "test_accelerator_plan.py",
     "test_export_ensembles.py",
     "test_trainers_all_cnn.py",
+    "test_trainers_atmc.py",
     "test_trainers_cell_fcn.py",
     "test_trainers_sbn.py",
     "test_trainers_sbp.py",

@@ -32,9 +32,9 @@ Defaults:
 
 Adam (beta_1 0.95), constant up to `--decay_start` and then falling linearly to 0, as in
 the authors' code; so is the tenfold rate of the posteriors. The evidence lower bound
-has `--kl_factor=1`; more prunes sooner, and more. `--conv_kl_factor` is beside it. After
-each of `--shrink_epochs` the network goes on without the channels pruned so far, which
-do not come back, and takes less time.
+has `--kl_factor=1`; more prunes sooner, and more. `--conv_kl_factor` is beside it.
+After each of `--shrink_epochs` the network goes on without the channels pruned so far,
+which do not come back, and takes less time.
 
 Reference:
     Neklyudov et al., 2017, "Structured Bayesian Pruning via Log-Normal Multiplicative

@@ -134,7 +134,8 @@ class Sampler(keras.optimizers.Optimizer):
         """Returns the gradient of U of the gradient of the loss."""
         gradient = ops.multiply(gradient, float(self.num_examples))
         # Of an embedding it may have some rows alone: a sum has all.
-        return ops.add(ops.zeros_like(variable), ops.cast(gradient, variable.dtype))
+        zeros = ops.zeros(variable.shape, variable.dtype)
+        return ops.add(zeros, ops.cast(gradient, variable.dtype))
 
     def _read(self, index, variable, gradient, step, kinetic):
         """Adds a step to the readings.
@@ -149,7 +150,7 @@ class Sampler(keras.optimizers.Optimizer):
         values = (
             1.0,
             kinetic,
-            ops.mean(variable * gradient),
+            ops.mean(ops.convert_to_tensor(variable) * gradient),
             ops.mean(ops.square(step)),
         )
         values = ops.stack([ops.cast(value, "float32") for value in values])

@@ -84,18 +84,18 @@ def test_rates_have_mean_zero_at_the_temperature(virial, speed):
         energy = mass * speed**2 * q / (np.sqrt(1 + q) + 1)
     density = np.exp(-energy / temperature)
     rate = langevin.thermostat_rate(
-        tensor(p, "float64"), mass, speed, temperature, virial
+        tensor(p, DTYPES[-1]), mass, speed, temperature, virial
     )
     mean = integrate.trapezoid(np.array(rate) * density, p)
     mean /= integrate.trapezoid(density, p)
-    assert abs(mean) < 1e-8
+    assert abs(mean) < {"float32": 1e-6, "float64": 1e-8}[DTYPES[-1]]
 
 
 def test_speeds_stay_below_their_limit():
-    p = tensor([-1e6, -1.0, 0.0, 1.0, 1e6], "float64")
+    p = tensor([-1e6, -1.0, 0.0, 1.0, 1e6])
     speeds = np.array(langevin.velocity(p, 2.0, 0.3))
     assert np.all(np.abs(speeds) <= 0.3)
-    np.testing.assert_allclose(speeds[3], 0.5 / math.sqrt(1 + 1 / 0.36))
+    np.testing.assert_allclose(speeds[3], 0.5 / math.sqrt(1 + 1 / 0.36), rtol=1e-6)
     speeds = np.array(langevin.velocity(p, 2.0))
     np.testing.assert_allclose(speeds, np.array(p) / 2)
 

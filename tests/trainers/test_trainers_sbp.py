@@ -143,7 +143,7 @@ def histories(folder):
 
 
 @pytest.mark.parametrize(
-    ("phase", "after"), [("without pruning", 2), long("with pruning", 3)]
+    ("phase", "after"), [long("without pruning", 2), long("with pruning", 3)]
 )
 def test_a_killed_run_goes_on_to_the_same_figures(
     finished, tmp_path, monkeypatch, no_export, phase, after
@@ -220,6 +220,7 @@ def test_epochs_to_shrink_at_are_checked(tmp_path):
         run_main(tmp_path / "b", conv_kl_factor="2,3", pretrain_epochs=0)
 
 
+@pytest.mark.slow
 def test_it_starts_from_a_file(finished, tmp_path, no_export, capsys):
     path, _ = finished
     flags = flags_of(path)
@@ -253,6 +254,7 @@ def test_other_networks_prune(network, tmp_path, no_export):
     assert not (tmp_path / "pretrained").exists()
 
 
+@pytest.mark.slow
 def test_the_rate_of_the_posteriors_is_theirs_alone(tmp_path):
     flags = flags_of(tmp_path, pretrain_epochs=0, epochs=1, schedule="constant")
     splits = session.load_data(flags)

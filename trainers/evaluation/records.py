@@ -24,8 +24,8 @@ class Record:
         method: Key of the `Method` that predicted, or None.
         output: Name of the network's output where it has several, or None.
         axis: What `at` is: `"layer"`, a name; `"coverage"`, the share kept in per cent;
-            `"perturbation"`, its size; `"samples"`, how many; `"chain"`, its number. None
-            without `at`.
+            `"perturbation"`, its size; `"samples"`, how many; `"chain"`, its number.
+            None without `at`.
         at: Where on the axis, or None.
         stddev: Standard deviation over the runs of a method, None for one run.
     """
