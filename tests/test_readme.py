@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import warnings
 
 import keras
 import numpy as np
@@ -100,3 +101,18 @@ def test_the_loop_takes_a_stream(tmp_path, monkeypatch):
     # Two normal laws a distance of 8 apart, by 64 pixels: nearly no error.
     assert history[-1]["val_accuracy"] > 0.95
     assert history[-1]["nll"] < history[0]["nll"]
+
+
+def test_the_guide_samples(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("Sample the weights")
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 2000)
+    images = rng.normal(size=(2000, 4, 4, 1)) + labels[:, None, None, None]
+    names = {"images": images.astype("float32"), "labels": labels}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # Of a cycle that is not over.
+        exec(code, names)
+    assert len(names["posterior"]) == 3
+    right = (names["prediction"].probs.argmax(-1) == labels).mean()
+    assert right > 0.85
