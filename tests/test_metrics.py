@@ -121,8 +121,14 @@ def test_ece_equal_mass_without_ties_brute_force(rng):
     top, right = probs.max(-1), probs.argmax(-1) == labels
     order = np.argsort(top)
     total, start = 0, 0
+    bins = metrics.equal_mass_bins(probs, labels)
+    assert len(bins.edges) == 9
     for i in range(8):
         part = order[start : start + 101 // 8 + (i < 101 % 8)]
+        assert bins.confidence[i] == pytest.approx(top[part].mean())
+        assert bins.accuracy[i] == pytest.approx(right[part].mean())
+        assert bins.count[i] == len(part)
+        assert bins.edges[i] <= top[part].min() <= top[part].max() == bins.edges[i + 1]
         total += len(part) / 101 * abs(top[part].mean() - right[part].mean())
         start += len(part)
     assert start == 101

@@ -270,6 +270,16 @@ def test_coverage_curves(tmp_path):
     assert ax.get_ylabel() == "error among them (%)"
 
 
+def test_calibration_curves(tmp_path):
+    curves = {"one": ([0.5, 0.9], [0.6, 0.8]), "two": ([0.7], [0.7])}
+    ax = drawn(plots.calibration_curves(curves), tmp_path).axes[0]
+    np.testing.assert_allclose(data(ax, "one"), [[50, 90], [10, -10]])
+    np.testing.assert_allclose(data(ax, "two"), [[70], [0]], atol=1e-12)
+    assert legend_of(ax) == list(curves)
+    with pytest.raises(ValueError, match="'one'"):
+        plots.calibration_curves({"one": ([0.5, 0.9], [0.6])})
+
+
 def test_batch_noise(tmp_path):
     records = [
         measured(layer, batch, positions, (2 * batch * p) ** -0.5, (batch * p) ** -0.5)

@@ -61,6 +61,22 @@ _PUBLISHED = {
 }
 
 
+def published(network):
+    """Returns what was published: list of `(method, error in %, factor, widths)`.
+
+    Args:
+        network: Name of the network, as of `bayesnorm.models`.
+    """
+    found = _PUBLISHED.get(network)
+    if found is None:
+        return []
+    whole = found.macs(*found.widths)
+    return [
+        (method, error, whole / found.macs(*widths), _widths(widths))
+        for method, error, widths in found.rows
+    ]
+
+
 # --- while training ------------------------------------------------------------------
 
 
@@ -186,18 +202,12 @@ def kept_channels(evaluation, network, removed):
         if way in evaluation.predictions["test"]:
             error = number(evaluation.records.value("test", "error", way), ".2f")
             rows.append([title, _widths(some), error, f"{before / after:.1f}"])
-    published = _PUBLISHED.get(network)
+    known = _PUBLISHED.get(network)
     beside = ""
-    if published is not None and published.widths == of:
-        whole = published.macs(*of)
+    if known is not None and known.widths == of:
         rows += [
-            [
-                method,
-                _widths(widths),
-                f"{error:.2f}",
-                f"{whole / published.macs(*widths):.1f}",
-            ]
-            for method, error, widths in published.rows
+            [method, widths, f"{error:.2f}", f"{factor:.1f}"]
+            for method, error, factor, widths in published(network)
         ]
         beside = (
             " Below it what was published, all on MNIST, with the MACs of these widths."
