@@ -196,7 +196,7 @@ def main(argv):
         "Error on the test part; how many times fewer multiplications of dense and",
         "convolutional layers; the channels that each of these layers takes. Published",
         "networks of these widths, on MNIST, are below. Channels of which the ratio",
-        "fell below 1 while training shrank the network are gone for the evidence, too.",
+        "fell below 1 while training shrank the network are gone for both criteria.",
         "",
     ]
     text = "\n".join(lines)
