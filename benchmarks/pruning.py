@@ -105,7 +105,7 @@ def served_seconds(models, batch):
 
 
 def measure(folder):
-    """Returns the figures of a run."""
+    """Returns the figures of a run, and the networks whose times are compared."""
     run = sbp.PROGRAM.flags({"config": f"{folder}/flags.txt", "workdir": folder})
     keras.utils.set_random_seed(run.seed)
     splits = session.load_data(run)
@@ -124,8 +124,12 @@ def measure(folder):
             "macs": before if report is None else report.macs[1],
             "inputs": None if report is None else [x.inputs[1] for x in report.layers],
         }
-    pair = {"before": trained, "after": rows["snr"][0]}
-    found["compiled"] = {b: cost.latencies(pair, b) for b in _BATCHES}
+    return found, {"before": trained, "after": rows["snr"][0]}
+
+
+def times(pair):
+    """Returns the seconds of calls of two networks, by how they are called and batch."""
+    found = {"compiled": {b: cost.latencies(pair, b) for b in _BATCHES}}
     if keras.backend.backend() == "tensorflow":
         found["served"] = {b: served_seconds(pair, b) for b in _BATCHES}
     return found
@@ -178,11 +182,14 @@ def table(results):
 def main(argv):
     """Measures, prints and writes."""
     del argv
-    results = {}
+    results, measured = {}, []
     for folder in _RUNS.value:
-        found = measure(folder)
-        results.setdefault(found["network"], []).append(found)
-        print(json.dumps(found), flush=True)
+        measured.append(measure(folder))
+        print(json.dumps(measured[-1][0]), flush=True)
+    # Last, and together: nothing else is to run beside them.
+    print("times", flush=True)
+    for found, pair in measured:
+        results.setdefault(found["network"], []).append(found | times(pair))
     version = f"Keras {keras.__version__} on {keras.backend.backend()}"
     lines = [
         "# Structured Bayesian pruning",
