@@ -128,7 +128,7 @@ def measure(folder):
 
 
 def times(pair):
-    """Returns the seconds of calls of two networks, by how they are called and batch."""
+    """Returns the seconds of calls of two networks, by way to call them and batch."""
     found = {"compiled": {b: cost.latencies(pair, b) for b in _BATCHES}}
     if keras.backend.backend() == "tensorflow":
         found["served"] = {b: served_seconds(pair, b) for b in _BATCHES}
