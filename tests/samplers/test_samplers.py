@@ -8,7 +8,7 @@ import pytest
 from keras import layers, ops
 
 from bayesnorm import samplers
-from tests.helpers import DTYPES
+from tests.helpers import DTYPES, long
 
 ETAS = [0.5, -1.2, 0.3, 0.9, -0.4]
 
@@ -90,6 +90,8 @@ KINDS = [
     lambda **kw: samplers.SGLD(64, **kw),
 ]
 IDS = ["atmc", "sgnht", "sghmc", "sgld"]
+# Where SGNHT and SGHMC do nothing of their own.
+SOME = [KINDS[0], long(KINDS[1]), long(KINDS[2]), KINDS[3]]
 
 
 def trained(sampler, epochs=3, jit=False, **kwargs):
@@ -115,7 +117,7 @@ def test_at_temperature_0_it_is_sgd_with_momentum(kind, exact):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=IDS)
+@pytest.mark.parametrize("kind", SOME, ids=IDS)
 def test_draws_follow_from_the_seed_alone(kind):
     first = trained(kind(seed=3, verbose=False)).get_weights()
     same = trained(kind(seed=3, verbose=False)).get_weights()
@@ -133,7 +135,7 @@ def test_compiled_by_xla_it_takes_the_same_steps():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=IDS)
+@pytest.mark.parametrize("kind", SOME, ids=IDS)
 def test_a_saved_chain_goes_on(kind, tmp_path):
     rate = samplers.CyclicalCosine(0.001, 7)
     whole = trained(kind(seed=3, learning_rate=rate), epochs=4)
