@@ -96,6 +96,15 @@ _SBP = (
         valid=lambda value: value is None or 0 <= value <= 1,
         expected="must be from 0 to 1",
     ),
+    Flag(
+        "dropout",
+        "float",
+        "Likewise of those with pruning: beside its noise, which shrinks where a "
+        "channel matters.",
+        0.0,
+        lambda value: 0 <= value <= 1,
+        "must be from 0 to 1",
+    ),
     groups.positive(
         "posterior_rate", "Learning rate of the posteriors, in units of the weights'."
     ),
@@ -200,8 +209,9 @@ def build(flags, splits, scale):
         arguments["padding"] = session.padding_for(flags, splits)
     if flags.network == "resnet":
         arguments["depth"] = flags.depth
-    elif scale == "plain":
-        arguments["dropout"] = flags.pretrain_dropout
+    else:
+        rates = {"plain": flags.pretrain_dropout, "pruning": flags.dropout}
+        arguments["dropout"] = rates[scale]
     if scale == "pruning":
         arguments["threshold"] = flags.threshold
     return getattr(models, flags.network)(
