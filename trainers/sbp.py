@@ -24,7 +24,7 @@ Defaults:
     --pretrain_dropout      0          0.3        1          0
     --kl_factor             1          1.5        1          1
     --conv_kl_factor        1          80,33      1          1
-    --decay_start           0.5        0.5        0.5        0.5
+    --decay_start           0.5        0.4        0.5        0.5
     --shrink_epochs         -          6,12,24    -          -
     --augment               false      false      true       true
 
@@ -177,7 +177,7 @@ _DEFAULTS = {
         "batch_size": 128,
         "kl_factor": 1.5,
         "conv_kl_factor": ["80", "33"],
-        "decay_start": 0.5,
+        "decay_start": 0.4,
         "shrink_epochs": ["6", "12", "24"],
     },
     "cifar10": {
