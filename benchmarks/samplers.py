@@ -113,10 +113,10 @@ def _chain(task, make, seed):
     run = backend.compiled_loop(step, [weights, *sampler.variables])
     zeros = [ops.zeros(shape[1:]), ops.zeros(shape[1:] * 2)]
     run(0, task["burn_in"], zeros)
-    start = time.perf_counter()
+    start = time.process_time()
     totals = run(task["burn_in"], task["steps"], zeros)
     total, square = (ops.convert_to_numpy(x) for x in totals)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     steps = task["steps"] - task["burn_in"]
     count = steps * task["chains"]
     return sampler_peers.summary(task, total, square, count, seconds, steps)
@@ -224,7 +224,7 @@ def _page(settings, results):
                     f"{ms:.2f}",
                 ]
             )
-        head = ["", "library", "mean", "variance", "covariance", "ms of a step"]
+        head = ["", "library", "mean", "variance", "covariance", "CPU ms of a step"]
         rows.sort(key=lambda row: ["ATMC", "SGNHT", "SGHMC", "SGLD"].index(row[0]))
         lines += ["", f"## {target.capitalize()}", "", tables.table(head, rows)]
     return "\n".join([*lines, ""])

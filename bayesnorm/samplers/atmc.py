@@ -32,10 +32,10 @@ class ATMC(ThermostatSampler):
     what part of the first step later ones are. For steps of half the size give `mass` 4
     times as large.
 
-    A thermostat sees the noise of its own weight. What the noise of two weights has in
-    common, and what depends on where they are, stays as a bias of the posterior's
-    covariance, of order `h V / (2 m D)`, as without thermostats: smaller steps or
-    larger batches lessen it.
+    A thermostat sees the noise of its own weight, on average. What two weights' noise
+    has in common, and how it depends on where they are, leaves a bias in the weights'
+    covariance, a part of the heat `h V / (2 m D)`: smaller steps or larger batches
+    lessen it.
 
     Thermostats need about `mu D / h` steps to settle: 105,000 for the paper's mu = 1.
     Any mu leaves the target as it is.

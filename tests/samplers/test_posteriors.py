@@ -288,7 +288,7 @@ def logistic_energy(weights, x, y):
 
 
 def by_quadrature(x, y, nodes=24):
-    """Returns mean and covariance of the weights, by Gauss and Hermite about the mode."""
+    """Returns mean and covariance of the weights, by Gauss and Hermite."""
     size = x.shape[1]
     mode = np.zeros(size)
     for _ in range(30):
