@@ -134,7 +134,8 @@ class Sampler(keras.optimizers.Optimizer):
         """Returns the gradient of U of the gradient of the loss."""
         gradient = ops.multiply(gradient, float(self.num_examples))
         # Of an embedding it may have some rows alone: a sum has all.
-        return ops.add(ops.zeros_like(variable), ops.cast(gradient, variable.dtype))
+        zeros = ops.zeros_like(ops.convert_to_tensor(variable))
+        return ops.add(zeros, ops.cast(gradient, variable.dtype))
 
     def _read(self, index, variable, gradient, step, kinetic):
         """Adds a step to the readings.

@@ -88,7 +88,8 @@ def test_rates_have_mean_zero_at_the_temperature(virial, speed):
     )
     mean = integrate.trapezoid(np.array(rate) * density, p)
     mean /= integrate.trapezoid(density, p)
-    assert abs(mean) < 1e-8
+    # JAX's float64 is float32.
+    assert abs(mean) < (1e-8 if "float64" in DTYPES else 1e-6)
 
 
 def test_speeds_stay_below_their_limit():

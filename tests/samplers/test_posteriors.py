@@ -334,28 +334,35 @@ def by_hmc(x, y, number=1000, steps=200, leaps=6, h=0.1):
     return kept.mean(0), np.cov(kept.T)
 
 
-def check_logistic(kind, x, y, true, number, steps, h, batch, burn_in=500):
+def logistic_errors(kind, x, y, true, number, steps, h, batch, burn_in=500):
     sampler, prior = KINDS[kind](len(x), learning_rate=h), priors.Normal(len(x), STDDEV)
     shape = (number, x.shape[1])
     _, run = chains(sampler, logistic_nll, [x, y], shape, prior, batch)
     run(0, burn_in)
-    mean, covariance = errors(*run(burn_in, burn_in + steps), *true)
-    # SGHMC is off by 0.22, the thermostats by 0.025 where noise has most in common.
-    assert mean < 0.03
-    assert covariance < 0.05
+    return errors(*run(burn_in, burn_in + steps), *true)
 
 
 @pytest.mark.parametrize("kind", ["atmc", long("sgnht")])
 def test_logistic_regression(kind):
     x, y = logistic_data()
-    check_logistic(kind, x, y, by_quadrature(x, y), 1500, 1200, 0.025, 20)
+    truth = by_quadrature(x, y)
+    mean, covariance = logistic_errors(kind, x, y, truth, 1500, 1200, 0.025, 20)
+    # Of SGHMC's covariance 0.22; here 0.025, of noise that weights have in common.
+    assert mean < 0.03
+    assert covariance < 0.05
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["atmc", "sgnht"])
 def test_logistic_regression_of_more_weights(kind):
     x, y = logistic_data(100, 6)
-    check_logistic(kind, x, y, by_hmc(x, y), 600, 4000, 0.0075, 50, burn_in=1000)
+    truth = by_hmc(x, y)
+    mean, covariance = logistic_errors(
+        kind, x, y, truth, 600, 4000, 0.0075, 50, burn_in=1000
+    )
+    # 0.06 are left, of noise that is larger and more in common than above.
+    assert mean < 0.05
+    assert covariance < 0.09
 
 
 @pytest.mark.slow
