@@ -346,10 +346,10 @@ def logistic_errors(kind, x, y, true, number, steps, h, batch, burn_in=500):
 def test_logistic_regression(kind):
     x, y = logistic_data()
     truth = by_quadrature(x, y)
-    mean, covariance = logistic_errors(kind, x, y, truth, 1500, 1200, 0.025, 20)
-    # Of SGHMC's covariance 0.22; here 0.025, of noise that weights have in common.
-    assert mean < 0.03
-    assert covariance < 0.05
+    mean, covariance = logistic_errors(kind, x, y, truth, 1500, 2000, 0.025, 40)
+    # About 0.02 are left, of noise that weights have in common, and 0.01 are chance.
+    assert mean < 0.04
+    assert covariance < 0.06
 
 
 @pytest.mark.slow
@@ -362,7 +362,7 @@ def test_logistic_regression_of_more_weights(kind):
     )
     # 0.06 are left, of noise that is larger and more in common than above.
     assert mean < 0.05
-    assert covariance < 0.09
+    assert covariance < 0.1
 
 
 @pytest.mark.slow
