@@ -71,9 +71,10 @@ def kick(
         noise: Tensor of standard normals, e.
         speed_limit: Number, c.
         temperature: Number, T.
-        exact: Whether the gradient weighs `h (1 + e^{-b h}) / 2` instead. On a
-            quadratic U the stationary variance is exact then; with the other it is `x
-            coth(x)` times as large, `x = b h / 2`.
+        exact: Whether the gradient weighs `h (1 + e^{-b h}) / 2` instead. On `U = k
+            theta^2 / 2` the stationary variance is `X T / k` in the middle of the drift
+            that follows, and `X^2 / (X - k h^2 / (4 m)) T / k` at its end: X is 1 then,
+            and `x coth(x)` with the other, `x = b h / 2`.
 
     Returns:
         Tensor of p's shape.

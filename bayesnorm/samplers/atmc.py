@@ -32,6 +32,11 @@ class ATMC(ThermostatSampler):
     what part of the first step later ones are. For steps of half the size give `mass` 4
     times as large.
 
+    A thermostat sees the noise of its own weight, on average. What two weights' noise
+    has in common, and how it depends on where they are, leaves a bias in the weights'
+    covariance, a part of the heat `h V / (2 m D)`: smaller steps or larger batches
+    lessen it.
+
     Thermostats need about `mu D / h` steps to settle: 105,000 for the paper's mu = 1.
     Any mu leaves the target as it is.
 
@@ -55,7 +60,8 @@ class ATMC(ThermostatSampler):
         virial: Whether the thermostat reads `p^2 / M - T`, as the paper prints it,
             instead. The target is then not exact (within 1.5 % where it was tried).
         exact_kick: Whether the gradient weighs `h (1 + e^{-b h}) / 2` instead, which
-            leaves the variance of a quadratic U as it is at any b h.
+            makes the variance of a quadratic U independent of friction: `1 / (1 - k
+            h^2 / (4 m))` times the target's, k the curvature, at any b h.
         temperature: T, from 0. At 0 thermostats rest, and with Gaussian momenta this is
             SGD with momentum, `equivalent_sgd()`.
         seed: Integer; None for a random one.

@@ -24,7 +24,7 @@ class MomentumSampler(Sampler):
         friction: D.
         mass: m.
         speed_limit: c; `math.inf` for Gaussian momenta, None for the paper's.
-        exact_kick: Whether the gradient weighs as is exact on a quadratic.
+        exact_kick: Whether the gradient weighs `h (1 + e^{-b h}) / 2`.
         **kwargs: Those of `Sampler`.
     """
 
@@ -139,7 +139,7 @@ class ThermostatSampler(MomentumSampler):
         speed_limit: c; `math.inf` for Gaussian momenta, None for the paper's.
         thermostat_mass: mu.
         virial: Whether the thermostat reads `p K'`.
-        exact_kick: Whether the gradient weighs as is exact on a quadratic.
+        exact_kick: Whether the gradient weighs `h (1 + e^{-b h}) / 2`.
         **kwargs: Those of `Sampler`.
     """
 
