@@ -118,6 +118,8 @@ class Trace:
         balances: The `Balance`s.
         pins: `(ids, operation, reason)` of channels that must stay.
         made: By the identity of a layer: the numbers of the channels that it makes.
+        indices: By the identity of an operation that takes channels by their places:
+            these.
     """
 
     def __init__(self):
@@ -127,6 +129,7 @@ class Trace:
         self.balances = []
         self.pins = []
         self.made = {}
+        self.indices = {}
         self.size = 0
         self._ties = []
 

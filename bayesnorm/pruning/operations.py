@@ -130,6 +130,31 @@ def _reshape(trace, operation, channels):
     return reshaped(trace, channels, operation.compute_output_spec(symbol).shape)
 
 
+def _thin_take(operation, removal):
+    return [removal.taken(operation)]
+
+
+@register(numpy.Take, thin=_thin_take)
+def _take(trace, operation, channels, indices):
+    """Channels by their places, as in front of a layer that was pruned before."""
+    if isinstance(indices, Channels):
+        raise RefusedError("takes them from places that the input says")
+    indices = np.asarray(ops.convert_to_numpy(indices))
+    axis = operation.axis
+    if axis is None or axis % len(channels.shape) != channels.axis:
+        raise RefusedError("takes positions of them")
+    if indices.ndim != 1 or not len(channels.ids):
+        raise RefusedError("takes them from places of several axes")
+    indices = trace.indices[id(operation)] = indices % len(channels.ids)
+    shape = list(channels.shape)
+    shape[channels.axis] = len(indices)
+    return channels.replace(
+        shape=tuple(shape),
+        ids=channels.ids[indices],
+        constant=channels.constant[indices],
+    )
+
+
 @register(numpy.Transpose)
 def _transpose(trace, operation, channels):
     order = operation.axes or tuple(reversed(range(len(channels.shape))))

@@ -3,7 +3,8 @@
 import dataclasses
 
 import numpy as np
-from keras import ops
+
+from bayesnorm.graph.internals import numpy_ops
 
 # Rows of a kernel are left out in front of it, where its input keeps them for others,
 # from these shares of them on: of a vector, and of maps, of which a copy costs more.
@@ -11,14 +12,25 @@ _GATHER_VECTOR, _GATHER_MAP = 0.1, 0.25
 
 
 class Gather:
-    """Takes some of the channels of a tensor, as an operation of the graph."""
+    """Takes some of the channels of a tensor, as an operation of the graph.
 
-    def __init__(self, indices, axis):
+    Args:
+        indices: Their places.
+        axis: The channel axis.
+        names: Function that returns the name of the operation, another for each call.
+    """
+
+    def __init__(self, indices, axis, names):
         self.indices, self.axis = [int(i) for i in indices], axis
+        self._names = names
 
     def __call__(self, x, *args, **kwargs):
         """Returns the channels of `x`."""
-        return ops.take(x, self.indices, axis=self.axis)
+        # `ops.take` counts in this process alone: a model that was loaded may have one
+        # of the name.
+        operation = numpy_ops.Take(axis=self.axis)
+        operation.name = self._names()
+        return operation(x, self.indices)
 
 
 class Removal:
@@ -45,6 +57,7 @@ class Removal:
         self._sinks = _by_operation(trace.sinks)
         self._gone = np.ones(self._groups.max() + 1 if trace.size else 0, bool)
         self.restored, self.vanishing = [], []
+        self._names = {operation.name for operation in trace.operations}
         for ids, operation, reason in trace.pins:
             self._restore(ids, operation, reason)
         for sink in self._sinks.values():
@@ -155,6 +168,19 @@ class Removal:
         """Returns the `Sink` that an operation is, of all its calls."""
         return self._sinks[id(operation)]
 
+    def taken(self, operation):
+        """Returns the `Gather` in the place of an operation that takes channels."""
+        inputs, outputs = self.channels(operation)
+        places = np.cumsum(self.kept(inputs.ids)) - 1
+        left = self._trace.indices[id(operation)][self.kept(outputs.ids)]
+        axis = inputs.axis - len(inputs.shape)
+        own = iter([operation.name])
+        return Gather(
+            places[left],
+            axis,
+            lambda: next(own, None) or self._free_name(operation.name),
+        )
+
     def constant(self, sink):
         """Returns the constants of the channels that a sink takes, 0 for none."""
         return np.nan_to_num(sink.channels.constant)
@@ -194,7 +220,20 @@ class Removal:
             return []
         # From the end: a dense layer may be called on tensors of several ranks.
         axis = sink.channels.axis - len(sink.channels.shape)
-        return [Gather(np.searchsorted(kept, rows), axis)]
+        name = f"{sink.operation.name}_take"
+        return [
+            Gather(np.searchsorted(kept, rows), axis, lambda: self._free_name(name))
+        ]
+
+    def _free_name(self, name):
+        """Returns a name that no operation has: this one, or with a number behind."""
+        found = next(
+            x
+            for x in (name, *(f"{name}_{i}" for i in range(1, len(self._names) + 2)))
+            if x not in self._names
+        )
+        self._names.add(found)
+        return found
 
     def input_shape(self, sink):
         """Returns the shape of what a sink takes, behind its `Gather`."""

@@ -648,6 +648,50 @@ def test_training_goes_on_in_what_is_left(before_bias):
         bayesnorm.prune(model, threshold=2.0, keep_posteriors=True)
 
 
+def test_channels_taken_by_their_places():
+    x = keras.Input((6, 6, 2))
+    h = layers.Conv2D(5, 3, name="conv")(x)
+    # The last twice, and one that nobody takes.
+    h = ops.take(layers.ReLU()(h), np.array([4, 0, -1, 2]), axis=-1)
+    model = with_biases(keras.Model(x, layers.Conv2D(3, 3, name="behind")(h)))
+    kernel = model.get_layer("conv").kernel
+    for indices, conv, behind in (((0, 1), 2, 3), ((0, 4), 1, 1)):
+        kernel.assign(np.where(dead(5, *indices), values(kernel), 0.0))
+        pruned, report = bayesnorm.prune(model)
+        close(model, pruned)
+        assert pruned.get_layer("behind").kernel.shape[2] == behind
+        # The one that nobody takes has no sink that could free it, but is dead.
+        assert report.kept["conv"][0] >= conv
+
+
+def test_pruning_again_goes_on_from_what_an_input_keeps(tmp_path):
+    model = with_biases(
+        keras.Sequential(
+            [
+                keras.Input((20,)),
+                bayesnorm.StructuredBayesianPruning(name="pixels"),
+                layers.Dense(6, "relu", name="dense"),
+                layers.Dense(2, name="out"),
+            ]
+        )
+    )
+    theta = model.get_layer("pixels")
+    for count in (12, 7):
+        theta.log_stddev.assign(np.where(np.arange(20) < count, -3.0, 1.5))
+        theta.mean.assign(np.where(np.arange(20) < count, 0.0, -3.0))
+        thinned, _ = bayesnorm.prune(model, keep_posteriors=True)
+        close(model, thinned)
+        assert thinned.get_layer("dense").kernel.shape[0] == count
+        # As in another process.
+        thinned.save(tmp_path / "model.keras")
+        keras.backend.clear_session()
+        model = thinned = keras.models.load_model(tmp_path / "model.keras")
+        theta = thinned.get_layer("pixels")
+    pruned, _ = bayesnorm.prune(thinned)
+    close(thinned, pruned)
+    assert pruned.get_layer("dense").kernel.shape[0] == 7
+
+
 def test_a_pruning_layer_inside_another_is_named():
     x = keras.Input((4, 6))
     hidden = bayesnorm.StructuredBayesianPruning(name="hidden_theta")
