@@ -107,7 +107,8 @@ COMPARISON = (
         "string",
         "Instead of one run, those that a file lists, side by side; other flags hold "
         "for all of them. With the package come, for all_cnn, 'table1', 'batch_size' "
-        "and 'normalization_batch', and for cell_fcn 'segmentation' and 'activations'.",
+        "and 'normalization_batch', for cell_fcn 'segmentation' and 'activations', and "
+        "for atmc 'atmc'.",
         **_WHOLE,
     ),
     Flag(

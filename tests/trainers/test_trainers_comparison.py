@@ -9,7 +9,7 @@ import types
 
 import pytest
 
-from trainers import all_cnn, cell_fcn, comparison
+from trainers import all_cnn, atmc, cell_fcn, comparison
 from trainers.comparison import execution, main, report
 from trainers.comparison.execution import Outcome
 from trainers.comparison.plan import Finding, read_plan
@@ -80,8 +80,8 @@ CONFIGS = pathlib.Path(comparison.__file__).parents[1] / "configs"
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.ini")))
 def test_the_files_of_the_package_are_right(name):
-    of_cells = name in ("segmentation", "activations")
-    program = (cell_fcn if of_cells else all_cnn).PROGRAM
+    others = {"segmentation": cell_fcn, "activations": cell_fcn, "atmc": atmc}
+    program = others.get(name, all_cnn).PROGRAM
     plan = read_plan(name, program.flags())
     assert plan.figures
     assert len(plan.runs) >= 3
