@@ -1,7 +1,6 @@
 """Samples of a chain, stored while it runs."""
 
 import pathlib
-import re
 import warnings
 
 import keras
@@ -9,7 +8,7 @@ import keras
 from bayesnorm.arguments import check_number, positive_integer
 from bayesnorm.prediction.weight_sets import WeightSets
 from bayesnorm.samplers.cyclical_cosine import CyclicalCosine
-from bayesnorm.storage import ArchiveError, remove_drafts
+from bayesnorm.storage import ArchiveError, numbered_files, remove_drafts
 
 _PATTERN = "sample-*.npz"
 
@@ -148,9 +147,4 @@ class PosteriorSamples(keras.callbacks.Callback):
 
 def _files(directory):
     """Returns the files of samples by their epoch, in order."""
-    found = {
-        int(match[1]): path
-        for path in pathlib.Path(directory).glob(_PATTERN)
-        if (match := re.fullmatch(r"sample-(\d+)\.npz", path.name))
-    }
-    return dict(sorted(found.items()))
+    return numbered_files(directory, "sample")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import time
 import uuid
@@ -49,6 +50,17 @@ def remove_drafts(folder, pattern):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - draft.stat().st_mtime > _STALE_S:
                 draft.unlink()
+
+
+def numbered_files(folder, prefix):
+    """Returns the files `PREFIX-NUMBER.npz` of a folder by their number, in order."""
+    pattern = re.compile(rf"{re.escape(prefix)}-(\d+)\.npz")
+    found = {
+        int(match[1]): path
+        for path in pathlib.Path(folder).glob(f"{prefix}-*.npz")
+        if (match := pattern.fullmatch(path.name))
+    }
+    return dict(sorted(found.items()))
 
 
 def write_atomically(path, data):

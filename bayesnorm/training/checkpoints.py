@@ -4,12 +4,12 @@ import csv
 import dataclasses
 import io
 import pathlib
-import re
 
 import keras
 
 from bayesnorm.storage import (
     ArchiveError,
+    numbered_files,
     read_archive,
     remove_drafts,
     write_archive,
@@ -59,12 +59,7 @@ class Checkpoints:
 
     def _paths(self):
         """The checkpoints' paths, the latest first."""
-        found = {
-            int(match[1]): path
-            for path in self.directory.glob("epoch-*.npz")
-            if (match := re.fullmatch(r"epoch-(\d+)\.npz", path.name))
-        }
-        return [found[epoch] for epoch in sorted(found, reverse=True)]
+        return list(reversed(numbered_files(self.directory, "epoch").values()))
 
     def save(self, values, history):
         """Writes a checkpoint, and removes all but two and what killed runs left."""
