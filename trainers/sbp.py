@@ -41,6 +41,7 @@ Reference:
     Noise", section 5.
 """
 
+import functools
 import itertools
 import math
 
@@ -50,7 +51,8 @@ from bayesnorm import datasets, models
 from bayesnorm.pruning import prune
 from bayesnorm.surgery.weights import start_pruning
 from bayesnorm.training.checkpoints import write_history
-from bayesnorm.training.optimization import make_optimizer, step_rates
+from bayesnorm.training.loop import Config
+from bayesnorm.training.optimization import make_optimizer
 from trainers import flags as trainer_flags
 from trainers import groups, session
 from trainers.evaluation import methods
@@ -383,15 +385,13 @@ def _going_on(flags, splits, history, begin):
     """Returns what `session.train` has others of, that goes on after an epoch."""
     steps = len(splits.train) // flags.batch_size
     first = history[0]["learning_rate"]
-    over = flags.decay_epochs or flags.epochs
-    start = int(flags.decay_start * over)
+    names = ("epochs", "schedule", "decay", "decay_epochs", "decay_start")
+    whole = Config(learning_rate=first, **{name: flags[name].value for name in names})
+    rates = functools.cache(lambda epoch: whole.learning_rates(epoch, steps))
 
     def rate(step):
         epoch, step = divmod(step, steps)
-        rates = step_rates(
-            flags.schedule, first, flags.decay, over, begin + epoch, steps, start
-        )
-        return rates[step]
+        return rates(begin + epoch)[step]
 
     return {"learning_rate": str(first), "schedule": rate, "kl_warmup_epochs": 0}
 
