@@ -4,6 +4,7 @@
     python -m trainers.atmc --dataset=cifar10 --data_dir=DIR
     python -m trainers.atmc --dataset=cifar10 --data_dir=DIR --sampler=sgd --norm=batch
     python -m trainers.atmc --dataset=cifar10 --data_dir=DIR --runs=atmc --seeds=0,1
+    python -m trainers.atmc --dataset=imagenet2012 --data_dir=DIR
     python -m trainers.atmc --chains=4 --jobs=2
 
 Runs `--chains` chains of a sampler (`bayesnorm.samplers`) over the weights of ResNet++
@@ -13,16 +14,16 @@ all. `--sampler=sgd` trains as usual: the baselines, with `--norm=batch` the one
 batch normalization. Chains are independent jobs; each can be stopped and goes on. With
 no flags: the digits of scikit-learn, some minutes on two cores. Defaults:
 
-    --dataset          digits     cifar10    npz, image_folder
-    --depth            11         56         20
-    --width            0.5        2          1
-    --batch_size       32         128        32
-    --epochs           90         1000       300
-    --burn_in_epochs   30         150        100
-    --cycle_epochs     5          50         20
-    --rms_step         0.003      0.0003     0.001
-    --thermostat_mass  0.01       1          0.01
-    --augment          false      true       true
+    --dataset          digits   mnist    cifar10   imagenet2012   npz, image_folder
+    --depth            11       11       56        50             20
+    --width            0.5      0.5      2         1              1
+    --batch_size       32       128      128       256            32
+    --epochs           90       60       1000      300            300
+    --burn_in_epochs   30       20       150       100            100
+    --cycle_epochs     5        5        50        20             20
+    --rms_step         0.003    0.001    0.0003    0.0003         0.001
+    --thermostat_mass  0.01     0.01     1         1              0.01
+    --augment          false    false    true      true           true
 
 A step at the first learning rate has the root mean square `--rms_step` at temperature 1
 and is that of SGD with momentum 0.9 and learning rate `0.95 N rms_step^2`, for N
@@ -121,6 +122,16 @@ _DEFAULTS = {
         "rms_step": 0.003,
         "thermostat_mass": 0.01,
     },
+    "mnist": {
+        "depth": 11,
+        "width": 0.5,
+        "batch_size": 128,
+        "epochs": 60,
+        "burn_in_epochs": 20,
+        "cycle_epochs": 5,
+        "rms_step": 0.001,
+        "thermostat_mass": 0.01,
+    },
     "cifar10": {
         "depth": 56,
         "width": 2.0,
@@ -128,6 +139,17 @@ _DEFAULTS = {
         "epochs": 1000,
         "burn_in_epochs": 150,
         "cycle_epochs": 50,
+        "rms_step": 0.0003,
+        "thermostat_mass": 1.0,
+        "augment": True,
+    },
+    "imagenet2012": {
+        "depth": 50,
+        "width": 1.0,
+        "batch_size": 256,
+        "epochs": 300,
+        "burn_in_epochs": 100,
+        "cycle_epochs": 20,
         "rms_step": 0.0003,
         "thermostat_mass": 1.0,
         "augment": True,

@@ -148,8 +148,9 @@ CLASSIFICATION = (
     Flag(
         "resize",
         "string",
-        "Size of the images of npz and image_folder, in pixels, as 32 or as 32x48 "
-        "(height x width): they are scaled to cover it, and cut around their centre.",
+        "Size of the images of npz, image_folder and imagenet2012, in pixels, as 32 or "
+        "as 32x48 (height x width): they are scaled to cover it, and cut around their "
+        "centre.",
         valid=_passes(lambda value: image_size(value) or True),
         expected="must be a number of pixels or two, as 32 or 32x48",
     ),

@@ -10,7 +10,8 @@ from bayesnorm.training.checkpoints import Checkpoints, write_history
 from bayesnorm.training.loop import Config, Loop, fit
 from bayesnorm.training.optimization import make_optimizer
 from bayesnorm.training.progress import Progress
-from bayesnorm.training.sources import OnDevice, OnHost, of_splits, training_order
+from bayesnorm.training.parts import of_splits
+from bayesnorm.training.sources import OnDevice, OnHost, training_order
 from trainers import flags as trainer_flags
 from trainers.groups import image_size
 from trainers.workdir import Workdir
@@ -65,7 +66,7 @@ def _first_examples(flags, splits):
                 f"--{name}_examples must be at most {len(part)}, the examples of "
                 f"{splits.name!r}. Received: {count}"
             )
-        parts[name] = datasets.Split(part.images[:count], part.labels[:count])
+        parts[name] = part.first(count)
     splits = dataclasses.replace(splits, **parts)
     mean, stddev = datasets.channel_statistics(splits.train.images, splits.scale)
     return dataclasses.replace(splits, channel_mean=mean, channel_stddev=stddev)
@@ -124,8 +125,8 @@ def make_augmentation(flags, splits, seed, kind=None):
         seed: Integer from 0.
         kind: A `datasets.Augmentation`; None for the data set's default.
     """
-    if not flags.augment:
-        return None
+    if not flags.augment or isinstance(splits.train, datasets.StreamedSplit):
+        return None  # A stream is augmented where it is read.
     if kind is None:
         # An archive may bear a name that no set here has.
         known = splits.name in datasets.NAMES or splits.dense
@@ -175,7 +176,10 @@ def make_loop(
     return Loop(
         model,
         optimizer or make_optimizer(flags.optimizer),
-        data or of_splits(splits, OnHost if flags.stream else OnDevice),
+        data
+        or of_splits(
+            splits, OnHost if flags.stream else OnDevice, flags.augment, seed
+        ),
         config,
         make_augmentation(flags, splits, seed, augmentation),
         figures=figures,

@@ -5,7 +5,8 @@
 `load("cifar10", data_dir=...)` and `load("mnist", data_dir=...)` read a TensorFlow
 Datasets directory; only that call imports tensorflow and tensorflow_datasets, whatever
 the backend. `python -m bayesnorm.datasets.convert` writes such a set as one of the
-first two, which need neither.
+first two, which need neither. `load("imagenet2012", data_dir=...)` reads the training
+part while it is trained on.
 
 `load_segmentation` loads sets with a label for each pixel: `"cells"` with the plain
 install, `"image_folder"` of your own images and masks, `"dic_hela"` of a TensorFlow
@@ -17,6 +18,7 @@ from bayesnorm.datasets import (
     class_folder,
     dic_hela,
     digits,
+    imagenet,
     mask_folder,
     npz,
     synthetic_cells,
@@ -39,6 +41,7 @@ from bayesnorm.datasets.segmentation import from_images
 from bayesnorm.datasets.splits import (
     Split,
     Splits,
+    StreamedSplit,
     channel_statistics,
     from_arrays,
     validate,
@@ -56,6 +59,7 @@ __all__ = [
     "RandomShift",
     "Split",
     "Splits",
+    "StreamedSplit",
     "augmentation_for",
     "channel_statistics",
     "deform_images",
@@ -74,7 +78,7 @@ __all__ = [
 
 # Of one's own files: function of the path that loads them.
 _OWN = {"npz": npz.load, "image_folder": class_folder.load}
-NAMES = ("digits", *tfds.SOURCES, *_OWN)
+NAMES = ("digits", *tfds.SOURCES, *imagenet.NAMES, *_OWN)
 SEGMENTATION_NAMES = ("cells", "dic_hela", "image_folder")
 
 
@@ -90,7 +94,7 @@ def load(
     """Loads a data set by name.
 
     What the pixels look like and how each set is divided: `bayesnorm.datasets.digits`,
-    `tfds`, `npz` and `class_folder`.
+    `tfds`, `imagenet`, `npz` and `class_folder`.
 
     Args:
         name: One of `NAMES`.
@@ -103,9 +107,10 @@ def load(
             `ood` part and the others are relabelled `0..K-1` in their old order. None
             takes the default of the set: 8 and 9 for `digits`, else no class.
         download: Whether a set that is not in `data_dir` may be downloaded.
-        resize: Size that images of `npz` and `image_folder` are made, in pixels: an
-            integer for squares, or `(height, width)`. They are scaled to cover it and
-            cut around their centre.
+        resize: Size that images of `npz`, `image_folder` and `imagenet2012` are made,
+            in pixels: an integer for squares, or `(height, width)`. They are scaled to
+            cover it and cut around their centre; those of ImageNet are 224 by default
+            and cut as `imagenet` says.
         channels: Channels that they get: 1, which makes colours grey, or 3.
 
     Returns:
@@ -125,14 +130,26 @@ def load(
                 f"data set {name!r} needs `data_dir` (--data_dir): the path of the "
                 f"{'.npz file' if name == 'npz' else 'folder'}."
             )
-        size = _size(resize)
         if channels not in (None, 1, 3):
             raise ValueError(f"`channels` must be 1 or 3, got {channels!r}.")
-        return _OWN[name](data_dir, split_seed, held_out or (), size, channels)
-    if resize is not None or channels is not None:
+        own = _OWN[name]
+        return own(data_dir, split_seed, held_out or (), _size(resize), channels)
+    if channels is not None:
         raise ValueError(
-            f"data set {name!r} has one size and its channels: `resize` (--resize) and "
-            f"`channels` (--channels) are of {tuple(_OWN)}."
+            f"data set {name!r} has its channels: `channels` (--channels) is of "
+            f"{tuple(_OWN)}."
+        )
+    if name in imagenet.NAMES:
+        if held_out:
+            raise ValueError(
+                f"No class of {name!r} can be held out, since it is read while it is "
+                f"trained on. Received: held_out={tuple(held_out)}"
+            )
+        return imagenet.load(name, data_dir, _size(resize), download)
+    if resize is not None:
+        raise ValueError(
+            f"data set {name!r} has one size: `resize` (--resize) is of "
+            f"{(*imagenet.NAMES, *_OWN)}."
         )
     if name == "digits":
         return digits.load(split_seed, (8, 9) if held_out is None else held_out)

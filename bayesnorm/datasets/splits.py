@@ -1,11 +1,13 @@
-"""In-memory image sets, and the one check that all of them pass."""
+"""Image sets in parts, and the one check that all of them pass."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 PARTS = ("train", "validation", "test", "ood")
+# Images that are scaled at a time where not all can be.
+_CHUNK = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +27,40 @@ class Split:
     def __len__(self):
         return len(self.images)
 
+    def first(self, count):
+        """Returns the part with its first `count` examples alone."""
+        return dataclasses.replace(
+            self, images=self.images[:count], labels=self.labels[:count]
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamedSplit(Split):
+    """A training part that is read, and augmented, while it is trained on.
+
+    Attributes:
+        images: Some of its images without augmentation, `[n, height, width, channels]`.
+        labels: Their labels `[n]`.
+        num_examples: How many examples it has, its length.
+        read: Function `(seed, epoch, augment, num_examples)` that returns an iterable
+            of batches `(images, labels)` of the first so many examples, in an order
+            that is a function of seed and epoch.
+    """
+
+    num_examples: int
+    read: Callable
+
+    def __len__(self):
+        return self.num_examples
+
+    def first(self, count):
+        """Returns the part with its first `count` examples alone."""
+        return dataclasses.replace(super().first(count), num_examples=count)
+
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """A data set held in memory, checked by `validate` when it is made.
+    """A data set, checked by `validate` when it is made.
 
     The network sees `images * scale`, float32. The scale has no offset: a stored zero
     is a zero for the network, so augmentation with zero padding may run on stored or on
@@ -80,6 +112,22 @@ class Splits:
     def inputs(self, images):
         """Stored images `[n, ...]` as the network sees them, float32."""
         return np.multiply(images, np.float32(self.scale), dtype=np.float32)
+
+    def part_inputs(self, part):
+        """Returns the inputs of a part, as `bayesnorm.predict` takes them.
+
+        Args:
+            part: `"validation"`, `"test"` or `"ood"`.
+
+        Returns:
+            What `inputs` returns; of images that are mapped into memory, which are
+            too many for it, a generator of it.
+        """
+        images = getattr(self, part).images
+        if not isinstance(images, np.memmap):
+            return self.inputs(images)
+        starts = range(0, len(images), _CHUNK)
+        return (self.inputs(images[start : start + _CHUNK]) for start in starts)
 
 
 def validate(splits):

@@ -29,7 +29,7 @@ from bayesnorm import backend, datasets
 from bayesnorm.layers import kl_divergence, set_kl_weight
 from bayesnorm.layers.kl_weight import kl_weight_of_epoch
 from bayesnorm.training.optimization import check_schedule, step_rates
-from bayesnorm.training.sources import of_splits
+from bayesnorm.training.parts import of_splits
 
 # What is summed over the steps of an epoch.
 TOTALS = ("loss", "nll", "accuracy")

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from bayesnorm.datasets.splits import validate
 from bayesnorm.streams.ahead import ahead
 from bayesnorm.streams.epochs import permutation
 
@@ -189,23 +188,6 @@ class OnHost(OnDevice):
             for step, weight in zip(order, weights, strict=True)
         )
         return stacked(batches, capacity_for(config, order.shape[1], len(order)))
-
-
-def of_splits(splits, kind=OnDevice):
-    """Returns the sources of training and of validation, a dict by part.
-
-    Args:
-        splits: A `datasets.Splits`, checked here.
-        kind: `OnDevice` or `OnHost`.
-
-    Raises:
-        ValueError: As of `datasets.validate`.
-    """
-    validate(splits)
-    return {
-        part: kind(getattr(splits, part), splits.scale)
-        for part in ("train", "validation")
-    }
 
 
 def capacity_for(config, size, steps=None):

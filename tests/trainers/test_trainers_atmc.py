@@ -8,6 +8,7 @@ import pytest
 
 import bayesnorm
 from bayesnorm.samplers import PosteriorSamples
+from tests.datasets.test_imagenet import make_imagenet
 from trainers import atmc, session
 from trainers.report import run as report
 
@@ -134,3 +135,28 @@ def test_what_cannot_be_is_refused(tmp_path):
         run_main(tmp_path / "a", epochs=2)
     with pytest.raises(ValueError, match="no posterior to sample"):
         run_main(tmp_path / "b", norm="batch")
+
+
+def test_imagenet_is_streamed(tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    data_dir = make_imagenet(tmp_path / "data")
+    values = {
+        "dataset": "imagenet2012",
+        "data_dir": data_dir,
+        "resize": 32,
+        "depth": 11,
+        "width": 0.25,
+        "batch_size": 64,
+        "epochs": 3,
+        "burn_in_epochs": 1,
+        "cycle_epochs": 1,
+    }
+    unbroken = run_main(tmp_path / "unbroken", **values)
+    assert unbroken["test/nll_posterior"] > 0
+    # What goes on after an epoch reads the epochs as the unbroken run does.
+    run_main(tmp_path / "broken", **values)
+    for path in (tmp_path / "broken/chain-0").rglob("*-000003.npz"):
+        path.unlink()
+    figures = run_main(tmp_path / "broken", **values)
+    for key in ("test/nll_posterior", "test/nll_one_pass", "train/nll"):
+        assert figures[key] == pytest.approx(unbroken[key], rel=1e-5), key

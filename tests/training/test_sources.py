@@ -12,7 +12,8 @@ from bayesnorm.streams.ahead import ahead
 from bayesnorm.training.checkpoints import Checkpoints
 from bayesnorm.training.loop import Config, Loop, fit
 from bayesnorm.training.optimization import make_optimizer
-from bayesnorm.training.sources import OnDevice, OnHost, of_splits, training_order
+from bayesnorm.training.parts import of_splits
+from bayesnorm.training.sources import OnDevice, OnHost, training_order
 from bayesnorm.training.stream import Stream
 
 N, CLASSES = 50, 3

@@ -19,6 +19,7 @@ _TITLES = {
     "digits": "scikit-learn digits",
     "mnist": "MNIST",
     "cifar10": "CIFAR-10",
+    "imagenet2012": "ImageNet",
     "cells": "synthetic cells",
     "dic_hela": "DIC-C2DH-HeLa",
     "npz": "an archive of images",
@@ -93,16 +94,17 @@ def evaluate(flags, splits, model, history, methods, shown, note=print):
 
 
 def _predict(methods, splits, note):
-    parts = {
-        part: splits.inputs(getattr(splits, part).images)
-        for part in ("test", "ood")
-        if getattr(splits, part) is not None
-    }
+    parts = [part for part in ("test", "ood") if getattr(splits, part) is not None]
     predictions = {part: {} for part in parts}
     for name, method in methods.items():
-        for part, images in parts.items():
+        for part in parts:
             predictions[part][name] = [
-                predict(model, images, from_logits=True, **method.arguments)
+                predict(
+                    model,
+                    splits.part_inputs(part),
+                    from_logits=True,
+                    **method.arguments,
+                )
                 for model in method.runs
             ]
         note(f"evaluated: {method.title}")
