@@ -361,7 +361,11 @@ def describe(flags):
     )
 
 
-_COLUMNS = [("accuracy, %", "accuracy", ".2f"), ("NLL", "nll", ".3f")]
+_COLUMNS = [
+    ("accuracy, %", "accuracy", ".2f"),
+    ("NLL", "nll", ".3f"),
+    ("ECE, %", "ece", ".2f"),
+]
 PROGRAM = Program(
     "atmc",
     (

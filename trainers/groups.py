@@ -108,7 +108,7 @@ COMPARISON = (
         "Instead of one run, those that a file lists, side by side; other flags hold "
         "for all of them. With the package come, for all_cnn, 'table1', 'batch_size' "
         "and 'normalization_batch', for cell_fcn 'segmentation' and 'activations', and "
-        "for atmc 'atmc'.",
+        "for atmc 'atmc' and 'atmc_imagenet'.",
         **_WHOLE,
     ),
     Flag(

@@ -9,8 +9,8 @@ from bayesnorm.training import learning_rate
 from bayesnorm.training.checkpoints import Checkpoints, write_history
 from bayesnorm.training.loop import Config, Loop, fit
 from bayesnorm.training.optimization import make_optimizer
-from bayesnorm.training.progress import Progress
 from bayesnorm.training.parts import of_splits
+from bayesnorm.training.progress import Progress
 from bayesnorm.training.sources import OnDevice, OnHost, training_order
 from trainers import flags as trainer_flags
 from trainers.groups import image_size
@@ -177,9 +177,7 @@ def make_loop(
         model,
         optimizer or make_optimizer(flags.optimizer),
         data
-        or of_splits(
-            splits, OnHost if flags.stream else OnDevice, flags.augment, seed
-        ),
+        or of_splits(splits, OnHost if flags.stream else OnDevice, flags.augment, seed),
         config,
         make_augmentation(flags, splits, seed, augmentation),
         figures=figures,

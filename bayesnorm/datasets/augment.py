@@ -73,7 +73,8 @@ def augmentation_for(name, dense=False):
     `cifar10` has the one of Shekhovtsov & Flach (2018): shifts by up to 2 pixels and
     flips. Digits are not flipped, and those of 8x8 pixels shift by at most 1; images of
     your own shift by up to 2 pixels and are not flipped. Cells are flipped both ways
-    and deformed, by up to 6 pixels on a grid of 16.
+    and deformed, by up to 6 pixels on a grid of 16. ImageNet is cropped at random where
+    it is read, `bayesnorm.datasets.imagenet`.
 
     Args:
         name: Name of the set.

@@ -9,6 +9,7 @@ from keras import ops
 
 from bayesnorm import backend
 from bayesnorm.samplers.sampler import READINGS, Sampler
+from bayesnorm.training.loop import DivergenceError
 
 # Of the temperature, within which it is taken for right.
 _TOLERANCE = 0.1
@@ -129,7 +130,8 @@ def verdict(optimizer, readings=None):
     """
     sampler = _sampler(optimizer)
     target = sampler.temperature
-    total = whole(readings or read(sampler))
+    readings = readings or read(sampler)
+    total = whole(readings)
     if not total.steps:
         return "No step was taken."
     if target == 0:
@@ -145,9 +147,11 @@ def verdict(optimizer, readings=None):
                 else "the noise of the gradients heats it: larger batches, `mass` 4 "
                 "times as large for steps of half the size, or ATMC or SGNHT"
             )
+            hottest = max(readings, key=lambda reading: reading.kinetic)
             said.append(
                 f"Too hot: the kinetic temperature is {total.kinetic:.3g}, "
-                f"not {target:g}; {mend}."
+                f"not {target:g}, that of {hottest.name!r} {hottest.kinetic:.3g}; "
+                f"{mend}."
             )
         elif ratio < 1 - _TOLERANCE:
             said.append(
@@ -171,6 +175,25 @@ def verdict(optimizer, readings=None):
     return " ".join(said)
 
 
+def check_finite(model, kept=""):
+    """Checks that a chain has not left the finite range.
+
+    Args:
+        model: The model that is trained.
+        kept: What there is to go back to, a sentence.
+
+    Raises:
+        bayesnorm.training.DivergenceError: Names the variable that did so first.
+    """
+    weights = (ops.convert_to_numpy(weight.value) for weight in model.weights)
+    if all(np.isfinite(weight).all() for weight in weights):
+        return
+    optimizer = getattr(model, "optimizer", None)
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    why = optimizer.divergence() if isinstance(optimizer, Sampler) else None
+    raise DivergenceError(f"{why or 'Weights are not finite.'} {kept}".rstrip())
+
+
 class SamplerDiagnostics(keras.callbacks.Callback):
     """Adds a chain's temperatures and steps to the logs of each epoch.
 
@@ -182,6 +205,9 @@ class SamplerDiagnostics(keras.callbacks.Callback):
         log_dir: Folder of TensorBoard's files (with TensorFlow); None for none.
         optimizer: The sampler; None for that of the model which is trained.
         verbose: Whether the verdict on the last epoch is printed at the end.
+
+    Raises:
+        bayesnorm.training.DivergenceError: While training, if weights are not finite.
     """
 
     def __init__(self, log_dir=None, optimizer=None, verbose=True):
@@ -203,6 +229,7 @@ class SamplerDiagnostics(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Adds to the logs."""
+        check_finite(self.model)
         readings = self._last = read(self.optimizer)
         if logs is not None:
             logs |= _figures(whole(readings))

@@ -8,6 +8,7 @@ import keras
 from bayesnorm.arguments import check_number, positive_integer
 from bayesnorm.prediction.weight_sets import WeightSets
 from bayesnorm.samplers.cyclical_cosine import CyclicalCosine
+from bayesnorm.samplers.diagnostics import check_finite
 from bayesnorm.storage import ArchiveError, numbered_files, remove_drafts
 
 _PATTERN = "sample-*.npz"
@@ -38,6 +39,8 @@ class PosteriorSamples(keras.callbacks.Callback):
 
     Raises:
         ValueError: If a number is out of range.
+        bayesnorm.training.DivergenceError: While training, if weights are not finite:
+            the samples so far are kept.
 
     Warns:
         UserWarning: If `directory` has samples of later epochs than training begins
@@ -81,6 +84,7 @@ class PosteriorSamples(keras.callbacks.Callback):
         if done <= 0 or done % self.cycle_epochs:
             return
         self._check_cycle(epoch)
+        check_finite(self.model, f"The samples in {self.directory} are kept.")
         path = self.directory / f"sample-{epoch + 1:06d}.npz"
         WeightSets(self.model, [self.model.get_weights()]).save(path)
         remove_drafts(self.directory, _PATTERN)

@@ -18,7 +18,7 @@ _FOREIGN = {
     "use_ema": "average predictions of samples: bayesnorm.samplers.PosteriorSamples",
 }
 # The figures that a variable's readings sum up.
-READINGS = ("steps", "kinetic", "configurational", "squared_step")
+READINGS = ("steps", "finite", "kinetic", "configurational", "squared_step")
 
 
 class Sampler(keras.optimizers.Optimizer):
@@ -121,6 +121,28 @@ class Sampler(keras.optimizers.Optimizer):
                 f"{momentum:.3g}, with noise of temperature {self.temperature:g}"
             )
 
+    def divergence(self):
+        """Returns which variable left the finite range first, a sentence, or None."""
+        counts = [
+            ops.convert_to_numpy(readings.value)[:2].tolist()
+            for readings in self.readings
+        ]
+        bad = [finite for steps, finite in counts if finite < steps]
+        if not bad:
+            return None
+        first = min(bad)
+        names = [
+            repr(name)
+            for (name, _), (steps, finite) in zip(self.sampled, counts, strict=True)
+            if finite < steps and finite == first
+        ]
+        others = f" (and those of {len(names) - 1} others)" if names[1:] else ""
+        return (
+            f"The steps of variable {names[0]}{others} left the finite range after "
+            f"{first:.0f} of {counts[0][0]:.0f} steps: they are too long. A `mass` 4 "
+            "times as large halves them, as half the learning rate does."
+        )
+
     def _index(self, variable):
         return self._get_variable_index(variable)
 
@@ -147,11 +169,13 @@ class Sampler(keras.optimizers.Optimizer):
             step: What is added to the variable.
             kinetic: Mean of `p K'`, 0 where there is no momentum.
         """
+        squared_step = ops.mean(ops.square(step))
         values = (
             1.0,
+            ops.isfinite(squared_step),
             kinetic,
             ops.mean(ops.convert_to_tensor(variable) * gradient),
-            ops.mean(ops.square(step)),
+            squared_step,
         )
         values = ops.stack([ops.cast(value, "float32") for value in values])
         self.assign_add(self.readings[index], values)

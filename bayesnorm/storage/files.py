@@ -69,8 +69,19 @@ def write_atomically(path, data):
     Args:
         path: Path of the file.
         data: Its content, bytes or text.
+
+    Raises:
+        OSError: Of the kind that the system raised (no space, no permission), with the
+            path and what to do.
     """
-    with drafted(path) as draft, open(draft, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with drafted(path) as draft, open(draft, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{error.strerror}: {path} could not be written, and what was there before "
+            "stays. Make room there, or name a folder that can be written to",
+        ) from error

@@ -143,7 +143,8 @@ class Loop:
             logits `[batch, classes]` (or `[batch, ..., classes]` with labels
             `[batch, ...]`: NLL and accuracy are then means over the positions).
         optimizer: A Keras optimizer. One that has a schedule of its own keeps it;
-            otherwise each step sets the learning rate.
+            otherwise each step sets the learning rate. One that has `divergence()`, as
+            samplers do, is asked why a run diverged.
         data: A `bayesnorm.datasets.Splits`, put on the device, or a dict of the sources
             (`sources.Source`) of `"train"` and `"validation"`, such as `data` of
             another loop. Images are scaled in the step.
@@ -485,15 +486,20 @@ def fit(loop, checkpoints=None, callbacks=()):
         row |= {f"val_{name}": value for name, value in validation.items()}
         row["seconds"] = time.perf_counter() - start
         if not loop.is_finite(row):
+            why = getattr(getattr(loop, "optimizer", None), "divergence", str)()
             loop.set_state(good)
             kept = f"epoch {good_epoch}" if good_epoch else "the initial weights"
             raise DivergenceError(
                 f"Training diverged in epoch {epoch + 1}: nll {np.mean(row['nll']):.4g}"
                 f", kl {np.mean(row['kl']):.4g}, at a learning rate of "
                 f"{np.mean(row['learning_rate']):.4g}. "
-                f"The state of {kept} is kept. Try a lower learning rate, more "
-                "epochs of KL warm-up or a smaller initial stddev"
-                + (", in another working directory." if good_epoch else ".")
+                f"The state of {kept} is kept. "
+                + (
+                    why
+                    or "Try a lower learning rate, more epochs of KL warm-up or a "
+                    "smaller initial stddev"
+                    + (", in another working directory." if good_epoch else ".")
+                )
             )
         history.append(row)
         callbacks.on_epoch_end(epoch, row)

@@ -27,9 +27,7 @@ def of_splits(splits, kind=OnDevice, augment=False, seed=0):
             part: kind(getattr(splits, part), splits.scale)
             for part in ("train", "validation")
         }
-    read = functools.partial(
-        train.read, seed, augment=augment, num_examples=len(train)
-    )
+    read = functools.partial(train.read, seed, augment=augment, num_examples=len(train))
     return {
         "train": Stream(read, splits.num_classes, len(train), splits.scale),
         "validation": OnHost(splits.validation, splits.scale),

@@ -476,7 +476,9 @@ def test_augmentation_refuses():
 
 
 def test_augmentation_for_every_set():
-    for name in datasets.NAMES + datasets.SEGMENTATION_NAMES:
+    # A set that is streamed is augmented where it is read.
+    names = set(datasets.NAMES + datasets.SEGMENTATION_NAMES) - {"imagenet2012"}
+    for name in names:
         assert isinstance(datasets.augmentation_for(name), datasets.Augmentation)
     assert datasets.augmentation_for("cifar10") == datasets.Augmentation(2, True)
     with pytest.raises(ValueError, match=r"No default augmentation .*'letters'"):

@@ -106,7 +106,8 @@ def read(splits, seed=3, epoch=0, augment=True, count=None):
 def test_parts(splits):
     # A 128th of 260, rounded up, is validation: the last three.
     assert [len(splits.train), len(splits.validation), len(splits.test)] == [257, 3, 7]
-    assert splits.image_shape == (*SIZE, 3) and splits.num_classes == 1000
+    assert splits.image_shape == (*SIZE, 3)
+    assert splits.num_classes == 1000
     assert splits.class_names[0] == "n01440764"
     train = read(splits)[1]
     together = np.sort(np.concatenate([train, splits.validation.labels]))
@@ -133,15 +134,21 @@ def test_random_crops(splits):
     top, left, height, width, flipped = windows(images, labels)
     rows, columns = np.array([sides(i) for i in labels]).T
     area, ratio = height * width, width * columns / (height * rows)
-    assert area.min() > 0.06 and area.max() < 1.03
-    assert ratio.min() > 0.72 and ratio.max() < 1.38
-    assert top.min() > -0.02 and (top + height).max() < 1.02
-    assert left.min() > -0.02 and (left + width).max() < 1.02
+    assert area.min() > 0.06
+    assert area.max() < 1.03
+    assert ratio.min() > 0.72
+    assert ratio.max() < 1.38
+    assert top.min() > -0.02
+    assert (top + height).max() < 1.02
+    assert left.min() > -0.02
+    assert (left + width).max() < 1.02
     # Half are flipped: 257 / 2 with a standard deviation of 8.
     assert abs(flipped.sum() - 128) < 40
     # Areas are uniform but for crops that do not fit: not all large, not all small.
-    assert 0.3 < area.mean() < 0.7 and area.std() > 0.15
-    assert top.std() > 0.05 and left.std() > 0.05
+    assert 0.3 < area.mean() < 0.7
+    assert area.std() > 0.15
+    assert top.std() > 0.05
+    assert left.std() > 0.05
 
 
 def test_order_and_crops_are_of_seed_and_epoch(splits):
@@ -166,7 +173,8 @@ def test_without_augmentation(splits):
 
 def test_first_examples(splits):
     part = splits.train.first(40)
-    assert len(part) == 40 and len(part.images) == 40
+    assert len(part) == 40
+    assert len(part.images) == 40
     labels = np.concatenate([y for _, y in part.read(0, 0, True, 40)])
     np.testing.assert_array_equal(np.sort(labels), np.sort(part.labels))
     assert set(part.labels) < set(splits.train.labels)

@@ -608,7 +608,7 @@ def test_arguments_that_are_refused(tmp_path):
     file = archive(tmp_path, X=X, y=Y)
     with pytest.raises(ValueError, match=r"needs `data_dir` .*\.npz file"):
         datasets.load("npz")
-    with pytest.raises(ValueError, match=r"'digits' has one size.*--channels"):
+    with pytest.raises(ValueError, match=r"'digits' has its channels.*--channels"):
         datasets.load("digits", channels=1)
     with pytest.raises(ValueError, match=r"'mnist' has one size.*--resize"):
         datasets.load("mnist", resize=8)

@@ -1,5 +1,7 @@
 """Stored samples: when they are taken, what is kept, what becomes of broken ones."""
 
+import signal
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from keras import layers
 import bayesnorm
 from bayesnorm import samplers
 from bayesnorm.samplers import PosteriorSamples
+from bayesnorm.training import DivergenceError
 
 X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
 Y = (X[:, 0] > 0).astype("int64")
@@ -119,6 +122,62 @@ def test_a_run_that_goes_on_goes_on_with_the_samples(tmp_path):
     np.testing.assert_array_equal(posterior[3][0], whole[4][0])
     with pytest.warns(UserWarning, match="samples of later epochs"):
         run(chain(), PosteriorSamples(tmp_path / "a"), epochs=1)
+
+
+@pytest.mark.parametrize(
+    "unstable",
+    [
+        lambda: samplers.SGHMC(32, 1.0, mass=1.0, seed=0, verbose=False),
+        lambda: samplers.SGLD(32, 1.0, seed=0, verbose=False),
+    ],
+    ids=["sghmc", "sgld"],
+)
+def test_a_chain_that_leaves_the_finite_range_stops(unstable, tmp_path):
+    """Steps ten times beyond stability: the samples before them stay."""
+    model = chain()
+    run(model, PosteriorSamples(tmp_path), epochs=2)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    # A stiff prior of one layer, whose weights leave before the others'.
+    model.layers[0].kernel_regularizer = keras.regularizers.L2(6.25)
+    model.compile(unstable(), LOSS)
+    message = r"'.*dense.*/kernel'.* left the finite range after \d+ of \d+ steps"
+    with pytest.raises(DivergenceError, match=message) as raised:
+        run(model, PosteriorSamples(tmp_path), initial_epoch=2, epochs=60)
+    assert f"The samples in {tmp_path} are kept." in str(raised.value)
+    kept = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert before.items() <= kept.items()
+    for sample in PosteriorSamples.load(tmp_path, chain()):
+        assert all(np.isfinite(weight).all() for weight in sample)
+    with pytest.raises(DivergenceError, match="left the finite range"):
+        run(model, samplers.SamplerDiagnostics(), epochs=1)
+
+
+def test_a_full_disk_takes_no_sample_away(tmp_path):
+    resource = pytest.importorskip("resource")
+    model = chain()
+    run(model, PosteriorSamples(tmp_path), epochs=2)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        # No file of this process may be longer: writing fails as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        with pytest.raises(OSError, match=r"sample-000003.* could not be written"):
+            run(model, PosteriorSamples(tmp_path), initial_epoch=2, epochs=3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    # With room again the run goes on.
+    run(model, PosteriorSamples(tmp_path), initial_epoch=2, epochs=3)
+    assert len(PosteriorSamples.load(tmp_path, model)) == 3
+
+
+def test_samples_of_another_architecture(tmp_path):
+    run(chain(), PosteriorSamples(tmp_path), epochs=1)
+    other = keras.Sequential([keras.Input((4,)), layers.Dense(5)])
+    with pytest.raises(ValueError, match="sample-000001"):
+        PosteriorSamples.load(tmp_path, other)
 
 
 def test_arguments():

@@ -191,6 +191,23 @@ def test_errors():
         samplers.ATMC(10).build(constrained.trainable_variables)
 
 
+@pytest.mark.parametrize("kind", [samplers.ATMC, samplers.SGNHT, samplers.SGHMC])
+def test_integers_are_the_numbers_they_stand_for(kind):
+    numbers = {"learning_rate": 1, "friction": 2, "mass": 3, "temperature": 1}
+    if kind is not samplers.SGHMC:
+        numbers["thermostat_mass"] = 4
+    found = []
+    for convert in (int, float):
+        values = {name: convert(value) for name, value in numbers.items()}
+        variable = keras.Variable([1.0, 2.0])
+        sampler = kind(10, seed=0, verbose=False, **values)
+        sampler.build([variable])
+        for _ in range(3):
+            sampler.apply([variable.value * 0.1])
+        found.append(np.array(variable))
+    np.testing.assert_array_equal(*found)
+
+
 def test_mixed_precision_keeps_float32_state():
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = trained(samplers.ATMC(64, seed=1))
