@@ -308,29 +308,36 @@ def by_quadrature(x, y, nodes=24):
     return mean, (weights - mean).T @ (mass[:, None] * (weights - mean))
 
 
-def by_hmc(x, y, number=1000, steps=200, leaps=6, h=0.1):
-    """Returns mean and covariance of the weights, by Hamiltonian Monte Carlo."""
-    rng = np.random.default_rng(SEED + 4)
-    theta = np.zeros((number, x.shape[1]))
-    energy, slope = logistic_energy(theta, x, y)
-    kept, accepted = [], []
-    for i in range(steps):
-        p = rng.normal(size=theta.shape)
-        start = energy + (p**2).sum(1) / 2
-        new, g = theta, slope
-        for _ in range(leaps):
-            p = p - h / 2 * g
-            new = new + h * p
-            there, g = logistic_energy(new, x, y)
-            p = p - h / 2 * g
-        take = rng.random(number) < np.exp(start - there - (p**2).sum(1) / 2)
-        theta, slope = np.where(take[:, None], [new, g], [theta, slope])
-        energy = np.where(take, there, energy)
-        if i >= steps // 10:
-            kept.append(theta)
-            accepted.append(take.mean())
-    assert np.mean(accepted) > 0.8
-    kept = np.concatenate(kept)
+def by_hmc(x, y, number=1000, steps=180, burn_in=20):
+    """Returns mean and covariance of the weights, by TFP's Hamiltonian Monte Carlo."""
+    if keras.backend.backend() == "jax":
+        from tensorflow_probability.substrates.jax import mcmc
+
+        seed_dtype = "uint32"
+    else:
+        from tensorflow_probability import mcmc
+
+        seed_dtype = "int32"
+    data, labels = (ops.convert_to_tensor(v, "float32") for v in (x, y))
+
+    def log_density(weights):
+        logits = weights @ ops.transpose(data)
+        nll = ops.sum(ops.softplus(logits) - labels * logits, 1)
+        return -nll - ops.sum(weights**2, 1) / (2 * STDDEV**2)
+
+    def sample():
+        return mcmc.sample_chain(
+            steps,
+            ops.zeros((number, x.shape[1])),
+            num_burnin_steps=burn_in,
+            kernel=mcmc.HamiltonianMonteCarlo(log_density, 0.1, 6),
+            trace_fn=lambda _, results: results.is_accepted,
+            seed=ops.cast(backend.seed_from_int(SEED + 4), seed_dtype),
+        )
+
+    kept, accepted = map(ops.convert_to_numpy, backend.compiled(sample, [])())
+    assert accepted.mean() > 0.8
+    kept = kept.reshape(-1, x.shape[1])
     return kept.mean(0), np.cov(kept.T)
 
 
