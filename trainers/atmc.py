@@ -47,7 +47,7 @@ from bayesnorm.samplers import (
     SamplerDiagnostics,
     diagnostics,
 )
-from bayesnorm.training.checkpoints import write_history
+from bayesnorm.training.checkpoints import Checkpoints, write_history
 from trainers import flags as trainer_flags
 from trainers import groups, jobs, session
 from trainers.comparison import main as comparison
@@ -232,7 +232,7 @@ def chain_workdir(flags, path, number):
     )
 
 
-def run_chain(flags, splits, path, number):
+def run_chain(flags, splits, path, number, checkpoints=Checkpoints):
     """Runs a chain, or goes on, or loads what it has become; returns the `Chain`.
 
     Args:
@@ -240,6 +240,7 @@ def run_chain(flags, splits, path, number):
         splits: The `Splits`.
         path: Folder of the whole run.
         number: Integer from 0.
+        checkpoints: As of `session.train`.
     """
     if flags.chains > 1:
         print(f"chain {number}")
@@ -247,7 +248,10 @@ def run_chain(flags, splits, path, number):
     workdir = chain_workdir(flags, path, number)
     seed = chain_seed(flags, number)
     if flags.sampler == "sgd":
-        return Chain(model, session.train(flags, model, splits, workdir, seed))
+        history = session.train(
+            flags, model, splits, workdir, seed, checkpoints=checkpoints
+        )
+        return Chain(model, history)
     sampler = make_sampler(flags, splits, seed)
     watch = SamplerDiagnostics(
         workdir / "tensorboard" if flags.tensorboard else None, sampler, verbose=False
@@ -260,6 +264,7 @@ def run_chain(flags, splits, path, number):
         workdir,
         seed,
         detail=chains.detail,
+        checkpoints=checkpoints,
         callbacks=[
             watch,
             PosteriorSamples(folder, flags.cycle_epochs, flags.burn_in_epochs),

@@ -219,6 +219,7 @@ def train(
     augmentation=None,
     detail=None,
     callbacks=(),
+    checkpoints=Checkpoints,
     **changes,
 ):
     """Trains `model` as the flags say, in `workdir`, or goes on there.
@@ -234,6 +235,7 @@ def train(
         detail: As of `Progress`.
         callbacks: List of further `keras.callbacks.Callback`s, called before the line
             of an epoch is written: figures that they add to its row are in the history.
+        checkpoints: Function of their folder, and of `every`, that returns them.
         **changes: Further arguments of `make_loop`; `learning_rate` is a text as the
             flag's.
 
@@ -249,8 +251,8 @@ def train(
     if flags.tensorboard and log is None:
         progress.note("no TensorBoard scalars: they are written with TensorFlow only")
     records = _History(workdir / "history.csv", log)
-    checkpoints = Checkpoints(workdir / "checkpoints", flags.checkpoint_every)
-    return fit(loop, checkpoints, [*callbacks, progress, records])
+    kept = checkpoints(workdir / "checkpoints", flags.checkpoint_every)
+    return fit(loop, kept, [*callbacks, progress, records])
 
 
 class _History(keras.callbacks.Callback):

@@ -12,6 +12,7 @@ from benchmarks.accelerator.context import Context, Data
 from benchmarks.accelerator.ensembles import Ensembles
 from benchmarks.accelerator.ledger import BEGUN, DONE, FAILED, Ledger
 from benchmarks.accelerator.normalizations import Table
+from benchmarks.accelerator.sampling import Sampling
 from trainers import all_cnn, groups, program, sbn
 from trainers import flags as trainer_flags
 from trainers.flags import Flag
@@ -60,11 +61,13 @@ class Plan:
             Ensembles(context, network, held_out, f"sbn_{name}_{network}")
             for network in _networks(splits.image_shape)
         ]
+        self._sampling = Sampling(context, f"atmc_{splits.name}")
 
     @property
     def experiments(self):
         """The experiments, which have folders and reports of their own."""
-        return [self._tables[0], *self._ensembles, *self._tables[1:]]
+        first, *rest = self._tables
+        return [first, *self._ensembles, self._sampling, *rest]
 
     def pieces(self):
         """Returns the pieces as they stand now, those done as well."""

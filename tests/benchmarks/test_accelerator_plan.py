@@ -358,3 +358,29 @@ def test_it_imports_no_tensorflow(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert "tensorflow" not in done.stdout
+
+
+@pytest.mark.slow
+def test_a_chain_out_of_time_goes_on(tmp_path, programs, monkeypatch):
+    small = contexts._PROTOCOLS["atmc"] | {"depth": "11", "width": "0.25"}
+    monkeypatch.setitem(contexts._PROTOCOLS, "atmc", small)
+    values = {"only": "atmc_digits/atmc-0", "epochs": "4", "seeds": "0"}
+    values |= {"width": "0.25", "batch_size": "32", "checkpoint_s": "0"}
+    with monkeypatch.context() as patch:
+        patch.setattr(TimedCheckpoints, "is_due", out_of_time_after(2))
+        run(tmp_path / "broken", programs, **values)
+    folder = tmp_path / "broken" / "atmc_digits" / "atmc-0"
+    assert len(history_of(folder / "chain-0")) == 2
+    assert not (folder / "metrics.json").exists()
+    run(tmp_path / "broken", programs, **values)
+    run(tmp_path / "unbroken", programs, **values)
+    unbroken = tmp_path / "unbroken" / "atmc_digits" / "atmc-0"
+    assert history_of(folder / "chain-0") == history_of(unbroken / "chain-0")
+    assert figures_of(folder) == figures_of(unbroken)
+    # Half of four epochs burn in; a sample after each of the others.
+    assert len(list((folder / "chain-0" / "samples").glob("*.npz"))) == 2
+    ledger = Ledger(
+        tmp_path / "broken" / "pieces.json", ledger_flags(tmp_path / "broken")
+    )
+    assert ledger.result("atmc_digits/atmc-0/chain")["epoch_s"] > 0
+    assert "test/nll_posterior" in ledger.result("atmc_digits/atmc-0/report")
