@@ -14,6 +14,7 @@ from bayesnorm import (
 from bayesnorm._version import __version__
 from bayesnorm.layers import (
     AnalyticNormalization,
+    GainPosterior,
     KLWeight,
     MonteCarloAlphaDropout,
     MonteCarloDropout,
@@ -34,6 +35,7 @@ from bayesnorm.layers import (
 from bayesnorm.measurement.batch_noise import batch_noise
 from bayesnorm.measurement.calibrate import calibrate
 from bayesnorm.measurement.channel_statistics import channel_statistics
+from bayesnorm.prediction.fit_stddev import fit_stddev
 from bayesnorm.prediction.perturbation import gaussian_noise, gradient_sign
 from bayesnorm.prediction.predict import predict
 from bayesnorm.prediction.prediction import Prediction
@@ -43,11 +45,13 @@ from bayesnorm.pruning import prune
 from bayesnorm.serving.export import export
 from bayesnorm.surgery.initialization import data_dependent_init
 from bayesnorm.surgery.projection import project
+from bayesnorm.surgery.to_posterior import to_posterior
 from bayesnorm.surgery.to_stochastic import to_stochastic
 from bayesnorm.surgery.weights import copy_weights, start_pruning
 
 __all__ = [
     "AnalyticNormalization",
+    "GainPosterior",
     "KLWeight",
     "MonteCarloAlphaDropout",
     "MonteCarloDropout",
@@ -71,6 +75,7 @@ __all__ = [
     "data_dependent_init",
     "datasets",
     "export",
+    "fit_stddev",
     "gaussian_noise",
     "gradient_sign",
     "kl_divergence",
@@ -89,5 +94,6 @@ __all__ = [
     "sampling_model",
     "set_kl_weight",
     "start_pruning",
+    "to_posterior",
     "to_stochastic",
 ]

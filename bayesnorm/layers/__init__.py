@@ -1,6 +1,7 @@
 """Bayesian normalization layers."""
 
 from bayesnorm.layers.analytic_normalization import AnalyticNormalization
+from bayesnorm.layers.gain_posterior import GainPosterior
 from bayesnorm.layers.kernels import project_kernels
 from bayesnorm.layers.kl_weight import KLWeight, kl_divergence, set_kl_weight
 from bayesnorm.layers.monte_carlo_alpha_dropout import MonteCarloAlphaDropout
@@ -18,6 +19,7 @@ from bayesnorm.layers.weight_normalization import WeightNormalization
 
 __all__ = [
     "AnalyticNormalization",
+    "GainPosterior",
     "KLWeight",
     "MonteCarloAlphaDropout",
     "MonteCarloDropout",

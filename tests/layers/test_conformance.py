@@ -105,6 +105,20 @@ CASES = {
         lambda **kw: bayesnorm.StochasticScaleNorm(num_examples=50, **kw),
         VECTOR,
     ),
+    "gain-batch": (
+        _wrapped(bayesnorm.GainPosterior, L.BatchNormalization, initial_stddev=0.3),
+        IMAGE,
+    ),
+    "gain-layer-per_layer": (
+        _wrapped(
+            bayesnorm.GainPosterior,
+            L.LayerNormalization,
+            per_channel=False,
+            num_examples=50,
+            seed=3,
+        ),
+        VECTOR,
+    ),
     "pruning": (lambda **kw: bayesnorm.StructuredBayesianPruning(**kw), IMAGE),
     "pruning-vector-bias": (
         lambda **kw: bayesnorm.StructuredBayesianPruning(
@@ -364,7 +378,8 @@ def test_noise_switch_and_seed(case):
     model = _perturb(_functional(factory(), shape))
     x = _data(shape)
     mean = _evaluate(model, x)
-    if not _batch_layers(model):  # In training those normalize by the batch.
+    # In training those normalize by the batch.
+    if not any(isinstance(x, L.BatchNormalization) for x in model._flatten_layers()):
         with bayesnorm.noise_mode("mean"):
             np.testing.assert_array_equal(
                 ops.convert_to_numpy(model(x, training=True)), mean

@@ -1,0 +1,334 @@
+"""A posterior around the trained gains of the normalizations inside a layer."""
+
+import contextvars
+import inspect
+import re
+
+import keras
+import numpy as np
+from keras import initializers, ops
+
+from bayesnorm.arguments import check_choice, check_number
+from bayesnorm.graph import layers_of
+from bayesnorm.layers.noise import StochasticLayer
+from bayesnorm.layers.posterior import VariationalLayer
+from bayesnorm.layers.scale_norm import ScaleNorm
+from bayesnorm.maths import scale as scale_maths
+from bayesnorm.moments import register, rule_for
+
+_PRIOR_SCALE = 10.0
+# Attributes by which normalizations of users and of libraries name their variables.
+_GAINS, _OFFSETS = ("gamma", "scale", "gain", "weight"), ("beta", "bias", "offset")
+_KERAS = tuple(
+    getattr(keras.layers, name)
+    for name in (
+        "BatchNormalization",
+        "LayerNormalization",
+        "GroupNormalization",
+        "RMSNormalization",
+    )
+    if hasattr(keras.layers, name)
+)
+
+_training = contextvars.ContextVar("bayesnorm_gain_posterior_training", default=None)
+
+
+def _first(layer, names):
+    """Returns the first of some attributes that is a variable, or None."""
+    for name in names:
+        value = getattr(layer, name, None)
+        if isinstance(value, keras.Variable):
+            return value
+    return None
+
+
+def is_normalization(layer):
+    """Whether a built layer is a normalization with a gain.
+
+    Those of Keras, batch normalization also with `scale=False`, where the gain is 1;
+    and any layer of a class that has "Norm" in its name, holds no layers, and has a
+    vector `scale`, `gamma`, `gain` or `weight`, such as a user's, or keras-hub's, root
+    mean square normalization.
+    """
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return layer.built
+    if isinstance(layer, StochasticLayer | ScaleNorm):
+        return False
+    gain = _first(layer, _GAINS)
+    if gain is None:
+        return False
+    if isinstance(layer, _KERAS):
+        return True
+    own = re.search("Norm", type(layer).__name__) and len(layers_of(layer)) == 1
+    return bool(own) and len(gain.shape) == 1
+
+
+def normalizations_in(layer):
+    """Returns the normalizations with gains of a built layer, itself or inside it."""
+    return [x for x in layers_of(layer) if is_normalization(x)]
+
+
+def _is_whole(layer):
+    """Whether a layer, and all that it holds, is built."""
+    return all(x.built for x in layers_of(layer))
+
+
+class _Gain:
+    """The gain of a normalization: its place in the output, and how it is noisy.
+
+    Args:
+        holder: The `GainPosterior`.
+        layer: The normalization.
+        key: Name of its draws.
+    """
+
+    def __init__(self, holder, layer, key):
+        self.layer, self.key = layer, key
+        self._holder = holder
+        gain = _first(layer, _GAINS)
+        if gain is None:
+            gain = layer.moving_mean
+        self.shape = tuple(gain.shape)
+        self.offset = _first(layer, _OFFSETS)
+        self._call = layer.call
+        layer.call = self.call
+
+    def _along(self, vector, rank):
+        """Returns a tensor `[rows, *shape]` with the axes of the layer's output."""
+        axes = getattr(self.layer, "axis", -1)
+        axes = [axes] if isinstance(axes, int) else list(axes)
+        axes = sorted(axis % rank for axis in axes)[-len(self.shape) :]
+        shape = [1] * rank
+        shape[0] = -1
+        for axis, size in zip(axes, self.shape, strict=True):
+            shape[axis] = size
+        return ops.reshape(vector, shape)
+
+    def call(self, *args, **kwargs):
+        """Calls the normalization, with noise on its gain where there is any."""
+        outputs = self._call(*args, **kwargs)
+        z = self._holder.standard_normal(
+            self.key, ops.shape(outputs)[0], _training.get()
+        )
+        if z is None:
+            return outputs
+        rank = len(outputs.shape)
+        x = ops.cast(outputs, "float32")
+        if self.offset is not None:
+            offset = ops.convert_to_tensor(self.offset)
+            x -= self._along(ops.cast(offset, "float32")[None], rank)
+        noise = self._along(self._holder.stddev_of(self.key) * z, rank)
+        return outputs + ops.cast(x * noise, outputs.dtype)
+
+
+@keras.saving.register_keras_serializable("bayesnorm")
+class GainPosterior(VariationalLayer):
+    """A layer whose normalizations have a posterior on their gains.
+
+    The gain g of a channel, as it was trained, becomes `g S`, `q(S) = Normal(1,
+    stddev^2)`: with `y = g x_hat + offset` the output of a normalization is
+
+        y + (y - offset) * stddev * z,  z ~ Normal(0, 1),
+
+    with one draw for an example and channel, shared by all positions, in training and
+    in evaluation when asked (`noise_mode`, `bayesnorm.predict`); otherwise the outputs
+    are the layer's own, to the bit. What the layer does with its gain (Gemma's `1 +
+    scale`, say) is of no matter: the noise is relative to what comes out. The KL to the
+    prior `p(S) = Normal(1, 10^2)`,
+
+        KL = log(10 / stddev) + stddev^2 / 200 - 1/2
+
+    summed over channels, in nats, is in the loss as that of every `VariationalLayer`.
+    Gains and offsets stay the layer's, trained or frozen as they are.
+
+    Args:
+        layer: A layer: a normalization, or one that makes normalizations in its code,
+            which it calls at every call (a transformer block, a model). Gains of those
+            of Keras and of others that `is_normalization` describes have a posterior.
+        per_channel: Whether each channel has its own standard deviation; one for each
+            normalization otherwise.
+        initial_stddev: Standard deviation at the start, relative to the gain.
+        kl_weight: As of `StochasticScaleNorm`.
+        num_examples: Likewise.
+        seed: Integer, None for a random one.
+
+    Raises:
+        ValueError: If an argument is out of range, or `layer`, once it is built, has no
+            normalization with a gain.
+
+    Reference:
+        Shekhovtsov & Flach, 2018, "Stochastic Normalizations as Bayesian Learning",
+        eqs. (15)-(19), around trained scales.
+    """
+
+    def __init__(
+        self,
+        layer,
+        per_channel=True,
+        initial_stddev=0.01,
+        kl_weight=None,
+        num_examples=None,
+        seed=None,
+        **kwargs,
+    ):
+        kwargs.setdefault("name", f"{layer.name}_posterior")
+        kwargs.setdefault("dtype", layer.dtype_policy)
+        super().__init__(
+            kl_weight=kl_weight, num_examples=num_examples, seed=seed, **kwargs
+        )
+        check_choice("per_channel", per_channel, (True, False))
+        check_number("initial_stddev", initial_stddev, positive=True)
+        self.layer = layer
+        self.per_channel = per_channel
+        self.initial_stddev = initial_stddev
+        self.supports_masking = layer.supports_masking
+        self._gains = {}
+        self._takes_training = "training" in inspect.signature(layer.call).parameters
+
+    def __call__(self, *args, **kwargs):
+        """Calls the layer; builds it first, from whatever it is called with."""
+        # Keras takes a layer that is loaded for built, whatever it could build.
+        if not self._gains:
+            # One without a `build` of its own makes what it holds when it is called.
+            if not _is_whole(self.layer):
+                self.layer(*args, **kwargs)
+            self.build()
+        return super().__call__(*args, **kwargs)
+
+    def build(self, input_shape=None):
+        """Makes the deviations, one variable for each normalization."""
+        if not self.layer.built:
+            self.layer.build(input_shape)
+        found = normalizations_in(self.layer)
+        if not found:
+            raise ValueError(
+                f"Layer {self.layer.name!r} ({type(self.layer).__name__}) has no "
+                "normalization with a gain, which a posterior is put on. Expected a "
+                "batch, layer, group or root mean square normalization, or a layer "
+                "that holds one."
+            )
+        rho = initializers.Constant(scale_maths.rho_of_stddev(self.initial_stddev))
+        for i, layer in enumerate(found):
+            gain = _Gain(self, layer, f"gain_{i}")
+            self._gains[gain.key] = gain
+            shape = gain.shape if self.per_channel else (1,)
+            setattr(
+                self,
+                f"rho_{i}",
+                self.add_weight(name=f"rho_{i}", shape=shape, initializer=rho),
+            )
+        super().build(input_shape)
+
+    @property
+    def kl_carrier(self):
+        """The first deviations."""
+        return self.rho_0
+
+    @property
+    def normalizations(self):
+        """The normalizations, in the order of their deviations."""
+        return [gain.layer for gain in self._gains.values()]
+
+    @property
+    def noise_shapes(self):
+        """One draw per channel of each normalization: `{"gain_0": shape, ...}`."""
+        return {key: gain.shape for key, gain in self._gains.items()}
+
+    @property
+    def rhos(self):
+        """The variables of the deviations, in the order of the normalizations."""
+        return [getattr(self, f"rho_{i}") for i in range(len(self._gains))]
+
+    def stddev_of(self, key):
+        """Returns the deviations of the draws `key`, of their shape, float32."""
+        rho = getattr(self, key.replace("gain", "rho"))
+        stddev = scale_maths.stddev_of_rho(ops.convert_to_tensor(rho))
+        return ops.broadcast_to(stddev, self._gains[key].shape)
+
+    def set_stddev(self, stddev):
+        """Sets the deviations of all channels to a number above 0."""
+        check_number("stddev", stddev, positive=True)
+        for rho in self.rhos:
+            value = scale_maths.rho_of_stddev(float(stddev))
+            rho.assign(np.full(rho.shape, value, "float32"))
+
+    def kl_divergence(self):
+        """Returns the KL of the posterior to the prior, a scalar in nats."""
+        total = 0.0
+        for key in self._gains:
+            stddev = self.stddev_of(key)
+            mean = ops.ones_like(stddev)
+            total += ops.sum(scale_maths.kl_to_normal(mean, stddev, _PRIOR_SCALE))
+        return total
+
+    def posterior_summary(self):
+        """Returns the relative noise of all channels, as `relative_stddev`."""
+        values = [
+            np.ravel(ops.convert_to_numpy(self.stddev_of(key))).astype("float64")
+            for key in self._gains
+        ]
+        return {"relative_stddev": (np.concatenate(values), "1")}
+
+    def call(self, inputs, *args, training=None, **kwargs):
+        """Returns what the layer returns, its gains with noise."""
+        if self._takes_training:
+            kwargs["training"] = training
+        token = _training.set(training)
+        try:
+            return self.layer(inputs, *args, **kwargs)
+        finally:
+            _training.reset(token)
+
+    def get_build_config(self):
+        """Returns that of the layer."""
+        return {"layer": self.layer.get_build_config()}
+
+    def build_from_config(self, config):
+        """Builds the layer, and the posterior on it."""
+        if not self.layer.built and config.get("layer"):
+            self.layer.build_from_config(config["layer"])
+        if _is_whole(self.layer) and not self._gains:
+            self.build()
+
+    def get_config(self):
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "layer": keras.saving.serialize_keras_object(self.layer),
+            "per_channel": self.per_channel,
+            "initial_stddev": self.initial_stddev,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Makes the layer from its configuration."""
+        layer = keras.saving.deserialize_keras_object(config["layer"])
+        return cls(**{**config, "layer": layer})
+
+
+@register(GainPosterior, accepts_unknown=True)
+def _moments(layer, moments, *args, **kwargs):
+    inner = layer.layer
+    found = rule_for(inner)(inner, moments, *args, **kwargs)
+    if moments.stationary:
+        return found
+    if layer.normalizations != [inner]:
+        raise ValueError(
+            f"Layer {layer.name!r} holds normalizations inside {inner.name!r} "
+            f"({type(inner).__name__}), whose noise no rule takes through it. Take "
+            "method='sample', or register a rule for a subclass of GainPosterior."
+        )
+    (gain,) = layer._gains.values()
+    axis = getattr(inner, "axis", -1)
+    if len(gain.shape) != 1:
+        raise ValueError(
+            f"Layer {inner.name!r} normalizes over several axes, along which moments "
+            "have no channels. Take method='sample'."
+        )
+    axis = axis if isinstance(axis, int) else axis[0]
+    offset = 0.0 if gain.offset is None else ops.convert_to_tensor(gain.offset)
+    variance = ops.square(layer.stddev_of(gain.key))
+    noisy = found.scaled(ops.ones_like(variance), variance, bias=-offset, axis=axis)
+    if gain.offset is None:
+        return noisy
+    return noisy.affine(1.0, noisy.along(offset, axis))
