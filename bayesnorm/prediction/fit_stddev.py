@@ -22,6 +22,7 @@ _CRITERIA = ("best", "tolerance")
 # as a factor of those deviations that raise the NLL by about a nat in all.
 _RANGE = (1e-3, 1.0)
 _FACTORS = (1e-2, 10.0)
+_WORST = 1e6
 # Of the logarithm of a deviation: 5 per cent.
 _PRECISION = 0.05
 # Relative to the gains: small enough for the NLL to be quadratic in it.
@@ -96,7 +97,8 @@ def fit_stddev(
 
     Raises:
         ValueError: If the model has no `GainPosterior`, there is one example alone, the
-            NLL is not finite, or an argument is out of range. The deviations then stay.
+            NLL without noise is not finite, or an argument is out of range. The
+            deviations then stay.
         TypeError: If `model` is not a Keras model.
     """
     check_model(model)
@@ -136,6 +138,11 @@ def fit_stddev(
     before = [[np.array(rho) for rho in layer.rhos] for layer in layers]
     try:
         plain = nll("mean")
+        if not math.isfinite(plain):
+            raise ValueError(
+                f"The NLL of the network without noise is {plain}: a label has "
+                "probability 0. Check the labels and `from_logits`."
+            )
         shape = np.ones(len(layers))
         low, high = _RANGE
         if per_layer:
@@ -191,12 +198,8 @@ class _Search:
         for layer, each in zip(self._layers, self._shape, strict=True):
             layer.set_stddev(math.exp(log_stddev) * each)
         if log_stddev not in self._known:
-            value = self._known[log_stddev] = self._nll()
-            if not math.isfinite(value):
-                raise ValueError(
-                    f"The NLL is {value} at a deviation of {math.exp(log_stddev):.3g}: "
-                    "a label has probability 0. Check the labels and `from_logits`."
-                )
+            # Of noise so wide that a label has probability 0: no more than this.
+            value = self._known[log_stddev] = min(self._nll(), _WORST)
             self.evaluations.append((math.exp(log_stddev), value))
             if self._verbose:
                 print(f"stddev {math.exp(log_stddev):.4f}  NLL {value:.4f}")
