@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
@@ -25,11 +26,13 @@ from bayesnorm.prediction.networks import Noise
 from bayesnorm.prediction.outputs import (
     entropy_and_information,
     finish_moments,
+    temper,
     told,
     unbiased,
 )
 from bayesnorm.prediction.prediction import Prediction
-from bayesnorm.prediction.tasks import outputs_of
+from bayesnorm.prediction.settling import BLOCK
+from bayesnorm.prediction.tasks import outputs_of, temperatures_of
 from bayesnorm.streams.arrays import rows_of, shapes_of
 
 SAMPLING = ("sample", "minibatch")
@@ -45,6 +48,7 @@ class Plan:
     chunk_size: int | None
     keep_samples: bool
     seed: int
+    temperature: Any = None
 
 
 class Ensemble:
@@ -60,6 +64,7 @@ class Ensemble:
 
     Attributes:
         outputs: The `Outputs`, from the first batch on.
+        temperatures: The temperature of each output, from then on.
     """
 
     def __init__(self, members, plan, task, from_logits, statistics):
@@ -67,7 +72,12 @@ class Ensemble:
         self._task, self._from_logits = task, from_logits
         self._statistics = statistics
         self._engines = []
-        self.outputs = None
+        self.outputs = self.temperatures = None
+
+    @property
+    def samples(self):
+        """The number of networks of a member; 1 if no member draws any noise."""
+        return self._plan.samples if any(e.samples for e in self._engines) else 1
 
     def _start(self, batch):
         example = keras.tree.map_structure(lambda x: x[:1], batch)
@@ -79,6 +89,7 @@ class Ensemble:
                 found.append(outputs_of(model, example, self._task, self._from_logits))
         _check_same(models, found)
         self.outputs = found[0]
+        self.temperatures = temperatures_of(self.outputs, self._plan.temperature)
         each = {id(m): outputs.each for m, outputs in zip(models, found, strict=True)}
         own = [each[id(member.model)] for member in self._members]
         self._engines = [
@@ -107,10 +118,50 @@ class Ensemble:
     def run(self, batch, rows):
         """Returns a `Prediction` of the first `rows` examples for each output."""
         results = [engine.run(batch, rows) for engine in self._engines]
+        return self._combined(zip(*results, strict=True))
+
+    def networks(self, batch, rows, first, number):
+        """Returns what some networks say of the first `rows` examples.
+
+        Args:
+            batch: Nest of arrays.
+            rows: Number of examples.
+            first: Number of the first network, a multiple of `BLOCK`.
+            number: Number of networks, `BLOCK` at most.
+
+        Returns:
+            For each output `[members, number, rows, ...]`, the same numbers of the
+            networks of each member.
+        """
+        found = [e.networks(batch, rows, first, number) for e in self._engines]
+        return [np.stack(of_output) for of_output in zip(*found, strict=True)]
+
+    def averaged(self, averages, samples):
+        """Returns a `Prediction` of averages over some networks, for each output.
+
+        Args:
+            averages: For each output `(mean, spread)`, `[n, members, ...]`, as
+                `average_networks` returns them.
+            samples: The number of networks of each member, that were averaged.
+        """
+        results = [
+            [
+                _Result(mean[:, i], spread[:, i], None, samples if e.samples else 1)
+                for i, e in enumerate(self._engines)
+            ]
+            for mean, spread in averages
+        ]
+        used = np.full(len(averages[0][0]), samples, "int64")
         return [
-            _combine(of_members, output, self._plan.method)
-            for of_members, output in zip(
-                zip(*results, strict=True), self.outputs.each, strict=True
+            dataclasses.replace(part, samples_used=used)
+            for part in self._combined(results)
+        ]
+
+    def _combined(self, results):
+        return [
+            _combine(of_members, output, self._plan.method, temperature)
+            for of_members, output, temperature in zip(
+                results, self.outputs.each, self.temperatures, strict=True
             )
         ]
 
@@ -205,12 +256,28 @@ class _Engine:
         most = max(1, self._rows(batch) // rows_of(batch))
         each = samples_a_pass(plan.samples, most)
         make, arguments = self._step(plan.samples, each, plan.keep_samples)
-        if self._state is None:
-            said = self._compiled.get(make, *arguments)(batch, *self._arguments)
-        else:
-            step = self._compiled.get_stateless(make, *arguments)
-            said, _ = step(self._state, batch, *self._arguments)
+        said = self._call(make, arguments, batch, *self._arguments)
         return [self._result(*of_output, rows) for of_output in said]
+
+    def networks(self, batch, rows, first, number):
+        """As of `Ensemble`, `[number, rows, ...]`."""
+        if not self.samples:
+            found = [result.values for result in self.run(batch, rows)]
+            return [np.broadcast_to(x, (number, *x.shape)) for x in found]
+        (draws,) = self._arguments
+        # The last block is filled up with its last network.
+        numbers = np.minimum(first + np.arange(BLOCK), first + number - 1)
+        each = samples_a_pass(BLOCK, max(1, self._rows(batch) // rows_of(batch)))
+        make, arguments = self._step(BLOCK, each, True)
+        said = self._call(make, arguments, batch, ops.take(draws, numbers, axis=0))
+        kept = [ops.convert_to_numpy(samples) for *_, samples in said]
+        return [x[:number, :rows] for x in kept]
+
+    def _call(self, make, arguments, *given):
+        if self._state is None:
+            return self._compiled.get(make, *arguments)(*given)
+        said, _ = self._compiled.get_stateless(make, *arguments)(self._state, *given)
+        return said
 
     def _result(self, values, spread, samples, rows):
         plan = self._plan
@@ -276,7 +343,7 @@ def _sample_step(model, outputs, samples, each, keep_samples, recorded):
     return step
 
 
-def _combine(results, output, method):
+def _combine(results, output, method, temperature):
     """Puts the members of an ensemble together, each with the same weight."""
     values = np.stack([r.values for r in results]).astype("float64")
     spread = np.stack([r.spread for r in results]).mean(axis=0, dtype="float64")
@@ -292,6 +359,8 @@ def _combine(results, output, method):
             mean=_float32(mean), variance=_float32(variance), samples=samples
         )
     entropy, information = entropy_and_information(mean, spread, np)
+    if temperature != 1.0:
+        mean, entropy = temper(mean, temperature, np)
     if samples is not None:
         samples = told(samples, output)
     return Prediction(

@@ -75,6 +75,29 @@ def entropy_and_information(probs, mean_entropy, numbers=ops):
     return entropy, numbers.maximum(entropy - mean_entropy, 0.0)
 
 
+def temper(probs, temperature, numbers=ops):
+    """Returns averaged probabilities at a temperature, and their entropy in nats.
+
+    `q_k = p_k^(1/T) / sum_j p_j^(1/T)`, that is `softmax(log p / T)`.
+
+    Args:
+        probs: `[..., classes]`.
+        temperature: T.
+        numbers: As of `entropy_and_information`.
+
+    Returns:
+        `(q, entropy)`, `[..., classes]` and `[...]`.
+    """
+    positive = probs > 0
+    logs = numbers.log(numbers.where(positive, probs, 1.0)) / temperature
+    # The most probable class at 0: of many classes all may be small.
+    highest = numbers.log(numbers.max(probs, axis=-1, keepdims=True)) / temperature
+    powers = numbers.where(positive, numbers.exp(logs - highest), 0.0)
+    q = powers / numbers.sum(powers, axis=-1, keepdims=True)
+    log_q = numbers.log(numbers.where(q > 0, q, 1.0))
+    return q, -numbers.sum(q * log_q, axis=-1)
+
+
 def told(probs, output):
     """Returns the probabilities that are told, of those that `finish` gave.
 

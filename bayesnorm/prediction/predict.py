@@ -6,11 +6,17 @@ import numpy as np
 
 from bayesnorm.arguments import check_choice, positive_integer, seed_integer
 from bayesnorm.measurement.minibatch import record_statistics
-from bayesnorm.prediction.batches import Padding, check_one_shape
+from bayesnorm.prediction.batches import (
+    Padding,
+    check_finite_outputs,
+    check_one_shape,
+)
+from bayesnorm.prediction.by_need import ByNeed
 from bayesnorm.prediction.engine import Ensemble, Plan
 from bayesnorm.prediction.members import members_of
 from bayesnorm.prediction.networks import check_any_batch
 from bayesnorm.prediction.prediction import Prediction
+from bayesnorm.prediction.settling import check_error_rate
 from bayesnorm.streams.arrays import rows_of
 from bayesnorm.streams.batches import number_of_batches, stream
 from bayesnorm.streams.progress import Progress
@@ -33,6 +39,9 @@ def predict(
     train_data=None,
     train_batch_size=None,
     steps=None,
+    tolerance=None,
+    error_rate=0.01,
+    temperature=None,
 ):
     """Predicts with the networks of a posterior, and says how far they agree.
 
@@ -106,6 +115,25 @@ def predict(
             `batch_size`); None for all, which a stream without an end does not have.
             Whether a generator ends is not known beforehand: with None it is read until
             it does.
+        tolerance: For `"sample"`: when an example's prediction is settled, before all
+            samples are drawn. `"class"`: the most probable class (of labels the side of
+            1/2 of each) is that of all samples, but for a share `error_rate` of the
+            examples at most, whatever the law of the networks: a test by betting, of
+            `prediction.settling.Winner`. A number above 0: the entropy in nats, or the
+            mean of a regression in its units, is within it of that of all samples, by
+            the standard error (`prediction.settling.Interval`); nearly but for a share
+            `error_rate`, for averages of networks that are about normal. None: all
+            samples for all. For several outputs also one for each, as `task`; an
+            example is settled when all of them are. An example that stays has the very
+            networks it would have had. Of dense predictions and of several labels half
+            of `error_rate` is the share of positions that may be open when the example
+            leaves.
+        error_rate: For `tolerance`: the share of examples (of dense predictions:
+            positions) that may differ from those of all samples.
+        temperature: T above 0, such as of `metrics.fit_temperature`: `probs` are
+            `softmax(log p / T)` of the average p over all networks, and `entropy` is
+            theirs. `mutual_information` and `samples` remain those of the networks as
+            they are. None: 1. For several outputs also one for each, as `task`.
 
     Returns:
         A `Prediction`, or a nest of them. The variance of a regression is that over
@@ -125,6 +153,8 @@ def predict(
         Preference Learning" (the mutual information). Teye et al., 2018, "Bayesian
         Uncertainty Estimation for Batch Normalized Deep Networks" (`"minibatch"`, in
         which the statistics of the sampled batch replace the moving averages).
+        Rahaman & Thiery, 2021, "Uncertainty Quantification and Deep Ensembles" (a
+        temperature of the average, not of its parts).
     """
     check_choice("method", method, _METHODS)
     samples = positive_integer("samples", samples)
@@ -143,6 +173,8 @@ def predict(
     if method == "minibatch" and train_data is None:
         raise ValueError("method='minibatch' needs training inputs: pass train_data=.")
 
+    _check_tolerance(tolerance, error_rate, method, keep_samples)
+
     def statistics(i, member):
         if method != "minibatch":
             return None
@@ -155,34 +187,80 @@ def predict(
             weights=member.weights,
         )
 
-    plan = Plan(method, samples, batch_size, chunk_size, keep_samples, seed)
+    plan = Plan(
+        method, samples, batch_size, chunk_size, keep_samples, seed, temperature
+    )
     ensemble = Ensemble(members, plan, task, from_logits, statistics)
-    parts, done, padded = [], 0, Padding(batch_size)
-    for batch in stream(x, batch_size, members[0].model, steps, ensemble.most_examples):
-        rows = rows_of(batch)
-        if not parts:
-            number = number_of_batches(x, batch_size, steps, rows)
+    taker = None
+    batches = stream(x, batch_size, members[0].model, steps, ensemble.most_examples)
+    for count, batch in enumerate(batches, 1):
+        if taker is None:
+            number = number_of_batches(x, batch_size, steps, rows_of(batch))
             progress = Progress(number, verbose)
             if method == "sample":
                 ensemble.warn_deterministic()
-        parts.append(ensemble.run(padded(batch), rows))
-        for first, part, output in zip(
-            parts[0], parts[-1], ensemble.outputs.each, strict=True
-        ):
-            _check_outputs(part, output, done)
-            check_one_shape(_values(first), _values(part), done)
-        done += rows
-        progress.update(len(parts))
+            if tolerance is None:
+                taker = _All(ensemble, batch_size)
+            else:
+                tolerances = ensemble.outputs.by_output("tolerance", tolerance)
+                taker = ByNeed(ensemble, batch_size, tolerances, error_rate)
+        taker.add(batch)
+        progress.update(count)
+    parts, order = taker.finish()
     progress.finish()
-    return ensemble.outputs.pack([_join(pieces) for pieces in zip(*parts, strict=True)])
+    pieces = zip(*parts, strict=True)
+    return ensemble.outputs.pack([_join(of_output, order) for of_output in pieces])
 
 
-def _join(parts):
+class _All:
+    """Predicts examples by all networks, as `ByNeed` does by as many as they need."""
+
+    def __init__(self, ensemble, batch_size):
+        self._ensemble, self._padded = ensemble, Padding(batch_size)
+        self._parts, self._done = [], 0
+
+    def add(self, batch):
+        """Takes a batch, not padded."""
+        rows = rows_of(batch)
+        self._parts.append(self._ensemble.run(self._padded(batch), rows))
+        numbers = np.arange(self._done, self._done + rows)
+        for first, part, output in zip(
+            self._parts[0], self._parts[-1], self._ensemble.outputs.each, strict=True
+        ):
+            check_finite_outputs(_values(part), output, numbers)
+            check_one_shape(_values(first), _values(part), self._done)
+        self._done += rows
+
+    def finish(self):
+        """Returns the parts, for each output one, and None: they are in order."""
+        return self._parts, None
+
+
+def _check_tolerance(tolerance, error_rate, method, keep_samples):
+    check_error_rate(error_rate)
+    if tolerance is None:
+        return
+    if method != "sample":
+        raise ValueError(
+            "`tolerance` ends the sampling of an example early, which is "
+            f"method='sample' alone. Received: method={method!r}. Leave tolerance= out."
+        )
+    if keep_samples:
+        raise ValueError(
+            "With `tolerance` examples differ in the number of their samples, which "
+            "are not kept. Pass keep_samples=False, or leave tolerance= out."
+        )
+
+
+def _join(parts, order=None):
+    """Puts parts together, their examples in the order of the indices `order`."""
+
     def joined(name):
         arrays = [getattr(part, name) for part in parts]
         if arrays[0] is None:
             return None
-        return np.concatenate(arrays, axis=1 if name == "samples" else 0)
+        whole = np.concatenate(arrays, axis=1 if name == "samples" else 0)
+        return whole if order is None else whole[order]
 
     return Prediction(
         **{field.name: joined(field.name) for field in dataclasses.fields(Prediction)}
@@ -191,21 +269,3 @@ def _join(parts):
 
 def _values(part):
     return part.mean if part.probs is None else part.probs
-
-
-def _check_outputs(part, output, done):
-    values = _values(part)
-    if np.isfinite(values).all():
-        return
-    bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
-    raise ValueError(
-        ("The outputs" if output.name is None else f"Output {output.name!r}")
-        + f" for example {done + int(bad.argmax())} are not finite"
-        + (
-            ". Expected finite outputs: the model's weights may have diverged."
-            if part.probs is None
-            else ", or not probabilities where from_logits=False. Pass "
-            "from_logits=True if the model ends without a softmax or sigmoid; else "
-            "its weights may have diverged."
-        )
-    )

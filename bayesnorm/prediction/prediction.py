@@ -22,6 +22,8 @@ class Prediction:
         variance: `[n, ...]`, variance of the outputs; None for classification.
         samples: `[samples, n, ...]`, probabilities or outputs of each network, or
             None.
+        samples_used: `[n]`, int64: the number of networks, of an ensemble for each
+            member, that each example was averaged over; None without a tolerance.
     """
 
     probs: np.ndarray | None = None
@@ -30,6 +32,7 @@ class Prediction:
     mean: np.ndarray | None = None
     variance: np.ndarray | None = None
     samples: np.ndarray | None = None
+    samples_used: np.ndarray | None = None
 
     @property
     def classes(self):

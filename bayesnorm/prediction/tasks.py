@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from bayesnorm.arguments import check_choice
+from bayesnorm.arguments import check_choice, check_number
 from bayesnorm.graph import Index, functional, is_graph, output_nest
 
 TASKS = ("classification", "multilabel", "regression")
@@ -86,6 +86,48 @@ class Outputs:
                 for output, value in zip(self.each, values, strict=True)
             }
         return keras.tree.pack_sequence_as(self.nest, values)
+
+    def by_output(self, argument, value):
+        """Returns the list of what an argument says of each output.
+
+        Args:
+            argument: Its name.
+            value: One thing for all outputs, or one for each: a dict by name or the
+                nest of the outputs.
+
+        Raises:
+            ValueError: If it is of other outputs.
+        """
+        names = [output.name for output in self.each]
+        return _by_output(argument, value, self.nest, names)
+
+
+def temperatures_of(outputs, temperature):
+    """Returns the temperature of each output, 1 for a regression.
+
+    Args:
+        outputs: The `Outputs`.
+        temperature: A number above 0, or for each output one (None: 1); None for 1.
+
+    Raises:
+        ValueError: If it is something else, or of a regression.
+    """
+    several = isinstance(temperature, list | tuple | dict)
+    values = outputs.by_output("temperature", temperature)
+    tasks = [output.task for output in outputs.each]
+    for value, task in zip(values, tasks, strict=True):
+        if value is None:
+            continue
+        check_number("temperature", value, positive=True)
+        if task == "regression" and (several or set(tasks) == {"regression"}):
+            raise ValueError(
+                "A temperature is of probabilities, and a regression has none. Leave "
+                f"it out (None) for a regression. Received: temperature={temperature!r}"
+            )
+    return [
+        1.0 if value is None or task == "regression" else float(value)
+        for value, task in zip(values, tasks, strict=True)
+    ]
 
 
 def outputs_of(model, inputs, task="classification", from_logits=None):
