@@ -1,6 +1,7 @@
 """Bayesian normalization layers for Keras 3: training, uncertainty, export."""
 
 from bayesnorm import (
+    conformal,
     datasets,
     layers,
     metrics,
@@ -12,6 +13,7 @@ from bayesnorm import (
     samplers,
 )
 from bayesnorm._version import __version__
+from bayesnorm.conformal import ConformalIntervals, ConformalSets
 from bayesnorm.layers import (
     AnalyticNormalization,
     GainPosterior,
@@ -51,6 +53,8 @@ from bayesnorm.surgery.weights import copy_weights, start_pruning
 
 __all__ = [
     "AnalyticNormalization",
+    "ConformalIntervals",
+    "ConformalSets",
     "GainPosterior",
     "KLWeight",
     "MonteCarloAlphaDropout",
@@ -71,6 +75,7 @@ __all__ = [
     "batch_noise",
     "calibrate",
     "channel_statistics",
+    "conformal",
     "copy_weights",
     "data_dependent_init",
     "datasets",

@@ -13,6 +13,7 @@ ROOMS = (
     "_version",
     "arguments",
     "metrics",
+    "conformal",
     "storage",
     "backend",
     "maths",
