@@ -11,7 +11,7 @@ equal), whatever the network and however wrong its probabilities: these only mak
 small. It is an average over examples, not a promise for a class or for a kind of
 example. Given the calibration examples, the coverage of new ones has the law
 `Beta(k, n + 1 - k)`, `k = ceil((n + 1) (1 - alpha))`: of 1000 it is within 2 % of
-`1 - alpha = 0.9` in 96 of 100 cases.
+`1 - alpha = 0.9` in 97 of 100 cases.
 
 Reference:
     - [Vovk, Gammerman & Shafer, 2005](https://doi.org/10.1007/b106715), and

@@ -36,6 +36,7 @@ __all__ = [
     "equal_mass_bins",
     "error",
     "error_coverage",
+    "fit_temperature",
     "fpr_at_tpr",
     "intersection_over_union",
     "mutual_information",
@@ -348,6 +349,32 @@ def temperature_scaling(logits, labels, bounds=(0.01, 100.0)):
     # The search never tries the bounds themselves.
     candidates = [found.x, *np.log(bounds)]
     return float(np.exp(min(candidates, key=loss)))
+
+
+def fit_temperature(probs, labels, bounds=(0.01, 100.0)):
+    """The temperature of averaged predictions, for `predict` and `export`.
+
+    The T that minimizes the mean NLL of `softmax(log p / T)`, p the average over the
+    networks: `temperature_scaling` of its logarithm. Fit it on validation data, never
+    on the test set.
+
+    Args:
+        probs: `[n, ..., K]`, predicted without a temperature.
+        labels: `[n, ...]`.
+        bounds: Range of `T`, as of `temperature_scaling`.
+
+    Returns:
+        `T`.
+
+    Reference:
+        Rahaman & Thiery, 2021, "Uncertainty Quantification and Deep Ensembles": of an
+        average that is too cautious since its parts disagree, T lies below 1, and
+        calibrating the parts instead leaves it so.
+    """
+    probs = _probabilities("probs", probs, 2)
+    # What float32 has rounded to 0 was less than this.
+    logits = np.log(np.maximum(probs, np.finfo("float32").tiny))
+    return temperature_scaling(logits, labels, bounds)
 
 
 def apply_temperature(logits, temperature):

@@ -13,7 +13,7 @@ from bayesnorm.layers.noise import noise_mode, stochastic_layers
 from bayesnorm.prediction.members import members_of
 from bayesnorm.prediction.memory import ROWS, rows_that_fit
 from bayesnorm.prediction.networks import Noise, check_any_batch
-from bayesnorm.prediction.tasks import outputs_of
+from bayesnorm.prediction.tasks import outputs_of, temperatures_of
 from bayesnorm.prediction.weight_sets import WeightSets, built_model
 from bayesnorm.storage import drafted
 
@@ -48,7 +48,7 @@ Inputs of all:
 | `samples` | {kept}: `[batch, {networks}, ...]` | the answer of each network, with fresh noise |
 | `mean` | {mean} | {what_mean} |
 
-Every input and output has the batch as its first axis. Entropy and mutual information are in nats.
+Every input and output has the batch as its first axis. Entropy and mutual information are in nats.{tempered}
 """  # noqa: E501
 
 
@@ -59,6 +59,7 @@ def export(
     from_logits=None,
     task="classification",
     chunk_size=None,
+    temperature=None,
 ):
     """Writes a SavedModel that answers with Monte Carlo uncertainty.
 
@@ -105,6 +106,9 @@ def export(
             network, which bounds the memory of a request; at least its examples. None:
             1024, but no more than take about 1 GiB (1024 where the model leaves the
             shape of an example open).
+        temperature: As for `bayesnorm.predict`: `probs` and `entropy` are of
+            `softmax(log p / T)`, p the average, in all signatures but `samples`, which
+            has the networks as they are.
 
     Raises:
         TypeError: If `model` is something else.
@@ -122,7 +126,8 @@ def export(
     samples = positive_integer("samples", samples)
     if chunk_size is not None:
         chunk_size = positive_integer("chunk_size", chunk_size)
-    model, sets, outputs = _ensemble(model, task, from_logits)
+    model, sets, found = _ensemble(model, task, from_logits)
+    temperatures, outputs = temperatures_of(found, temperature), found.each
     check_any_batch(model)
     for member in members_of(model if sets is None else sets):
         with member.scope():
@@ -144,15 +149,24 @@ def export(
         draft.mkdir()
         weights = None if sets is None else sets.stacked()
         saved_model.write(
-            model, weights, draft, signature, samples, outputs, chunk_size
+            model,
+            weights,
+            draft,
+            signature,
+            samples,
+            outputs,
+            chunk_size,
+            temperatures,
         )
         members = 1 if sets is None else len(sets)
-        readme = _readme(model, path, members, samples, signature, outputs)
+        readme = _readme(
+            model, path, members, samples, signature, outputs, temperatures
+        )
         (draft / "README.md").write_text(readme)
 
 
 def _ensemble(model, task, from_logits):
-    """Returns `(model, WeightSets or None, the Output of each output)`."""
+    """Returns `(model, WeightSets or None, the Outputs)`."""
     if isinstance(model, WeightSets):
         return model.model, model, _outputs(model.model, task, from_logits)
     if not isinstance(model, list | tuple):
@@ -160,10 +174,10 @@ def _ensemble(model, task, from_logits):
         return model, None, _outputs(model, task, from_logits)
     sets = WeightSets.of(model)
     found = [_outputs(built_model(m), task, from_logits) for m in model]
-    if any(outputs != found[0] for outputs in found):
+    if any(outputs.each != found[0].each for outputs in found):
         raise ValueError(
             "The members of an ensemble must have the same outputs, all logits or all "
-            f"probabilities. Received: {found}"
+            f"probabilities. Received: {[outputs.each for outputs in found]}"
         )
     return sets.model, sets, found[0]
 
@@ -172,7 +186,7 @@ def _outputs(model, task, from_logits):
     inputs = keras.tree.map_structure(
         lambda x: keras.KerasTensor(x.shape, x.dtype), _signature(model)
     )
-    return outputs_of(model, inputs, task, from_logits).each
+    return outputs_of(model, inputs, task, from_logits)
 
 
 def _signature(model):
@@ -212,7 +226,7 @@ def _pass(model):
     return step
 
 
-def _readme(model, path, members, samples, signature, outputs):
+def _readme(model, path, members, samples, signature, outputs, temperatures):
     def entries(of_regression, of_probabilities):
         return ", ".join(
             f"`{output.entry(name)}`"
@@ -241,4 +255,19 @@ def _readme(model, path, members, samples, signature, outputs):
             else "the average of the members' networks of mean weights"
         ),
         kept=entries(("samples",), ("samples",)),
+        tempered=_tempered(outputs, temperatures),
+    )
+
+
+def _tempered(outputs, temperatures):
+    found = ", ".join(
+        f"`{output.entry('probs')}` {temperature:g}"
+        for output, temperature in zip(outputs, temperatures, strict=True)
+        if temperature != 1.0
+    )
+    if not found:
+        return ""
+    return (
+        " Probabilities and entropies of the average are at a temperature, "
+        f"softmax(log p / T): {found}; mutual information and samples are not."
     )

@@ -16,10 +16,17 @@ from bayesnorm.prediction.average import (
     samples_a_pass,
 )
 from bayesnorm.prediction.networks import Noise
-from bayesnorm.prediction.outputs import entropy_and_information, told, unbiased
+from bayesnorm.prediction.outputs import (
+    entropy_and_information,
+    temper,
+    told,
+    unbiased,
+)
 
 
-def write(model, weights, directory, signature, samples, outputs, chunk_size):
+def write(
+    model, weights, directory, signature, samples, outputs, chunk_size, temperatures
+):
     """Writes the SavedModel that `bayesnorm.export` describes.
 
     Args:
@@ -31,9 +38,10 @@ def write(model, weights, directory, signature, samples, outputs, chunk_size):
         samples: Number of networks, for each member.
         outputs: An `Output` for each output of the model.
         chunk_size: Rows of one pass through the network.
+        temperatures: The temperature of each output's average.
     """
     members = _Members(model, weights)
-    served = _Served(members, signature, samples, outputs, chunk_size)
+    served = _Served(members, signature, samples, outputs, chunk_size, temperatures)
     inputs = [
         tf.TensorSpec(x.shape, x.dtype, x.name) for x in keras.tree.flatten(signature)
     ]
@@ -94,13 +102,14 @@ class _Members:
 class _Served:
     """The functions behind the signatures: each example has its own networks."""
 
-    def __init__(self, members, signature, samples, outputs, chunk_size):
+    def __init__(self, members, signature, samples, outputs, chunk_size, temperatures):
         self._members, self._model = members, members.model
         self._noise = Noise(self._model)
         self._nest = signature
         self._samples = samples
         self._outputs = outputs
         self._chunk_size = chunk_size
+        self._temperatures = dict(zip(outputs, temperatures, strict=True))
 
     def predict(self, inputs):
         return self._predicted(inputs, self._fresh_draws(inputs))
@@ -146,6 +155,7 @@ class _Served:
             values, entropy, _ = said
             if output.task == "regression":
                 return {"mean": values}
+            values, entropy = self._tempered(values, entropy, output)
             return {"probs": told(values, output), "entropy": entropy}
 
         return self._entries(entries, said)
@@ -156,6 +166,7 @@ class _Served:
             if output.task == "regression":
                 return {"mean": mean, "variance": spread * unbiased(networks)}
             entropy, information = entropy_and_information(mean, spread)
+            mean, entropy = self._tempered(mean, entropy, output)
             return {
                 "probs": told(mean, output),
                 "entropy": entropy,
@@ -163,6 +174,10 @@ class _Served:
             }
 
         return self._entries(entries, said)
+
+    def _tempered(self, probs, entropy, output):
+        temperature = self._temperatures[output]
+        return (probs, entropy) if temperature == 1.0 else temper(probs, temperature)
 
     def _entries(self, entries, said):
         """Puts together `entries(what is said of an output, the output)`, a dict."""
