@@ -155,8 +155,8 @@ def export(
             signature,
             samples,
             outputs,
-            chunk_size,
             temperatures,
+            chunk_size,
         )
         members = 1 if sets is None else len(sets)
         readme = _readme(

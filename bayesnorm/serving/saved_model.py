@@ -25,7 +25,7 @@ from bayesnorm.prediction.outputs import (
 
 
 def write(
-    model, weights, directory, signature, samples, outputs, chunk_size, temperatures
+    model, weights, directory, signature, samples, outputs, temperatures, chunk_size
 ):
     """Writes the SavedModel that `bayesnorm.export` describes.
 
@@ -37,11 +37,11 @@ def write(
         signature: The model's inputs, a nest of `InputSpec`s with names.
         samples: Number of networks, for each member.
         outputs: An `Output` for each output of the model.
-        chunk_size: Rows of one pass through the network.
         temperatures: The temperature of each output's average.
+        chunk_size: Rows of one pass through the network.
     """
     members = _Members(model, weights)
-    served = _Served(members, signature, samples, outputs, chunk_size, temperatures)
+    served = _Served(members, signature, samples, outputs, temperatures, chunk_size)
     inputs = [
         tf.TensorSpec(x.shape, x.dtype, x.name) for x in keras.tree.flatten(signature)
     ]
@@ -102,7 +102,7 @@ class _Members:
 class _Served:
     """The functions behind the signatures: each example has its own networks."""
 
-    def __init__(self, members, signature, samples, outputs, chunk_size, temperatures):
+    def __init__(self, members, signature, samples, outputs, temperatures, chunk_size):
         self._members, self._model = members, members.model
         self._noise = Noise(self._model)
         self._nest = signature
