@@ -41,6 +41,7 @@ from bayesnorm.prediction.fit_stddev import fit_stddev
 from bayesnorm.prediction.perturbation import gaussian_noise, gradient_sign
 from bayesnorm.prediction.predict import predict
 from bayesnorm.prediction.prediction import Prediction
+from bayesnorm.prediction.samples_needed import SamplesNeeded, samples_needed
 from bayesnorm.prediction.sampling import sampling_model
 from bayesnorm.prediction.weight_sets import WeightSets
 from bayesnorm.pruning import prune
@@ -63,6 +64,7 @@ __all__ = [
     "MonteCarloGaussianNoise",
     "NoisyScaleNorm",
     "Prediction",
+    "SamplesNeeded",
     "ScaleNorm",
     "StochasticBatchNormalization",
     "StochasticLayer",
@@ -96,6 +98,7 @@ __all__ = [
     "prune",
     "pruning",
     "samplers",
+    "samples_needed",
     "sampling_model",
     "set_kl_weight",
     "start_pruning",

@@ -28,6 +28,7 @@ from bayesnorm.plots.layers import (
     scale_uncertainty,
     signal_to_noise,
 )
+from bayesnorm.plots.samples import samples_needed
 from bayesnorm.plots.training import run_curves, training_curves
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "perturbation_curves",
     "reliability_diagram",
     "run_curves",
+    "samples_needed",
     "scale_uncertainty",
     "segmentation_grid",
     "signal_to_noise",

@@ -497,3 +497,34 @@ def test_bad_segmentation(changes, match):
     }
     with pytest.raises(ValueError, match=match):
         plots.segmentation_grid(**(args | changes))
+
+
+@pytest.mark.parametrize("regression", [False, True])
+def test_samples_needed(regression):
+    counts = np.array([1, 10, 100])
+    needed = types.SimpleNamespace(
+        samples=40,
+        pilot=30,
+        tolerance=0.1 if regression else "class",
+        error_rate=0.05,
+        counts=counts,
+        other_class=None if regression else np.array([0.3, 0.1, 0.02]),
+        deviation=np.array([0.5, 0.2, 0.1]),
+    )
+    figure = plots.samples_needed(needed, unit="years" if regression else None)
+    assert len(figure.axes) == 2 - regression
+    np.testing.assert_allclose(
+        figure.axes[-1].get_lines()[0].get_ydata(), [0.5, 0.2, 0.1]
+    )
+    assert figure.axes[-1].get_ylabel() == (
+        "error of the mean, rms, years"
+        if regression
+        else "error of the entropy, rms, nats"
+    )
+    assert legend_of(figure.axes[0]) == ["30 pilot samples", "40 are enough"]
+    if not regression:
+        lines = figure.axes[0].get_lines()
+        np.testing.assert_allclose(lines[0].get_ydata(), [30, 10, 2])
+        assert lines[-1].get_ydata()[0] == pytest.approx(5)
+    needed.samples = None
+    assert legend_of(plots.samples_needed(needed).axes[0]) == ["30 pilot samples"]
