@@ -10,8 +10,10 @@ import types
 import keras
 import numpy as np
 import pytest
+from scipy import special
 
 import bayesnorm
+from bayesnorm import metrics
 from tests.helpers import long
 from trainers import all_cnn, session
 from trainers.comparison import execution
@@ -108,6 +110,34 @@ def test_a_run_leaves_a_report_and_models(finished):
     if keras.backend.backend() == "tensorflow":
         assert (path / "saved_model" / "1" / "saved_model.pb").exists()
         assert list((path / "tensorboard").iterdir())
+
+
+def test_the_report_has_what_validation_mends(finished):
+    path, figures = finished
+    assert "## Calibrated on validation" in (path / "report.md").read_text()
+    splits = session.load_data(flags_of(path))
+    model = keras.models.load_model(path / "model.keras")
+
+    def probs(part):
+        logits = model.predict(splits.inputs(part.images), verbose=0)
+        return special.softmax(logits.astype("float64"), axis=-1)
+
+    validation, test = probs(splits.validation), probs(splits.test)
+    held, labels = splits.validation.labels, splits.test.labels
+    temperature = metrics.temperature_scaling(np.log(validation), held)
+    said = figures["validation/temperature_one_pass"]
+    assert said == pytest.approx(temperature, rel=1e-3)
+    nll = metrics.nll(metrics.apply_temperature(np.log(test), temperature), labels)
+    assert figures["test/tempered_nll_one_pass"] == pytest.approx(nll, rel=1e-3)
+    # The threshold by hand: the k-th highest probability of a right class.
+    right = np.sort(validation[np.arange(len(held)), held])[::-1]
+    threshold = right[int(np.ceil((len(held) + 1) * 0.9)) - 1]
+    sets = test >= threshold
+    assert figures["test/set_size_of_90_one_pass"] == pytest.approx(
+        sets.sum(-1).mean(), abs=0.02
+    )
+    covered = 100 * sets[np.arange(len(labels)), labels].mean()
+    assert figures["test/coverage_of_90_one_pass"] == pytest.approx(covered, abs=1)
 
 
 def test_a_workdir_of_other_flags_is_refused(finished):

@@ -4,6 +4,7 @@ import numpy as np
 
 from bayesnorm import metrics, plots
 from bayesnorm.layers import posterior_layers
+from trainers.report.calibrated import calibrated
 from trainers.report.section import Section
 from trainers.report.tables import number, table
 
@@ -156,6 +157,7 @@ def examples(evaluation):
 SECTIONS = (
     training,
     reliability,
+    calibrated,
     error_coverage,
     entropy,
     learned_noise,
