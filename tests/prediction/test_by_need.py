@@ -132,7 +132,9 @@ def test_an_ensemble_of_regressions_has_the_variance_over_all(x):
     members = [classifier(1, activation=None) for _ in range(2)]
     arguments = dict(samples=48, seed=5, task="regression")
     kept = predict(members, x, keep_samples=True, **arguments).samples
-    got = predict(members, x, tolerance=1.0, **arguments)
+    # About t / sqrt(32) deviations: some examples are settled by half of the samples.
+    tolerance = 0.4 * float(kept.std(0).mean())
+    got = predict(members, x, tolerance=tolerance, **arguments)
     assert len(set(got.samples_used)) > 1
     kept = kept.reshape(2, 48, 100, 1)
     for i, used in enumerate(got.samples_used):
