@@ -54,6 +54,15 @@ def test_what_it_calls_enough_is():
     assert (np.abs(off) > 0.1).mean() == pytest.approx(0.05, abs=0.02)
 
 
+def test_a_few_samples_have_a_bias():
+    """Networks certain of their class: the average of two has half the entropy."""
+    first = np.tile([1.0, 0.0], 20)[:, None]
+    needed = samples_needed(predicted(np.stack([first, 1 - first], -1)))
+    # No slope at even chances; sum var(p) / p / 2 is 1/2 (n - 1 below the variance).
+    expected = 0.5 * 40 / 39 / needed.counts
+    np.testing.assert_allclose(needed.deviation, expected, rtol=1e-6)
+
+
 def test_two_classes_that_tie_are_arctangents():
     """With no gap seen the chance is atan(sqrt(n / N)) / pi."""
     values = np.tile([[0.4, 0.6], [0.6, 0.4]], (5, 1))[:, None]

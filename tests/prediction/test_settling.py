@@ -162,6 +162,26 @@ def test_the_mean_of_a_regression_is_within_the_tolerance():
     assert np.median(used) == pytest.approx(48, abs=16)
 
 
+def test_the_width_is_that_of_the_docstring():
+    rng, n, all_samples = np.random.default_rng(6), 16, 20
+    values = logit_normal(rng, 3, 4, 1.0)[:n]
+    rule = Interval("classification", 0.1, 0.05, all_samples)
+    state = rule.start((3, 4))
+    squares = 0.0
+    for start in (0, BLOCK):
+        rule.update(state, values[start : start + BLOCK], start, 0.05)
+        mean = values[: start + BLOCK].mean(0, dtype="float64")
+        squares += BLOCK * influence(values[start : start + BLOCK], mean).var(0)
+    information = special.entr(mean).sum(-1) - special.entr(values).sum(-1).mean(0)
+    quantile = stats.t.isf(0.05 / 2, n - 2)  # One look before the end, two means.
+    error = np.sqrt(squares / (n - 2) / n * (1 - n / all_samples))
+    expected = quantile * error + information * (1 / n - 1 / all_samples)
+    np.testing.assert_allclose(state["width"], expected, rtol=1e-5)
+    # Nothing is left open by all of them.
+    rule.update(state, values[:4], n, 0.05)
+    np.testing.assert_allclose(state["width"], 0, atol=1e-12)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
 def test_the_influence_is_the_derivative_of_the_entropy(temperature):
     rng = np.random.default_rng(5)
