@@ -121,15 +121,16 @@ def predict(
             examples at most, whatever the law of the networks: a test by betting, of
             `prediction.settling.Winner`. A number above 0: the entropy in nats, or the
             mean of a regression in its units, is within it of that of all samples, by
-            the standard error (`prediction.settling.Interval`); nearly but for a share
-            `error_rate`, for averages of networks that are about normal. None: all
-            samples for all. For several outputs also one for each, as `task`; an
-            example is settled when all of them are. An example that stays has the very
-            networks it would have had. Of dense predictions and of several labels half
-            of `error_rate` is the share of positions that may be open when the example
+            its standard error (`prediction.settling.Interval`): an approximation, which
+            rare networks escape. None: all samples for all. For several outputs also
+            one for each, as `task`; an example is settled when all of them are. One
+            that stays has the very networks it would have had; each has a multiple of
+            8 of them, or all. Of dense predictions and of several labels half of
+            `error_rate` is the share of positions that may be open when the example
             leaves.
         error_rate: For `tolerance`: the share of examples (of dense predictions:
-            positions) that may differ from those of all samples.
+            positions) that may differ from those of all samples, on average over seeds:
+            examples have their networks in common, so one seed has more than another.
         temperature: T above 0, such as of `metrics.fit_temperature`: `probs` are
             `softmax(log p / T)` of the average p over all networks, and `entropy` is
             theirs. `mutual_information` and `samples` remain those of the networks as

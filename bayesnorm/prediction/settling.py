@@ -18,8 +18,8 @@ BLOCK = 8
 # Shares of the most that a bet may risk: some are near the best one for any gap.
 _SHARES = np.array([1 / 8, 1 / 4, 1 / 2, 1], "float32")
 _CAPITAL = np.float32(1e30)  # Enough, and far from overflow with what one bet gains.
-# Two blocks: a variance of fewer networks says little.
-_LEAST_OF_INTERVALS = 2 * BLOCK
+# Sixteen alike are common where one network in thirty says otherwise.
+_LEAST_OF_INTERVALS = 4 * BLOCK
 
 
 def check_tolerance(tolerance):
@@ -173,20 +173,23 @@ class Interval:
 
     A position is settled when
 
-        t sqrt(v / n (1 - n / S)) + I (1 / n - 1 / S) <= tolerance:
+        t sqrt(v / n (1 - n / S)) + D log(2 L / error_rate) / (3 n) (1 - n / S)
+            + I (1 / n - 1 / S) <= tolerance:
 
     the standard error of what n networks say of all S, times the quantile of Student's
-    t at `error_rate / (2 looks)`, and the second-order bias of the entropy, I the
-    mutual information. v is the variance of the influence of a network: of a
+    t at `error_rate / (2 L)`, L the number of looks; Bernstein's term for a skewed law,
+    D the largest deviation of a network seen; and the second-order bias of the entropy,
+    I the mutual information. v is the variance of the influence of a network: of a
     regression's mean its output, of the entropy `sum_k p_k dH/dp_k` at the mean, the
     delta method (at a temperature of 1 the cross-entropy with the mean). It is pooled
-    over blocks of `BLOCK` networks, each at the mean by its end. It rests on a normal
-    law of averages, and knows nothing of rare networks: where one in a hundred says
-    otherwise, the first sixteen may well agree.
+    over blocks of `BLOCK` networks, each at the mean by its end. It knows nothing of
+    rare networks: where one in a hundred says otherwise, the first 32 may well agree.
 
     Reference:
-        Cochran, 1977, "Sampling Techniques", 2.6 (the finite population). Miller, 1955,
-        "Note on the bias of information estimates".
+        Cochran, 1977, "Sampling Techniques", 2.6 (the finite population). Bernstein's
+        inequality as in Maurer & Pontil, 2009, "Empirical Bernstein Bounds and Sample
+        Variance Penalization". Miller, 1955, "Note on the bias of information
+        estimates".
     """
 
     task: str
@@ -202,6 +205,7 @@ class Interval:
         return {
             "sum": np.zeros(shape, "float64"),
             "squares": np.zeros(positions, "float64"),
+            "largest": np.zeros(positions, "float64"),
             "entropy": np.zeros(positions, "float64"),
             "width": np.full(positions, np.inf),
         }
@@ -218,15 +222,18 @@ class Interval:
             state["entropy"] += special.entr(values).sum((0, -1))
             information = special.entr(mean).sum(-1) - state["entropy"] / n
             bias = np.maximum(information, 0) * (1 / n - 1 / self.samples)
-        state["squares"] += np.square(pull - pull.mean(0)).sum(0)
+        pull = pull - pull.mean(0)
+        state["squares"] += np.square(pull).sum(0)
+        np.maximum(state["largest"], np.abs(pull).max(0), out=state["largest"])
         free = n - -(-n // BLOCK)  # A mean of its own for each block.
         if not free:
             return
         variance = state["squares"] / free
         number = max(1, len(looks(self.samples, self.least)) - 1)
         quantile = stats.t.isf(error_rate / (2 * number), free)
-        spread = np.sqrt(variance / n * (1 - n / self.samples))
-        state["width"][...] = quantile * spread + bias
+        left = 1 - n / self.samples
+        skew = state["largest"] * np.log(2 * number / error_rate) / (3 * n) * left
+        state["width"][...] = quantile * np.sqrt(variance / n * left) + skew + bias
 
     def unsettled(self, state):
         """Returns for each position whether it is not settled, `[examples, ...]`."""
