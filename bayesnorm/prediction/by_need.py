@@ -97,7 +97,7 @@ class ByNeed:
                 "rule": rule.start(x.shape[2:]),
                 # The examples first, in all of them: `[examples, members, ...]`.
                 "mean": np.zeros((x.shape[2], x.shape[0], *x.shape[3:])),
-                "spread": np.zeros((x.shape[2], x.shape[0], *_spread(x, output))),
+                "spread": np.zeros((x.shape[2], x.shape[0], *_positions(x, output))),
             }
             for rule, output, x in zip(
                 self._rules, self._ensemble.outputs.each, values, strict=True
@@ -107,7 +107,7 @@ class ByNeed:
     def _take(self, rule, output, state, values, before, numbers):
         """Takes the values `[members, networks, examples, ...]` of an output."""
         check_finite_outputs(values.sum((0, 1)), output, numbers)
-        rate, _ = split_rate(self._error_rate, _positions(values, output))
+        rate, _ = split_rate(self._error_rate, math.prod(_positions(values, output)))
         rule.update(state["rule"], values.mean(0), before, rate)
         merge(state, np.moveaxis(values, 2, 0).astype("float64"), before, output)
 
@@ -146,12 +146,7 @@ class ByNeed:
 
 
 def _positions(values, output):
-    """Number of an example's positions, each with an answer of its own."""
-    shape = values.shape[3:]
-    return math.prod(shape if output.task == "regression" else shape[:-1])
-
-
-def _spread(values, output):
+    """The shape of an example's positions, each with an answer of its own."""
     shape = values.shape[3:]
     return shape if output.task == "regression" else shape[:-1]
 

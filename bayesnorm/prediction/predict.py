@@ -119,10 +119,11 @@ def predict(
             samples are drawn. `"class"`: the most probable class (of labels the side of
             1/2 of each) is that of all samples, but for a share `error_rate` of the
             examples at most, whatever the law of the networks: a test by betting, of
-            `prediction.settling.Winner`. A number above 0: the entropy in nats, or the
-            mean of a regression in its units, is within it of that of all samples, by
-            its standard error (`prediction.settling.Interval`): an approximation, which
-            rare networks escape. None: all samples for all. For several outputs also
+            `prediction.settling.Winner`; entropies are then of as few networks. A
+            number above 0: the entropy in nats, or the mean of a regression in its
+            units, is within it of that of all samples, by its standard error
+            (`prediction.settling.Interval`): an approximation, which rare networks
+            escape. None: all samples for all. For several outputs also
             one for each, as `task`; an example is settled when all of them are. One
             that stays has the very networks it would have had; each has a multiple of
             8 of them, or all. Of dense predictions and of several labels half of
