@@ -127,3 +127,18 @@ def test_folders_of_tests_hide_no_package():
     # Without its `__init__.py`, `tests/trainers` is in the path as `trainers`.
     folders = {path.parent for path in (ROOT / "tests").rglob("*.py")}
     assert [path for path in folders if not (path / "__init__.py").is_file()] == []
+
+
+SLOW_TO_IMPORT = {"tensorflow_probability", "tensorflow_datasets", "matplotlib"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_importing_the_package_waits_for_nothing_slow(path):
+    if path.is_relative_to(ROOT / "bayesnorm"):
+        names = set()
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add(node.module or "")
+        assert not {name.partition(".")[0] for name in names} & SLOW_TO_IMPORT

@@ -17,6 +17,7 @@ if keras.backend.backend() == "tensorflow":
         compiled_loops,
         compiled_step,
         devices,
+        distributions,
         erfc,
         fold_in,
         fused,
@@ -29,7 +30,6 @@ if keras.backend.backend() == "tensorflow":
         scan,
         seed_from_int,
         stateless_normal,
-        tfp,
         value_and_gradients,
     )
 elif keras.backend.backend() == "jax":
@@ -41,6 +41,7 @@ elif keras.backend.backend() == "jax":
         compiled_loops,
         compiled_step,
         devices,
+        distributions,
         erfc,
         fold_in,
         fused,
@@ -53,7 +54,6 @@ elif keras.backend.backend() == "jax":
         scan,
         seed_from_int,
         stateless_normal,
-        tfp,
         value_and_gradients,
     )
 else:
@@ -71,6 +71,7 @@ __all__ = [
     "compiled_loops",
     "compiled_step",
     "devices",
+    "distributions",
     "erfc",
     "fold_in",
     "fused",
@@ -83,6 +84,5 @@ __all__ = [
     "scan",
     "seed_from_int",
     "stateless_normal",
-    "tfp",
     "value_and_gradients",
 ]

@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import keras
-from tensorflow_probability.substrates import jax as tfp
 
 __all__ = [
     "MEMORY_OVERHEAD",
@@ -15,6 +14,7 @@ __all__ = [
     "compiled_loops",
     "compiled_step",
     "devices",
+    "distributions",
     "erfc",
     "fold_in",
     "fused",
@@ -27,7 +27,6 @@ __all__ = [
     "scan",
     "seed_from_int",
     "stateless_normal",
-    "tfp",
     "value_and_gradients",
 ]
 
@@ -37,6 +36,14 @@ __all__ = [
 MEMORY_OVERHEAD = 4.0
 
 _UNROLLED = 16
+
+
+def distributions():
+    """Returns the module of TensorFlow Probability's distributions."""
+    # A second that who never asks for a KL need not wait for.
+    from tensorflow_probability.substrates import jax as tfp
+
+    return tfp.distributions
 
 
 def seed_from_int(seed):

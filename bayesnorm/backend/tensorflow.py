@@ -3,7 +3,6 @@
 import functools
 
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 __all__ = [
     "MEMORY_OVERHEAD",
@@ -13,6 +12,7 @@ __all__ = [
     "compiled_loops",
     "compiled_step",
     "devices",
+    "distributions",
     "erfc",
     "fold_in",
     "fused",
@@ -25,7 +25,6 @@ __all__ = [
     "scan",
     "seed_from_int",
     "stateless_normal",
-    "tfp",
     "value_and_gradients",
 ]
 
@@ -35,6 +34,14 @@ MEMORY_OVERHEAD = 2.0
 
 # The default algorithm gives other numbers under XLA than without it.
 _ALGORITHM = "philox"
+
+
+def distributions():
+    """Returns the module of TensorFlow Probability's distributions."""
+    # A second that who never asks for a KL need not wait for.
+    import tensorflow_probability as tfp
+
+    return tfp.distributions
 
 
 def seed_from_int(seed):

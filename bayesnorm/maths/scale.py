@@ -46,7 +46,7 @@ def kl_to_normal(mean, stddev, prior_scale=10.0):
         Shekhovtsov & Flach, 2018, "Stochastic Normalizations as Bayesian
         Learning", section 3 (where twice this is printed).
     """
-    normal = backend.tfp.distributions.Normal
+    normal = backend.distributions().Normal
     one = ops.ones_like(mean)
     return normal(mean, stddev).kl_divergence(normal(one, prior_scale * one))
 
