@@ -134,7 +134,8 @@ SLOW_TO_IMPORT = {"tensorflow_probability", "tensorflow_datasets", "matplotlib"}
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_importing_the_package_waits_for_nothing_slow(path):
-    if path.is_relative_to(ROOT / "bayesnorm"):
+    # Modules of builders are imported where a set of theirs is opened.
+    if path.is_relative_to(ROOT / "bayesnorm") and "_builder" not in path.name:
         names = set()
         for node in ast.parse(path.read_text("utf-8")).body:
             if isinstance(node, ast.Import):
