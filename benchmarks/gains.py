@@ -140,7 +140,7 @@ class Case:
         """Returns the images of a part as the networks see them."""
         return self.splits.inputs(getattr(self.splits, part).images)
 
-    def probs(self, model, part, method="sample"):
+    def probs(self, model, part, method="sample", temperature=None):
         """Returns the averaged probabilities of a model on a part."""
         return bayesnorm.predict(
             model,
@@ -149,22 +149,18 @@ class Case:
             method=method,
             seed=self.seed,
             from_logits=True,
+            temperature=temperature,
             verbose=0,
         ).probs
 
     def tempered(self, model, method="sample"):
         """Returns a function of a part: probabilities at the temperature that fits."""
-        logits, labels = self._logits(model, "validation", method), self._labels()
-        temperature = metrics.temperature_scaling(logits, labels)
-        return lambda part: metrics.apply_temperature(
-            self._logits(model, part, method), temperature
-        )
+        probs = self.probs(model, "validation", method)
+        temperature = metrics.fit_temperature(probs, self._labels())
+        return lambda part: self.probs(model, part, method, temperature)
 
     def _labels(self):
         return self.splits.validation.labels
-
-    def _logits(self, model, part, method):
-        return np.log(np.maximum(self.probs(model, part, method), 1e-12))
 
     def fitted(self, **arguments):
         """Returns the network with a posterior, its deviations found on validation."""

@@ -92,16 +92,17 @@ def test_the_guide_runs(tmp_path, monkeypatch):
 
 
 def test_the_guides_on_digits(tmp_path, monkeypatch):
-    """Samples by need, and what validation examples mend: one script."""
+    """Samples by need, what validation examples mend, uncertain gains: one script."""
     monkeypatch.chdir(tmp_path)
     if keras.backend.backend() != "tensorflow":
         monkeypatch.setattr(bayesnorm, "export", lambda *args, **kwargs: None)
     keras.utils.set_random_seed(0)
-    first, second = (
-        block
-        for title in ("As many samples as it takes", "Probabilities and sets that hold")
-        for block in blocks(title)
+    titles = (
+        "As many samples as it takes",
+        "Probabilities and sets that hold",
+        "Uncertain gains",
     )
+    first, second, third = (block for title in titles for block in blocks(title))
     names = {}
     exec(first, names)
     labels = names["digits"].test.labels
@@ -117,6 +118,10 @@ def test_the_guides_on_digits(tmp_path, monkeypatch):
     assert 0.9 < summary["set_size"] < 3
     better = bayesnorm.metrics.nll(names["tempered"].probs, labels)
     assert better < 1.1 * bayesnorm.metrics.nll(names["plain"].probs, labels)
+    exec(third, names)
+    assert len(names["found"].stddev) == 2
+    assert names["found"].nll < names["found"].plain_nll + 0.02
+    assert (names["uncertain"].classes == labels).mean() > 0.9
 
 
 def test_the_loop_takes_a_stream(tmp_path, monkeypatch):

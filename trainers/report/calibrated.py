@@ -20,12 +20,14 @@ def calibrated(evaluation):
     if splits.dense:
         return None  # The pixels of an image are not exchangeable.
     held, labels = splits.validation, splits.test.labels
-    images = splits.inputs(held.images)
     alphas = [a for a in _ALPHAS if len(held.labels) >= 1 / a - 1]
     rows, records = [], []
     for key, method in evaluation.methods.items():
         validation = predict(
-            method.runs[0], images, from_logits=True, **method.arguments
+            method.runs[0],
+            splits.part_inputs("validation"),
+            from_logits=True,
+            **method.arguments,
         ).probs
         test = evaluation.predictions["test"][key][0].probs
         found = [
