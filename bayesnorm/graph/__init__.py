@@ -26,6 +26,7 @@ from bayesnorm.graph.internals import (
     is_graph,
     layers_of,
     standardize,
+    unlocked,
 )
 from bayesnorm.graph.rewrite import Finished, copy_of, copy_weights, rewrite
 from bayesnorm.graph.run import (
@@ -61,4 +62,5 @@ __all__ = [
     "run",
     "standardize",
     "state_of",
+    "unlocked",
 ]

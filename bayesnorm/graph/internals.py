@@ -4,6 +4,7 @@ Nothing else in the package reads a name of Keras with an underscore, or imports
 `keras.src`. When Keras changes, `tests/graph/test_internals.py` says which moved.
 """
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -49,6 +50,7 @@ __all__ = [
     "set_keras_mask",
     "standardize",
     "takes_training",
+    "unlocked",
 ]
 
 
@@ -202,3 +204,15 @@ def attends_over_positions(layer):
     """Whether a MultiHeadAttention has no gate, window or axes of its own."""
     plain = not getattr(layer, "_use_gate", False)
     return plain and getattr(layer, "_sliding_window", None) is None
+
+
+@contextlib.contextmanager
+def unlocked(layer, variable=None):
+    """Lets a built layer make variables, in the place of one that it has or None."""
+    layer._tracker.unlock()
+    if variable is not None:
+        layer._untrack_variable(variable)
+    try:
+        yield
+    finally:
+        layer._tracker.lock()

@@ -116,6 +116,15 @@ class StochasticLayer(SeededLayer):
         """The draws of one network: name -> shape, without a batch axis."""
         raise NotImplementedError
 
+    @property
+    def shared_noise(self):
+        """The names of draws that all layers of a network have in common.
+
+        In `bayesnorm.predict` and in an export, layers that draw the same name and
+        shape are given the same draw. By itself each draws its own.
+        """
+        return ()
+
     def check_noise(self):
         """Raises a ValueError if the layer is not ready to draw."""
 

@@ -8,16 +8,18 @@ import keras
 from keras import ops
 
 from bayesnorm.arguments import check_choice, check_model, positive_integer
+from bayesnorm.graph import unlocked
 from bayesnorm.layers.axes import broadcast_shape
 from bayesnorm.layers.noise import (
     StochasticLayer,
     current_noise_mode,
     stochastic_layers,
 )
+from bayesnorm.maths import correlation
 from bayesnorm.moments import Moments, register
 
 _KINDS = ("batch", "example")
-_MEAN, _LOG_VARIANCE = "mean", "log_variance"
+_MEAN, _LOG_VARIANCE, _LATENT = "mean", "log_variance", "latent"
 # The number of batches that a layer counts whose statistics do not vary.
 _FIXED = 1e9
 
@@ -55,8 +57,20 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
         mean ~ Normal(m_mu, s_mu^2),
         log(variance + epsilon) ~ Normal(m_l, s_l^2),
 
-    independently. A network trained with batch normalization has been trained on
-    such draws; averaging its predictions over them is its uncertainty.
+    A network trained with batch normalization has been trained on such draws;
+    averaging its predictions over them is its uncertainty. With `law_rank=0` the draws
+    are independent, as in the paper. But the statistics of a batch are not: bright
+    images, say, have large means in many channels of many layers. With a joint law of
+    rank r the standardized draws, of all means and log variances, are
+
+        z = F^T u + sqrt(1 - |f|^2) e,  u ~ Normal(0, I_r), e ~ Normal(0, I),
+
+    where f is a column of the factor F `[r, 2 channels]`. Their variances are those of
+    the independent law, and they have the correlations that r directions have room for.
+    `bayesnorm.calibrate` finds F over all layers of a model. In a sampled network
+    (`bayesnorm.predict`, an export) the layers have u in common; a layer that draws by
+    itself (`noise_mode("sample")`) draws its own, and has the law within the layer.
+    Further training keeps F, until the next calibration.
 
     While training, the moments are exponential averages with the momentum of the
     layer, without a bias from their start; they also contain the drift of the
@@ -80,6 +94,7 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
         seed: Integer, None for a random one.
         calibration_batch_size: Integer or None, size of the batches of the latest
             calibration; set by `bayesnorm.calibrate`.
+        law_rank: Integer from 0, rank r of the joint law; set by `bayesnorm.calibrate`.
         **kwargs: The other arguments of `keras.layers.BatchNormalization`.
 
     Call arguments:
@@ -113,6 +128,7 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
         noise="batch",
         seed=None,
         calibration_batch_size=None,
+        law_rank=0,
         **kwargs,
     ):
         super().__init__(
@@ -128,7 +144,11 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
         if calibration_batch_size is not None:
             positive_integer("calibration_batch_size", calibration_batch_size)
         self.noise = noise
+        if law_rank != 0:
+            positive_integer("law_rank", law_rank)
         self.calibration_batch_size = calibration_batch_size
+        self.law_rank = law_rank
+        self.law_factor = None
 
     def build(self, input_shape):
         """Makes the variables of batch normalization and the statistics' moments."""
@@ -143,6 +163,29 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
         self.statistics_squared_weight = self._statistic(
             "statistics_squared_weight", ()
         )
+        self._make_factor()
+
+    def _make_factor(self):
+        if self.law_rank:
+            shape = (self.law_rank, 2, *self.moving_mean.shape)
+            self.law_factor = self._statistic("law_factor", shape)
+
+    def set_law_rank(self, rank):
+        """Makes the law one of another rank, 0 for independent statistics.
+
+        The moments stay. Where the rank changes, the law is that of independent
+        statistics until the next calibration.
+
+        Args:
+            rank: Integer from 0.
+        """
+        if rank == self.law_rank:
+            return
+        self.law_rank = rank
+        if self.built:
+            with unlocked(self, self.law_factor):
+                self.law_factor = None
+                self._make_factor()
 
     def _statistic(self, name, shape):
         return self.add_weight(
@@ -157,7 +200,14 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
 
     @property
     def statistics_variables(self):
-        """The variables that hold the moments of the batches' statistics."""
+        """The variables that hold the law of the batches' statistics."""
+        return [
+            *self._moments_variables,
+            *([] if self.law_factor is None else [self.law_factor]),
+        ]
+
+    @property
+    def _moments_variables(self):
         return [
             self.mu_mean,
             self.mu_variance,
@@ -169,9 +219,15 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
 
     @property
     def noise_shapes(self):
-        """Two draws per channel."""
+        """Two draws per channel, and those of the joint law."""
         channels = tuple(self.moving_mean.shape)
-        return {_MEAN: channels, _LOG_VARIANCE: channels}
+        latent = {_LATENT: (self.law_rank,)} if self.law_rank else {}
+        return {_MEAN: channels, _LOG_VARIANCE: channels, **latent}
+
+    @property
+    def shared_noise(self):
+        """What the statistics of all layers follow."""
+        return (_LATENT,)
 
     def check_noise(self):
         """Checks that the layer has seen batches enough to know how they differ."""
@@ -228,11 +284,19 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
             mask: As in the call.
 
         Returns:
-            `(mean, log_variance)`, `[channels]` each.
+            `(statistics, update)`: `(mean, log_variance)`, `[channels]` each, and what
+            they do to the correlations: `(keep, row)`, `[2, channels]` each, as of
+            `maths.correlation.deviation`.
         """
         statistics = self.batch_statistics(inputs, mask)
+        update = correlation.deviation(
+            ops.convert_to_tensor(self.statistics_count),
+            _stacked(self.mu_mean, self.log_variance_mean),
+            _stacked(self.mu_variance, self.log_variance_variance),
+            _stacked(*statistics),
+        )
         self._average(*statistics, 1.0 / (self.statistics_count + 1.0))
-        return statistics
+        return statistics, update
 
     def batch_statistics(self, inputs, mask=None):
         """Returns mean and `log(variance + epsilon)` of a batch, `[channels]` each."""
@@ -258,6 +322,8 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
         )
         self.statistics_squared_weight.assign(0.0)
         self.statistics_count.assign(_FIXED)
+        if self.law_factor is not None:
+            self.law_factor.assign(ops.zeros_like(self.law_factor.value))
 
     def is_fixed(self):
         """Whether `fix` was called last."""
@@ -313,6 +379,12 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
         if z_mean is None:
             return None
         z_log_variance = self.standard_normal(_LOG_VARIANCE, rows, training=False)
+        if self.law_factor is not None:
+            latent = self.standard_normal(_LATENT, rows, training=False)
+            factor = ops.convert_to_tensor(self.law_factor)
+            own = correlation.own_stddev(factor)
+            z_mean = own[0] * z_mean + ops.matmul(latent, factor[:, 0])
+            z_log_variance = own[1] * z_log_variance + ops.matmul(latent, factor[:, 1])
         mean, mean_stddev, log_variance, log_variance_stddev = self.statistics_moments()
         return (
             mean + mean_stddev * z_mean,
@@ -337,13 +409,18 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
         return ops.cast(x * scale + shift, self.compute_dtype)
 
     def load_own_variables(self, store):
-        """Loads what was saved; of a plain batch normalization, what it has."""
+        """Loads what was saved, also of another law; of a plain layer what it has."""
         values = {k: store[k] for k in store.keys()}  # noqa: SIM118 (an h5 group)
+        saved = sum(key.isdigit() for key in values)
         variables = self._trainable_variables + self._non_trainable_variables
         plain = len(variables) - len(self.statistics_variables)
-        if sum(key.isdigit() for key in values) == plain:
+        factor = plain + len(self._moments_variables)
+        if saved == plain:
             for i, variable in enumerate(self.statistics_variables, plain):
                 values[str(i)] = ops.convert_to_numpy(variable)
+        elif saved in (factor, factor + 1):
+            of_law = values.get(str(factor))
+            self.set_law_rank(0 if of_law is None else of_law.shape[0])
         super().load_own_variables(values)
 
     def get_config(self):
@@ -352,12 +429,18 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
             **super().get_config(),
             "noise": self.noise,
             "calibration_batch_size": self.calibration_batch_size,
+            "law_rank": self.law_rank,
         }
 
 
 def _at_least_float32(x):
     # As in Keras: half precision overflows here.
     return ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
+
+
+def _stacked(of_means, of_log_variances):
+    """Both kinds of statistics, `[2, channels]`, float32."""
+    return ops.stack([ops.cast(x, "float32") for x in (of_means, of_log_variances)])
 
 
 def stochastic_batch_normalizations(model):

@@ -1,12 +1,13 @@
 """The posterior of a network's batch statistics, from training data."""
 
+import contextlib
 import itertools
 import warnings
 
 import numpy as np
 from keras import ops
 
-from bayesnorm.arguments import positive_integer
+from bayesnorm.arguments import check_choice, positive_integer
 from bayesnorm.graph import apply, build, compiled_for
 from bayesnorm.layers.noise import noise_mode
 from bayesnorm.layers.posterior import uncounted
@@ -14,6 +15,7 @@ from bayesnorm.layers.stochastic_batch_norm import (
     batch_statistics,
     stochastic_batch_normalizations,
 )
+from bayesnorm.measurement.joint_law import PassUpdate, law_restored_on_error
 from bayesnorm.measurement.state import changing, restored, restored_on_error
 from bayesnorm.streams.arrays import rows_of
 from bayesnorm.streams.batches import number_of_batches, reshuffled, sized_stream
@@ -23,6 +25,9 @@ from bayesnorm.streams.progress import Progress
 # Standard errors that a difference from the moving averages may come of, and what is
 # far beyond those: standard deviations, or the logarithm of their ratio.
 _ERRORS, _FAR = 3.0, 0.4
+_LAWS = ("joint", "independent")
+# Of the factor of the joint law: see benchmarks/results/laws.
+_RANK = 16
 
 
 def calibrate(
@@ -35,8 +40,10 @@ def calibrate(
     verbose="auto",
     frozen=False,
     steps=None,
+    law="joint",
+    rank=None,
 ):
-    """Computes the moments of the batch statistics in one pass over training data.
+    """Computes the law of the batch statistics in one pass over training data.
 
     Each batch goes through the network as in training, normalized by its own
     statistics (dropout and augmentation layers of the model active too), and every
@@ -44,6 +51,13 @@ def calibrate(
     it meets, and their variances over batches: exact averages, by updates that are
     stable in float32. Weights and moving averages stay as they are, and so does the
     deterministic output.
+
+    With `law="joint"` it also finds how they vary together, means and log variances of
+    all channels of all layers: a factor of their correlations, kept up batch by batch
+    in the memory of `rank` batches' statistics. Variances are those of
+    `law="independent"`, where each is drawn by itself as in the paper; there what would
+    move channels together cancels, and uncertainty is lost. The joint law is that of
+    layers that were calibrated together: calibrate a model as a whole.
 
     Layers that are frozen (`trainable=False`), or that the code of a layer or of a
     subclassed model calls with `training=False`, were not trained on batch statistics:
@@ -75,6 +89,10 @@ def calibrate(
             of `batch_size`); None for all, which a stream without an end does not have.
             Whether a generator ends is not known beforehand: with None it is read until
             it does.
+        law: `"joint"` or `"independent"`.
+        rank: Integer, of the factor of the joint law: directions in which statistics
+            vary together. None: 16, or all where there are fewer batches; with
+            `reset=False` that of the last calibration.
 
     Returns:
         `model`.
@@ -82,8 +100,10 @@ def calibrate(
     Raises:
         ValueError: If the model has no stochastic batch normalization, if the data
             are empty, not finite, without an end (and `steps=None`), or of fewer than 2
-            full batches, if statistics are not finite, or if all layers are frozen. The
-            layers then keep the moments that they had.
+            full batches, if `rank` is given and there are no more batches than that, if
+            statistics are not finite, if all layers are frozen, or if with
+            `reset=False` the last calibration was of another batch size or law. The
+            layers then keep the law that they had.
 
     Warns:
         UserWarning: Names the frozen layers; and those whose batch statistics lie far
@@ -91,11 +111,25 @@ def calibrate(
             deviations between the means, or a factor exp(0.4) = 1.5 between the
             standard deviations, beyond three standard errors of both averages. The
             data were then perhaps scaled otherwise in training.
+
+    Reference:
+        Atanov et al., 2018, "Uncertainty Estimation via Stochastic Batch
+        Normalization" (independent); Teye et al., 2018, "Bayesian Uncertainty
+        Estimation for Batch Normalized Deep Networks", whose draws of real batches
+        the joint law follows.
     """
     layers = stochastic_batch_normalizations(model)
     check_has_layers(model, layers)
     if batch_size is not None:
         positive_integer("batch_size", batch_size)
+    check_choice("law", law, _LAWS)
+    if rank is not None:
+        positive_integer("rank", rank)
+        if law == "independent":
+            raise ValueError(
+                "`rank` is of the joint law. Give law='joint', or no rank. Received: "
+                f"law='independent', rank={rank!r}"
+            )
     check_ends(dataset, steps)
     data = reshuffled(dataset, seed) if shuffle else dataset
     size, batches = sized_stream(data, batch_size, model, steps)
@@ -103,10 +137,16 @@ def calibrate(
     build(model, first)
     layers = [layer for layer in layers if layer.built]
     if not reset:
-        _check_goes_on(layers, size, frozen)
-    statistics = [v for layer in layers for v in layer.statistics_variables]
+        _check_goes_on(layers, size, frozen, law, rank)
     progress = Progress(number_of_batches(dataset, size, steps), verbose)
-    with restored_on_error(statistics), restored(changing(model, statistics)):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(law_restored_on_error(layers))
+        if reset:
+            for layer in layers:
+                layer.set_law_rank((rank or _RANK) if law == "joint" else 0)
+        statistics = [v for layer in layers for v in layer.statistics_variables]
+        stack.enter_context(restored_on_error(statistics))
+        stack.enter_context(restored(changing(model, statistics)))
         if reset:
             for variable in statistics:
                 variable.assign(np.zeros(variable.shape, "float32"))
@@ -125,6 +165,13 @@ def calibrate(
                 "shape. Give more data, or the batch size of the training if that is "
                 "smaller."
             )
+        if rank is not None and rank >= count and reset:
+            raise ValueError(
+                f"A joint law of rank {rank} needs the statistics of {rank + 1} or "
+                f"more batches. Received: {count} full batches of {size} examples. "
+                f"Give more data, rank={count - 1} or less, or no rank, which takes "
+                "what there is."
+            )
         unmet = [layer for layer in layers if not _count(layer)]
         _check(model, layers, unmet)
         for layer in unmet:
@@ -139,7 +186,7 @@ def _count(layer):
     return float(ops.convert_to_numpy(layer.statistics_count))
 
 
-def _check_goes_on(layers, size, frozen):
+def _check_goes_on(layers, size, frozen, law, rank):
     learning = [layer for layer in layers if frozen or not layer.is_fixed()]
     sizes = {layer.calibration_batch_size for layer in learning}
     if sizes != {size} or not all(layer.has_exact_moments() for layer in learning):
@@ -148,16 +195,37 @@ def _check_goes_on(layers, size, frozen):
             "the network was not trained. Received: layers whose latest calibration "
             f"had batches of {sorted(map(str, sizes))}; calibrate with reset=True."
         )
+    ranks = {layer.law_rank for layer in learning}
+    same = len(ranks) == 1 and all(bool(r) == (law == "joint") for r in ranks)
+    if not same or rank not in (None, *ranks):
+        raise ValueError(
+            "reset=False goes on with a calibration of the same law and rank. "
+            f"Received: law={law!r}, rank={rank!r}, and layers whose latest "
+            f"calibration was {' and '.join(map(_law_of_rank, sorted(ranks)))}. Ask for "
+            "that one, or calibrate with reset=True."
+        )
+
+
+def _law_of_rank(rank):
+    return f"law='joint', rank={rank}" if rank else "law='independent'"
 
 
 def _observing(model, frozen):
-    def observe(layer, inputs, mask, by_batch):
-        return layer.observe(inputs, mask) if by_batch or frozen else None
-
     def step(batch):
+        update = PassUpdate()
+
+        def observe(layer, inputs, mask, by_batch):
+            if not (by_batch or frozen):
+                return None
+            statistics, change = layer.observe(inputs, mask)
+            if layer.law_rank:
+                update.add(layer, *change)
+            return statistics
+
         # Dropout and the like as in training, whatever the caller has set.
         with batch_statistics(observe), noise_mode("auto"), uncounted():
             apply(model(), batch, training=True)
+        update.finish()
 
     return step
 

@@ -41,8 +41,10 @@ class Noise:
         self._starts, self.size = {}, 0
         for layer in stochastic_layers(model):
             for name, shape in layer.noise_shapes.items() if layer.built else ():
-                self._starts[id(layer), name] = self.size
-                self.size += math.prod(shape)
+                key = _key(layer, name, shape)
+                if key not in self._starts:
+                    self._starts[key] = self.size
+                    self.size += math.prod(shape)
 
     def draw(self, seed, numbers):
         """Returns the draws of networks, functions of the seed and number alone.
@@ -70,12 +72,16 @@ class Noise:
 
         def supply(layer, name, shape, batch_size):
             networks, size = ops.shape(draws)[0], math.prod(shape)
-            start = self._starts[id(layer), name]
+            start = self._starts[_key(layer, name, shape)]
             rows = ops.expand_dims(draws[:, start : start + size], 1)
             rows = ops.broadcast_to(rows, (networks, batch_size // networks, size))
             return ops.reshape(rows, (-1, *shape))
 
         return noise_mode(supply)
+
+
+def _key(layer, name, shape):
+    return (name, shape) if name in layer.shared_noise else (id(layer), name)
 
 
 _NOISY = object()

@@ -61,7 +61,10 @@ def _by_call(layer, channels):
 
 
 def _thin_vectors(layer, removal):
-    """A copy of a layer with the entries of the channels that stay in its vectors."""
+    """A copy of a layer with the entries of the channels that stay.
+
+    Its weights are vectors over the channels, or have these last.
+    """
     inputs, _ = removal.channels(layer)
     kept = removal.kept(inputs.ids)
     new = resized(layer, lambda arguments: _with_lists(arguments, kept))
@@ -71,8 +74,8 @@ def _thin_vectors(layer, removal):
     store = {k: np.array(ops.convert_to_numpy(v)) for k, v in store.items()}
     for name, value in store.items():
         # What has no number for its name is the state of the noise.
-        if name.isdigit() and value.shape == kept.shape:
-            store[name] = value[kept]
+        if name.isdigit() and value.shape[-1:] == kept.shape:
+            store[name] = value[..., kept]
     new.load_own_variables(store)
     return [new]
 
