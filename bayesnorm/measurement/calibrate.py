@@ -201,13 +201,14 @@ def _check_goes_on(layers, size, frozen, law, rank):
         raise ValueError(
             "reset=False goes on with a calibration of the same law and rank. "
             f"Received: law={law!r}, rank={rank!r}, and layers whose latest "
-            f"calibration was {' and '.join(map(_law_of_rank, sorted(ranks)))}. Ask for "
+            f"calibration was {_laws(ranks)}. Ask for "
             "that one, or calibrate with reset=True."
         )
 
 
-def _law_of_rank(rank):
-    return f"law='joint', rank={rank}" if rank else "law='independent'"
+def _laws(ranks):
+    said = [f"law='joint', rank={r}" if r else "law='independent'" for r in ranks]
+    return " and ".join(sorted(said))
 
 
 def _observing(model, frozen):
