@@ -1,8 +1,7 @@
 """Laws of batch statistics, against the statistics of real batches (MCBN).
 
 ```
-python -m benchmarks.laws --data_dir=DIR --ood_file=notmnist.npz \\
-    --output=benchmarks/results/laws
+python -m benchmarks.laws --data_dir=DIR --ood_file=FILE --output=FOLDER
 ```
 
 Trains each network for each seed, and predicts with the statistics of real batches, of
@@ -34,7 +33,7 @@ NETWORKS = {
     "lenet5": (1.0, 3),
     "vgg11": (0.25, 5),
     "resnet18": (0.125, 5),
-    "mobilenet_v2": (0.35, 5),
+    "mobilenet_v2": (0.35, 3),
 }
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "TensorFlow Datasets directory.")
 _OOD_FILE = flags.DEFINE_string("ood_file", None, "notMNIST as a NumPy archive.")
@@ -146,7 +145,7 @@ def measure(name, seed):
             "mutual_information": test.mutual_information.mean(),
             "mutual_information_ood": ood.mutual_information.mean(),
             "nll": summary["nll"],
-            "ece": summary["ece"],
+            "ece": summary["ece_equal_mass"],
             "auroc": auroc,
             "error": summary["error"],
         }
@@ -166,10 +165,8 @@ def measure(name, seed):
         bayesnorm.calibrate(model, images, rank=rank, **calibration)
         yield figures(f"joint, rank {rank}", predicted(model))
         if rank == 16:
-            row = figures(
-                "rank 16, each layer its own", predicted(within_layers(model))
-            )
-            yield row
+            apart = predicted(within_layers(model))
+            yield figures("rank 16, each layer its own", apart)
 
 
 def page(settings, rows):
@@ -229,8 +226,9 @@ def figure(rows):
     for name, pair in zip(names, axes, strict=True):
         own = [r for r in rows if r["network"] == name and r["law"] != "mean network"]
         laws = list(dict.fromkeys(row["law"] for row in own))
-        for key, ax in zip(("mutual_information", f"{'mutual_information'}_ood"), pair):
-            where = "out of the domain" if key.endswith("ood") else "test"
+        parts = {"": "test", "_ood": "out of the domain"}
+        for (ending, where), ax in zip(parts.items(), pair, strict=True):
+            key = f"mutual_information{ending}"
             values = {law: _values(own, law, key) for law in laws}
             label = f"mutual information, {where} (nats)"
             plots.bar_comparison(values, label, title=name, ax=ax)
