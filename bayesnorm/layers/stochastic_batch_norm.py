@@ -16,6 +16,7 @@ from bayesnorm.layers.noise import (
     stochastic_layers,
 )
 from bayesnorm.maths import correlation
+from bayesnorm.maths.normalization import random_normalization
 from bayesnorm.moments import Moments, register
 
 _KINDS = ("batch", "example")
@@ -70,7 +71,9 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
     `bayesnorm.calibrate` finds F over all layers of a model. In a sampled network
     (`bayesnorm.predict`, an export) the layers have u in common; a layer that draws by
     itself (`noise_mode("sample")`) draws its own, and has the law within the layer.
-    Further training keeps F, until the next calibration.
+    Further training keeps F, until the next calibration. `predict(method="moments")`
+    follows the correlation of a channel's own mean and variance alone: it carries no
+    covariances between channels or layers.
 
     While training, the moments are exponential averages with the momentum of the
     layer, without a bias from their start; they also contain the drift of the
@@ -260,6 +263,13 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
             ops.convert_to_tensor(self.log_variance_mean),
             ops.sqrt(ops.convert_to_tensor(self.log_variance_variance) * unbiased),
         )
+
+    def law_correlation(self):
+        """Returns the correlation of mean and log variance of each channel."""
+        if self.law_factor is None:
+            return ops.zeros(tuple(self.moving_mean.shape))
+        factor = ops.convert_to_tensor(self.law_factor)
+        return ops.sum(factor[:, 0] * factor[:, 1], axis=0)
 
     def _moments(self, inputs, mask):
         # Keras computes the batch's statistics here, across replicas if it is
@@ -452,6 +462,12 @@ def stochastic_batch_normalizations(model):
 
 @register(StochasticBatchNormalization, needs_inputs=False)
 def _moments(layer, moments):
+    """Of a joint law it follows the correlation of a channel's mean and log variance.
+
+    So mean and variance are exact for one layer. Those between channels, and between
+    layers, a pass has no room for: it carries no covariances of channels, and adds up
+    the noise of later layers as if it were independent.
+    """
     dtype = moments.mean.dtype if moments.known else "float32"
     gamma = ops.cast(layer.gamma, dtype) if layer.scale else 1.0
     beta = ops.cast(layer.beta, dtype) if layer.center else 0.0
@@ -459,13 +475,19 @@ def _moments(layer, moments):
         # What it is there for, as for batch normalization itself.
         x = Moments.standardized(moments.shape, axis=layer.axis).over(layer.axis)
         return x.affine(gamma, beta)
-    # (x - mean) / stddev with E[1 / stddev] = exp(-m / 2 + s^2 / 8) and
-    # E[1 / stddev^2] = exp(-m + s^2 / 2); the mean's own noise is shared.
-    mean, mean_stddev, log_variance, stddev = (
+    mean, mean_stddev, log_variance, log_stddev = (
         ops.cast(x, dtype) for x in layer.statistics_moments()
     )
-    inverse = ops.exp(-0.5 * log_variance + 0.125 * ops.square(stddev))
-    noise = ops.square(inverse) * ops.expm1(0.25 * ops.square(stddev))
-    x = moments.with_common_noise(ops.square(mean_stddev), layer.axis)
-    x = x.scaled(inverse * gamma, noise * ops.square(gamma), -mean, layer.axis)
+    inverse, noise, shift, common, offset = random_normalization(
+        mean_stddev, log_variance, log_stddev, ops.cast(layer.law_correlation(), dtype)
+    )
+    # The mean's own noise is shared.
+    x = moments.with_common_noise(common, layer.axis)
+    x = x.scaled(inverse * gamma, noise * ops.square(gamma), shift - mean, layer.axis)
+    if layer.law_rank:
+        # What the mean has of the log variance's goes with its pattern over positions.
+        factor = x.factor + x.along(offset * ops.abs(gamma), layer.axis)
+        variance = x.variance + ops.square(factor) - ops.square(x.factor)
+        variance = ops.maximum(variance, 0.0)
+        x = x.replace(variance=variance, shared=x.shared, factor=factor)
     return x.affine(1.0, x.along(beta, layer.axis) if layer.center else 0.0)

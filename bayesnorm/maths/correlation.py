@@ -24,6 +24,7 @@ def deviation(count, mean, variance, x):
         multiplied by `keep`, and to have `row` appended. Then again its columns have
         length 1, and those of variables that never varied, or overflow, length 0.
     """
+    count = ops.cast(count, x.dtype)
     deviation = (x - mean) * ops.sqrt(count / (count + 1.0))
     before = count * variance
     total = before + ops.square(deviation)

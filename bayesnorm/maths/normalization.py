@@ -53,3 +53,31 @@ def standardized_moments(
         others = others + average(variance) + 2.0 * u * average(y * variance)
     spread = (own * variance + inverse * others) * ops.square(rate)
     return u, ops.maximum(spread, 0.0)
+
+
+def random_normalization(mean_stddev, log_variance, log_stddev, correlation):
+    """Moments of `(x - M) exp(-L / 2)`, M and L jointly normal.
+
+    With the mean i and the variance q of `exp(-L / 2)`, and `t = x - E M + shift`, the
+    mean is `i t`, and the covariance of two values of x under one draw of M and L is
+    `(i^2 + q) common + (sqrt(q) t + offset) (sqrt(q) t' + offset)`, the first part of
+    what L says nothing of. (Weighted by `exp(-k L)` the normal law of M has its mean
+    moved by `-k` times the covariance of both, and the same variance.)
+
+    Args:
+        mean_stddev: Tensor, standard deviation of M.
+        log_variance: Tensor, mean of L.
+        log_stddev: Tensor, standard deviation of L.
+        correlation: Tensor, of M and L.
+
+    Returns:
+        `(i, q, shift, common, offset)`.
+    """
+    a = 0.25 * ops.square(log_stddev)
+    inverse = ops.exp(0.5 * (a - log_variance))
+    growth = ops.expm1(a)
+    explained = ops.where(a > 0.0, a / ops.where(a > 0.0, growth, 1.0), 1.0)
+    shift = 0.5 * correlation * mean_stddev * log_stddev
+    common = ops.square(mean_stddev) * (1.0 - ops.square(correlation) * explained)
+    offset = inverse * ops.exp(a) * correlation * mean_stddev * ops.sqrt(explained)
+    return inverse, ops.square(inverse) * growth, shift, common, offset

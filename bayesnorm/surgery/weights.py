@@ -62,7 +62,7 @@ def copy_weights(source, target):
 
 def _check_pair(old, new):
     kinds = type(old), type(new)
-    shapes = [[tuple(w.shape) for w in layer.weights] for layer in (old, new)]
+    shapes = [_shapes(layer) for layer in (old, new)]
     stochastic = issubclass(kinds[1], keras.layers.BatchNormalization) and issubclass(
         kinds[1], kinds[0]
     )
@@ -76,6 +76,12 @@ def _check_pair(old, new):
             f"Received: {old.name!r} ({kinds[0].__name__}, weights {shapes[0]}) and "
             f"{new.name!r} ({kinds[1].__name__}, weights {shapes[1]})."
         )
+
+
+def _shapes(layer):
+    # A law of another rank is taken over with its rank.
+    factor = getattr(layer, "law_factor", None)
+    return [tuple(w.shape) for w in layer.weights if w is not factor]
 
 
 def start_pruning(source, target):

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 from keras import layers, ops
 
 from bayesnorm.graph import internals
@@ -53,3 +54,9 @@ def test_internals_are_where_the_package_looks_for_them():
     assert internals.StochasticDepth(0.5).drop_path_rate == 0.5
     with internals.AutocastScope(None):
         pass
+    kernel = dense.kernel
+    with internals.unlocked(dense, kernel):
+        dense.scale = dense.add_weight(shape=(2,), name="scale")
+    assert [v.name for v in dense.weights] == ["bias", "scale"]
+    with pytest.raises(ValueError, match="cannot add new elements of state"):
+        dense.other = dense.add_weight(shape=(2,))

@@ -156,6 +156,12 @@ CASES = {
         ),
         VECTOR,
     ),
+    "stochastic_batch-joint": (
+        lambda **kw: bayesnorm.StochasticBatchNormalization(
+            noise="example", law_rank=2, seed=3, **kw
+        ),
+        IMAGE,
+    ),
     "dropout": (lambda **kw: bayesnorm.MonteCarloDropout(0.4, **kw), IMAGE),
     "dropout-channels": (
         lambda **kw: bayesnorm.MonteCarloDropout(
@@ -203,6 +209,9 @@ def _functional(layer, shape):
         layer.mu_variance.assign(0.1 + layer.mu_variance.value)
         layer.log_variance_variance.assign(0.1 + layer.log_variance_variance.value)
         layer.statistics_count.assign(100.0)
+        if layer.law_rank:
+            rng = np.random.default_rng(1)
+            layer.law_factor.assign(rng.uniform(-0.7, 0.7, layer.law_factor.shape))
     return model
 
 
