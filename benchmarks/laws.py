@@ -31,8 +31,8 @@ from trainers.report import tables
 # Width and epochs that a core trains in minutes.
 NETWORKS = {
     "lenet5": (1.0, 3),
-    "vgg11": (0.25, 5),
-    "resnet18": (0.125, 5),
+    "vgg11": (0.25, 3),
+    "resnet18": (0.125, 3),
     "mobilenet_v2": (0.35, 3),
 }
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "TensorFlow Datasets directory.")
@@ -56,7 +56,8 @@ _COLUMNS = {
     "mutual_information_ood": ("out of the domain", ".4f"),
     "nll": ("NLL, nats", ".4f"),
     "ece": ("ECE, %", ".2f"),
-    "auroc": ("AUROC, %", ".2f"),
+    "auroc": ("AUROC by entropy, %", ".2f"),
+    "auroc_information": ("by mutual information", ".2f"),
     "error": ("error, %", ".2f"),
 }
 
@@ -139,18 +140,21 @@ def measure(name, seed):
         test, ood = prediction
         distance = 0.5 * np.abs(test.probs - reference[0].probs).sum(-1).mean()
         summary = metrics.classification_summary(test.probs, labels)
-        auroc = metrics.ood_summary(test.entropy, ood.entropy)["auroc"]
+        entropy = np.concatenate([test.entropy, ood.entropy])
+        information = np.concatenate([p.mutual_information for p in prediction])
+        is_outside = np.arange(len(entropy)) >= len(inside)
         row = {
             "distance": distance,
             "mutual_information": test.mutual_information.mean(),
             "mutual_information_ood": ood.mutual_information.mean(),
             "nll": summary["nll"],
             "ece": summary["ece_equal_mass"],
-            "auroc": auroc,
+            "auroc": 100 * metrics.auroc(entropy, is_outside),
+            "auroc_information": 100 * metrics.auroc(information, is_outside),
             "error": summary["error"],
         }
         row = {key: float(value) for key, value in row.items()}
-        return {"network": name, "seed": seed, "law": law, **row}
+        return {"network": name, "seed": seed, "law": law, **row, **settings()}
 
     calibration = {"batch_size": _BATCH.value, "seed": seed, "verbose": False}
     bayesnorm.calibrate(model, images, law="independent", **calibration)
@@ -169,18 +173,23 @@ def measure(name, seed):
             yield figures("rank 16, each layer its own", apart)
 
 
-def page(settings, rows):
+def settings():
+    """Returns what the figures of a row depend on, but for network, seed and law."""
+    flags_ = _TRAIN, _TEST, _OUTSIDE, _BATCH, _SAMPLES
+    return {flag.name: flag.value for flag in flags_} | {
+        "command": command(),
+        "hardware": timing.hardware(),
+        "keras": f"Keras {keras.version()} on {keras.backend.backend()}",
+    }
+
+
+def page(rows):
     """Returns the report of all networks."""
     lines = [
         "# Laws of batch statistics",
         "",
-        f"`{settings['command']}`",
-        "",
-        f"{settings['hardware']}, Keras {settings['keras']} on {settings['backend']}. "
-        f"{settings['train_examples']} training images, batches of "
-        f"{settings['batch_size']}, {settings['samples']} sampled networks, "
-        f"{settings['examples']} test images and {settings['ood_examples']} out of the "
-        "domain. Mean and standard deviation over the seeds.",
+        "Mean and standard deviation over the seeds. Out of the domain: notMNIST for "
+        f"MNIST, the other five classes for {_CIFAR.value}.",
         "",
         "![Mutual information by law](mutual_information.png)",
     ]
@@ -188,17 +197,24 @@ def page(settings, rows):
         own = [row for row in rows if row["network"] == name]
         seeds = sorted({row["seed"] for row in own})
         width, epochs = NETWORKS[name]
-        data = "MNIST, notMNIST" if name == "lenet5" else _CIFAR.value
+        data = "MNIST" if name == "lenet5" else f"five classes of {_CIFAR.value}"
         body = [
             [law, *(_cell(own, law, key, form) for key, (_, form) in _COLUMNS.items())]
             for law in dict.fromkeys(row["law"] for row in own)
         ]
         head = ["", *(title for title, _ in _COLUMNS.values())]
+        about = own[-1]
         lines += [
             "",
             f"## {name}, width {width:g}, {epochs} epochs, {data}",
             "",
-            f"Seeds {', '.join(map(str, seeds))}.",
+            f"`{about['command']}`",
+            "",
+            f"{about['hardware']}, {about['keras']}. {about['train_examples']} "
+            f"training images, batches of {about['batch_size']}, {about['samples']} "
+            f"sampled networks, {about['examples']} test images and "
+            f"{about['ood_examples']} out of the domain, seeds "
+            f"{', '.join(map(str, seeds))}.",
             "",
             tables.table(head, body),
         ]
@@ -245,31 +261,21 @@ def main(argv):
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "metrics.json").exists():
             rows = json.loads((folder / "metrics.json").read_text())["rows"]
-    settings = {
-        "command": command(),
-        "hardware": timing.hardware(),
-        "keras": keras.version(),
-        "backend": keras.backend.backend(),
-        **{
-            flag.name: flag.value
-            for flag in (_TRAIN, _TEST, _OUTSIDE, _BATCH, _SAMPLES)
-        },
-    }
     for name in _NETWORKS.value:
         for seed in map(int, _SEEDS.value):
             if any((row["network"], row["seed"]) == (name, seed) for row in rows):
                 continue
             rows += measure(name, seed)
-            print(page(settings, rows), flush=True)
+            print(page(rows), flush=True)
             if folder is not None:
-                write(folder, settings, rows)
+                write(folder, rows)
 
 
-def write(folder, settings, rows):
+def write(folder, rows):
     """Writes figures, page and plot."""
-    text = json.dumps({**settings, "rows": rows}, indent=1)
+    text = json.dumps({"rows": rows}, indent=1)
     (folder / "metrics.json").write_text(text + "\n")
-    (folder / "report.md").write_text(page(settings, rows))
+    (folder / "report.md").write_text(page(rows))
     figure(rows).savefig(folder / "mutual_information.png")
 
 

@@ -285,6 +285,38 @@ def test_networks_are_those_of_inference(tmp_path):
 
 
 @needs_tensorflow
+def test_layers_have_the_joint_law_in_common(tmp_path):
+    """Of two layers that follow one direction, with opposite signs."""
+    inputs = keras.Input((3,))
+    norms = [bayesnorm.StochasticBatchNormalization(law_rank=1) for _ in range(2)]
+    # Of zeros a normalization makes minus the mean that it draws.
+    model = keras.Model(inputs, [norm(0.0 * inputs) for norm in norms])
+    for norm, sign in zip(norms, (1.0, -1.0), strict=True):
+        norm.mu_variance.assign(np.full(3, 0.5))
+        norm.statistics_count.assign(1e6)
+        norm.law_factor.assign(np.full((1, 2, 3), 0.9 * sign))
+    task = "regression"
+    export(model, tmp_path / "joint", samples=500, task=task)
+    served = tf.saved_model.load(tmp_path / "joint").signatures
+    x = np.zeros((4, 3), "float32")
+    names = model.output_names
+    samples = served["samples"](inputs=x)
+    first, second = (samples[f"{n}_samples"].numpy().reshape(-1, 3) for n in names)
+    # 2,000 networks, and a correlation of -0.9^2: 5 standard errors.
+    between = np.corrcoef(first.T, second.T)[:3, 3:]
+    np.testing.assert_allclose(between, -0.81, atol=5 * (1 - 0.81**2) / 2000**0.5)
+    variances = [y.var(0, ddof=1) for y in (first, second)]
+    np.testing.assert_allclose(variances, 0.5, rtol=5 * (2 / 2000) ** 0.5)
+
+    answers = served["seeded"](inputs=x, seed=np.full(4, 3))
+    expected = predict(model, x, 500, seed=3, task=task, verbose=False)
+    for name in names:
+        for figure in ("mean", "variance"):
+            value = getattr(expected[name], figure)
+            np.testing.assert_allclose(answers[f"{name}_{figure}"], value, atol=2e-5)
+
+
+@needs_tensorflow
 def test_dense_prediction_of_any_size(tmp_path):
     inputs = keras.Input((None, None, 2))
     y = StochasticScaleNorm(initial_stddev=0.3)(keras.layers.Conv2D(3, 3)(inputs))
