@@ -7,8 +7,9 @@
 
 Trains `--members` networks with plain batch normalization, and as many with dropout
 beside it; converts them, calibrates them, and compares plain batch normalization,
-stochastic batch normalization (SBN), the statistics of real batches (MCBN), dropout and
-ensembles, each alone and with SBN, in and out of the domain. Members are independent
+stochastic batch normalization (SBN) with the joint law of statistics and with the
+paper's independent ones, the statistics of real batches (MCBN), dropout and ensembles,
+each alone and with SBN, in and out of the domain. Members are independent
 jobs (`--jobs`, `--parallel`); each can be stopped and goes on. Defaults:
 
     --dataset         digits     mnist      cifar10    npz, image_folder
@@ -180,6 +181,15 @@ def reestimated(model):
     return new
 
 
+def independent(model):
+    """Returns the network with the paper's law: each statistic drawn by itself."""
+    new = keras.models.clone_model(model)
+    new.set_weights(model.get_weights())
+    for layer in stochastic_batch_normalizations(new):
+        layer.set_law_rank(0)
+    return new
+
+
 def training_inputs(flags, splits, seed):
     """Returns an epoch of training inputs, as the networks were trained."""
     return session.TrainingInputs(
@@ -214,6 +224,9 @@ def methods_of(flags, splits, plain, stochastic):
             "BN, averages re-estimated", [*map(reestimated, stochastic[_PLAIN])], mean
         ),
         "sbn": Method("SBN", stochastic[_PLAIN], sample),
+        "sbn_independent": Method(
+            "SBN, independent", [*map(independent, stochastic[_PLAIN])], sample
+        ),
     }
     if flags.minibatch:
         batches = training_inputs(flags, splits, flags.seed)

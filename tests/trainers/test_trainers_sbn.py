@@ -35,6 +35,7 @@ def test_the_report_has_the_papers_table_and_figures(finished):
     methods = [
         "bn",
         "sbn",
+        "sbn_independent",
         "mcbn",
         "ensemble",
         "ensemble_sbn",
@@ -53,6 +54,18 @@ def test_the_report_has_the_papers_table_and_figures(finished):
         assert (path / f"{name}.png").stat().st_size > 10_000
     assert 0 < figures["statistics/ks_mean/conv0"] < 0.5
     assert figures["distance/mcbn_sbn"] > 0
+    # The joint law is nearer to real batches, in the directions that it has above all.
+    joint, independent = (
+        figures[f"statistics/ks_directions_{m}"] for m in ("sbn", "sbn_independent")
+    )
+    assert joint < 0.7 * independent
+    assert "from the joint law" in page
+    real = figures["distance/mutual_information_mcbn"]
+    errors = [
+        abs(figures[f"distance/mutual_information_{m}"] - real)
+        for m in ("sbn", "sbn_independent")
+    ]
+    assert errors[0] < errors[1]
     assert "`plain-0/`, whose `history.csv` is here as well" in page
     of_member = (path / "plain-0" / "history.csv").read_text()
     assert (path / "history.csv").read_text() == of_member

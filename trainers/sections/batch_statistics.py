@@ -72,31 +72,45 @@ def real_batches(evaluation, batches):
     batches = np.concatenate(list(batches))
     sampling = {"samples": _SAMPLES, "seed": seed, "from_logits": True}
     real = predict(model, images, method="minibatch", train_data=batches, **sampling)
-    ours = predict(model, images, **sampling)
-    plain = predict(model, images, method="mean", from_logits=True)
     # What two averages of real batches differ by is the noise of the measurement.
-    again = predict(
-        model,
-        images,
-        method="minibatch",
-        train_data=batches,
-        **(sampling | {"seed": seed + 1}),
-    )
-    distances = {
-        name: 0.5 * np.abs(p.probs - real.probs).sum(-1)
-        for name, p in (("sbn", ours), ("bn", plain), ("mcbn", again))
+    other = sampling | {"seed": seed + 1}
+    found = {
+        "sbn": predict(model, images, **sampling),
+        "sbn_independent": predict(
+            evaluation.methods["sbn_independent"].runs[0], images, **sampling
+        ),
+        "bn": predict(model, images, method="mean", from_logits=True),
+        "mcbn": predict(model, images, method="minibatch", train_data=batches, **other),
     }
-    means = {name: distance.mean() for name, distance in distances.items()}
-    drift = np.abs((ours.probs - plain.probs).mean(0)).max()
-    records = [Record("distance", "mcbn", v, "1", name) for name, v in means.items()]
+    distances = {
+        name: 0.5 * np.abs(p.probs - real.probs).sum(-1).mean()
+        for name, p in found.items()
+    }
+    information = {name: p.mutual_information.mean() for name, p in found.items()}
+    drift = np.abs((found["sbn"].probs - found["bn"].probs).mean(0)).max()
+    records = [
+        Record("distance", figure, value, unit, name)
+        for figure, unit, values in (
+            ("mcbn", "1", distances),
+            ("mutual_information", "nats", information),
+        )
+        for name, value in values.items()
+    ]
     records.append(Record("distance", "drift_of_class_shares", drift, "1"))
+    titles = {key: method.title for key, method in evaluation.methods.items()}
+    titles["mcbn"] = "other real batches"
+    rows = [
+        [titles[name], f"{distances[name]:.4f}", f"{information[name]:.4f}"]
+        for name in found
+    ]
     text = (
         "Real training batches give the distribution that SBN approximates. Mean total "
         f"variation distance of the averaged prediction ({_SAMPLES} samples) from "
-        f"theirs, over {len(images)} test examples: SBN {means['sbn']:.4f}, plain BN "
-        f"{means['bn']:.4f}, other real batches {means['mcbn']:.4f}, which is the "
-        "noise of the measurement. The mean probability of a class moves by at most "
-        f"{100 * drift:.2f} % from BN to SBN."
+        f"theirs, and mutual information, over {len(images)} test examples; theirs has "
+        f"{real.mutual_information.mean():.4f} nats. What other real batches are off "
+        "by is the noise of the measurement. The mean probability of a class moves by "
+        f"at most {100 * drift:.2f} % from BN to SBN."
+        f"\n\n{table(['', 'total variation', 'mutual information, nats'], rows)}"
     )
     heading = "Against the statistics of real batches"
     return Section("real_batches", heading, text, records=records)
@@ -132,6 +146,13 @@ def statistics(evaluation, held_out):
             middle = int(np.argsort(distances)[channels // 2])
             panels[f"{name}, {kind}"] = values[:, middle], mean[middle], stddev[middle]
         rows.append([name, *medians])
+    directions, along = _directions(recorded)
+    if directions:
+        panels |= directions
+        records += [
+            Record("statistics", "ks_directions", value, "1", name)
+            for name, value in along.items()
+        ]
     text = (
         f"Statistics of {_BATCHES} batches of {size} validation images against the "
         "laws from the training data, figures 2 and 3 of the paper. Median over the "
@@ -140,13 +161,72 @@ def statistics(evaluation, held_out):
         f"batches are of {len(inputs)} images only; the plot shows the channel of that "
         f"distance.\n\n{table(['layer', 'mean', 'log variance'], rows)}"
     )
-    shown = list(panels)
+    if directions:
+        text += (
+            "\n\nThese hold for the joint law and for independent statistics alike. In "
+            "the directions in which the statistics of all layers vary together most, "
+            f"the median distance is {along['sbn']:.3f} from the joint law and "
+            f"{along['sbn_independent']:.3f} from independent ones."
+        )
+    shown = [name for name in panels if name not in directions]
     if len(shown) > 8:  # The first, a middle, and the last two layers.
         layers = len(shown) // 2
         chosen = sorted({0, layers // 2, layers - 2, layers - 1})
         shown = [shown[2 * i + j] for i in chosen for j in (0, 1)]
+    shown += directions
     figure = plots.batch_statistics({name: panels[name] for name in shown})
     return Section("statistics", "Batch statistics", text, figure, records)
+
+
+def _directions(recorded):
+    """Statistics along the directions of the joint law's factor.
+
+    Args:
+        recorded: `RecordedStatistics` of held-out batches.
+
+    Returns:
+        `(panels, distances)`: those of the first two directions for the plot, and the
+        median Kolmogorov-Smirnov distances from the joint and from the independent law
+        by method; both empty where layers have no joint law.
+    """
+    values, factors, seen = [], [], set()
+    for layer, *met in recorded.by_call():
+        if not layer.law_rank or layer in seen:
+            continue
+        seen.add(layer)
+        moments = [ops.convert_to_numpy(x) for x in layer.statistics_moments()]
+        for x, mean, stddev in zip(met, moments[::2], moments[1::2], strict=True):
+            values.append((x - mean) / np.maximum(stddev, 1e-12))
+        factors.append(
+            ops.convert_to_numpy(layer.law_factor).reshape(layer.law_rank, -1)
+        )
+    if not factors:
+        return {}, {}
+    factor = np.concatenate(factors, axis=1).astype("float64")
+    # Of length 1: independent statistics have variance 1 along each.
+    _, lengths, directions = np.linalg.svd(factor, full_matrices=False)
+    directions = directions[lengths > 1e-6 * lengths[0]]
+    own = 1.0 - np.square(factor).sum(0)
+    variances = np.square(directions @ factor.T).sum(1) + np.square(directions) @ own
+    projected = np.concatenate(values, axis=1) @ directions.T
+    distances = {
+        "sbn": _median_distance(projected, np.sqrt(variances)),
+        "sbn_independent": _median_distance(projected, np.ones(len(directions))),
+    }
+    panels = {
+        f"direction {k + 1} of all layers": (projected[:, k], 0.0, variances[k] ** 0.5)
+        for k in range(min(2, len(directions)))
+    }
+    return panels, distances
+
+
+def _median_distance(values, stddevs):
+    return np.median(
+        [
+            stats.kstest(x, stats.norm(0.0, stddev).cdf).statistic
+            for x, stddev in zip(values.T, stddevs, strict=True)
+        ]
+    )
 
 
 def _distance_if_exact(examples, batch_size):
