@@ -124,6 +124,15 @@ def test_the_guides_on_digits(tmp_path, monkeypatch):
     assert (names["uncertain"].classes == labels).mean() > 0.9
 
 
+def test_the_law_of_batch_statistics_on_digits():
+    (code,) = blocks("The law of batch statistics")
+    names = {}
+    exec(code, names)
+    found = names["information"]
+    assert found["independent"] < 0.5 * found["real batches"]
+    assert abs(found["joint"] / found["real batches"] - 1) < 0.5
+
+
 def test_the_loop_takes_a_stream(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (code,) = blocks("Data larger than memory")

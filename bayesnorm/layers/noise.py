@@ -39,7 +39,8 @@ def noise_mode(mode):
         mode: `"auto"`, noise when `training`, the mean otherwise (what holds
             outside of any context); `"mean"`, no noise; `"sample"`, noise, an
             own draw for each example (a `StochasticBatchNormalization` with
-            `noise="batch"`, its default: one for the call); or a function
+            `noise="batch"`, its default: one for the call; a joint law of statistics
+            holds within each layer); or a function
             `(layer, name, shape, batch_size) -> [batch_size, *shape]` that supplies
             the standard normal draws of `layer`, float32.
 

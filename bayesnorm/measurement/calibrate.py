@@ -55,9 +55,10 @@ def calibrate(
     With `law="joint"` it also finds how they vary together, means and log variances of
     all channels of all layers: a factor of their correlations, kept up batch by batch
     in the memory of `rank` batches' statistics. Variances are those of
-    `law="independent"`, where each is drawn by itself as in the paper; there what would
-    move channels together cancels, and uncertainty is lost. The joint law is that of
-    layers that were calibrated together: calibrate a model as a whole.
+    `law="independent"`, where each is drawn by itself as in the paper; of what moves
+    together in a real batch most then cancels, and with it the networks' mutual
+    information. The joint law is that of layers that were calibrated together:
+    calibrate a model as a whole.
 
     Layers that are frozen (`trainable=False`), or that the code of a layer or of a
     subclassed model calls with `training=False`, were not trained on batch statistics:

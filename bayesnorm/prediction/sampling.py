@@ -63,7 +63,8 @@ def sampling_model(model, mode="sample"):
     around a call, the mode holds in compiled functions: `compile`, `predict`,
     `evaluate`, an exported model. With `"sample"` each example of each call has
     its own draws (of a `StochasticBatchNormalization` only with `noise="example"`),
-    from the layers' own generators; nothing else changes
+    from the layers' own generators (so joint laws of batch statistics hold within each
+    layer, and across layers in `bayesnorm.predict` alone); nothing else changes
     (`training` stays False in evaluation, so batch statistics stay untouched).
 
     Args:
