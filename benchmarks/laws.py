@@ -49,6 +49,7 @@ _RANKS = flags.DEFINE_list("ranks", ["4", "16", "64"], "Ranks of the joint law."
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the tables and the figure.")
 
 REAL, AGAIN, INDEPENDENT = "real batches", "other real batches", "independent"
+_INFORMATION = "mutual_information"
 # Figure -> title and form of a column of the table.
 _COLUMNS = {
     "distance": ("total variation to MCBN", ".4f"),
@@ -227,6 +228,8 @@ def _values(rows, law, figure):
 
 def _cell(rows, law, figure, form):
     values = _values(rows, law, figure)
+    if figure == "auroc_information" and max(_values(rows, law, _INFORMATION)) < 1e-6:
+        return tables.number(None, form)
     stddev = np.std(values, ddof=1) if len(values) > 1 else None
     return tables.number(np.mean(values), form, stddev)
 
