@@ -194,6 +194,19 @@ def test_a_layer_that_is_called_twice_has_one_law_for_both_calls(rng):
     assert np.abs(expected[:6, 6:]).max() > 0.3
 
 
+def test_the_calls_of_one_layer_count_alike(rng):
+    shared, inputs = SBN(), keras.Input((4,))
+    calls = [shared(layers.Dense(3)(inputs)) for _ in range(2)]
+    model = keras.Model(inputs, layers.Add()(calls))
+    data = rng.normal(size=(80, 4)).astype("float32")
+    calibrated(model, data)
+    met = record_statistics(model, iter(data.reshape(-1, 16, 4)), 5)
+    pooled = np.concatenate([np.concatenate(x, axis=1) for _, *x in met.by_call()])
+    factor = numpy(shared.law_factor).reshape(16, -1)
+    expected = np.corrcoef(pooled.astype("float64").T)
+    np.testing.assert_allclose(factor.T @ factor, expected, atol=1e-4)
+
+
 def test_a_frozen_layer_has_no_part_in_the_law(rng):
     x, model = images(rng), network()
     calibrated(model, x)
@@ -282,6 +295,34 @@ def test_the_joint_law_is_nearer_to_real_batches(rng):
         )
     for joint, independent in zip(errors["joint"], errors["independent"], strict=True):
         assert joint < 0.6 * independent, errors
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_moments_follow_the_correlation_within_a_channel(sign):
+    """Of positions, and of their average, by quadrature of one draw of both."""
+    norm, stddev, log_stddev, rho = SBN(law_rank=1, scale=False), 0.7, 0.8, 0.81 * sign
+    inputs = keras.Input((2, 1))
+    y = norm(inputs)
+    model = keras.Model(inputs, [y, layers.GlobalAveragePooling1D()(y)])
+    norm.mu_mean.assign([0.3])
+    norm.mu_variance.assign([stddev**2])
+    norm.log_variance_mean.assign([-0.4])
+    norm.log_variance_variance.assign([log_stddev**2])
+    norm.statistics_count.assign(1e6)
+    norm.law_factor.assign([[[0.9], [0.9 * sign]]])
+    values = np.array([1.5, -2.0])
+    got = bayesnorm.moments.propagate(model, values.reshape(1, 2, 1).astype("f"), 0.0)
+
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    weights = np.outer(weights, weights) / weights.sum() ** 2
+    z, e = np.meshgrid(nodes, nodes, indexing="ij")
+    mean = 0.3 + stddev * (rho * z + (1 - rho**2) ** 0.5 * e)
+    draws = (values[:, None, None] - mean) * np.exp(0.2 - 0.5 * log_stddev * z)
+    for moments, of_draws in zip(got, (draws, draws.mean(0)[None]), strict=True):
+        first = (weights * of_draws).sum((1, 2))
+        second = (weights * of_draws**2).sum((1, 2)) - first**2
+        np.testing.assert_allclose(numpy(moments.mean).ravel(), first, rtol=1e-4)
+        np.testing.assert_allclose(numpy(moments.variance).ravel(), second, rtol=1e-4)
 
 
 def test_networks_do_not_depend_on_the_batch(rng):
