@@ -13,6 +13,7 @@ __all__ = [
     "compiled_loop",
     "compiled_loops",
     "compiled_step",
+    "current_graph",
     "devices",
     "distributions",
     "erfc",
@@ -129,6 +130,10 @@ def compiled_step(function, variables):
         return outputs
 
     return run
+
+
+def current_graph():
+    """Returns None: with Keras on JAX variables are not written in loops' bodies."""
 
 
 def read(variable):

@@ -11,6 +11,7 @@ __all__ = [
     "compiled_loop",
     "compiled_loops",
     "compiled_step",
+    "current_graph",
     "devices",
     "distributions",
     "erfc",
@@ -116,6 +117,11 @@ def _graph(function, **options):
 def compiled_step(function, variables):
     """Compiles `function`, which reads and writes `variables`, as `compiled`."""
     return compiled(function, variables)
+
+
+def current_graph():
+    """Returns what operations go into now: another one in the body of a loop."""
+    return tf.compat.v1.get_default_graph()
 
 
 def read(variable):

@@ -107,7 +107,8 @@ def calibrate(
             layers then keep the law that they had.
 
     Warns:
-        UserWarning: Names the frozen layers; and those whose batch statistics lie far
+        UserWarning: Names the frozen layers; those that are called in a loop, of which
+            the joint law knows nothing; and those whose batch statistics lie far
             from their moving averages: in the median of the channels 0.4 standard
             deviations between the means, or a factor exp(0.4) = 1.5 between the
             standard deviations, beyond three standard errors of both averages. The
@@ -180,6 +181,7 @@ def calibrate(
     for layer in layers:
         layer.calibration_batch_size = size
     _warn_of_far(layers)
+    _warn_of_loops(layers)
     return model
 
 
@@ -202,8 +204,8 @@ def _check_goes_on(layers, size, frozen, law, rank):
         raise ValueError(
             "reset=False goes on with a calibration of the same law and rank. "
             f"Received: law={law!r}, rank={rank!r}, and layers whose latest "
-            f"calibration was {_laws(ranks)}. Ask for "
-            "that one, or calibrate with reset=True."
+            f"calibration was {_laws(ranks)}. Ask for that one, or calibrate with "
+            "reset=True."
         )
 
 
@@ -278,6 +280,23 @@ def _warn_of_far(layers):
             "frozen backbone) or of a training too short for their momentum.",
             stacklevel=3,
         )
+
+
+def _warn_of_loops(layers):
+    apart = [layer for layer in layers if layer.law_rank and not _in_joint_law(layer)]
+    if apart:
+        warnings.warn(
+            "These batch normalizations are called in a loop (by a recurrent cell, "
+            f"say), out of which no statistics come: {_names(apart)}. Theirs are drawn "
+            "independently; the joint law is that of the others.",
+            stacklevel=3,
+        )
+
+
+def _in_joint_law(layer):
+    _, mean_stddev, _, log_stddev = map(_array, layer.statistics_moments())
+    varies = (mean_stddev > 0).any() or (log_stddev > 0).any()
+    return not varies or _array(layer.law_factor).any()
 
 
 def _distance(layer):

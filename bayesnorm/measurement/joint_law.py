@@ -6,6 +6,7 @@ import math
 import numpy as np
 from keras import ops
 
+from bayesnorm import backend
 from bayesnorm.maths import correlation
 
 
@@ -15,13 +16,17 @@ class PassUpdate:
     The factor of `maths.correlation` lies in the layers, each of which has its columns.
     A layer that is called several times in a pass has one law for its calls: the k-th
     call of one goes with the k-th call of another, and with the only one of a third.
+    Calls in the body of a loop, such as a recurrent cell's, have no part in it.
     """
 
     def __init__(self):
+        self._graph = backend.current_graph()
         self._rows = {}  # Layer -> a row `[2, channels]` for each of its calls.
 
     def add(self, layer, keep, row):
         """Takes what `StochasticBatchNormalization.observe` returned of a call."""
+        if backend.current_graph() is not self._graph:
+            return
         factor = layer.law_factor
         factor.assign(factor * keep)
         self._rows[layer] = [keep * x for x in self._rows.get(layer, ())] + [row]

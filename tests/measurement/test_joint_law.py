@@ -218,6 +218,37 @@ def test_a_frozen_layer_has_no_part_in_the_law(rng):
     assert numpy(model.get_layer("first").law_factor).any()
 
 
+class Cell(layers.Layer):
+    """A recurrent cell that normalizes."""
+
+    state_size = output_size = 4
+
+    def __init__(self):
+        super().__init__()
+        self.norm = SBN(name="in_a_cell")
+
+    def build(self, input_shape):
+        self.norm.build(input_shape)
+
+    def call(self, x, states, training=None):
+        h = self.norm(x, training=training) + 0.5 * states[0]
+        return h, [h]
+
+
+@pytest.mark.tensorflow
+def test_a_layer_in_a_loop_is_named_and_independent(rng):
+    """With Keras on JAX no layer can keep statistics there."""
+    inputs = keras.Input((5, 4))
+    model = keras.Model(inputs, SBN(name="behind")(layers.RNN(Cell())(inputs)))
+    x = rng.normal(size=(64, 5, 4)).astype("float32")
+    with pytest.warns(UserWarning, match="no statistics come: in_a_cell. Theirs"):
+        bayesnorm.calibrate(model, x, batch_size=16)
+    norm = model.layers[1].cell.norm
+    assert float(norm.statistics_count.value) == 20
+    assert not numpy(norm.law_factor).any()
+    assert numpy(model.get_layer("behind").law_factor).any()
+
+
 # --- drawn -----------------------------------------------------------------------
 
 
