@@ -16,16 +16,19 @@ class PassUpdate:
     The factor of `maths.correlation` lies in the layers, each of which has its columns.
     A layer that is called several times in a pass has one law for its calls: the k-th
     call of one goes with the k-th call of another, and with the only one of a third.
-    Calls in the body of a loop, such as a recurrent cell's, have no part in it.
+    A layer that is called in the body of a loop, such as a recurrent cell's, has no part
+    in it: out of there come no rows.
     """
 
     def __init__(self):
         self._graph = backend.current_graph()
         self._rows = {}  # Layer -> a row `[2, channels]` for each of its calls.
+        self._in_loops = set()
 
     def add(self, layer, keep, row):
         """Takes what `StochasticBatchNormalization.observe` returned of a call."""
         if backend.current_graph() is not self._graph:
+            self._in_loops.add(layer)
             return
         factor = layer.law_factor
         factor.assign(factor * keep)
@@ -33,11 +36,11 @@ class PassUpdate:
 
     def finish(self):
         """Gives the layers the factor with the rows of the pass."""
-        if not self._rows:
+        layers = [layer for layer in self._rows if layer not in self._in_loops]
+        if not layers:
             return
-        layers = list(self._rows)
         rank = layers[0].law_rank
-        calls = max(map(len, self._rows.values()))
+        calls = max(len(self._rows[layer]) for layer in layers)
         parts = [
             ops.concatenate(
                 [

@@ -244,7 +244,6 @@ def test_a_layer_in_a_loop_is_named_and_independent(rng):
     with pytest.warns(UserWarning, match="no statistics come: in_a_cell. Theirs"):
         bayesnorm.calibrate(model, x, batch_size=16)
     norm = model.layers[1].cell.norm
-    assert float(norm.statistics_count.value) == 20
     assert not numpy(norm.law_factor).any()
     assert numpy(model.get_layer("behind").law_factor).any()
 
