@@ -16,8 +16,8 @@ class PassUpdate:
     The factor of `maths.correlation` lies in the layers, each of which has its columns.
     A layer that is called several times in a pass has one law for its calls: the k-th
     call of one goes with the k-th call of another, and with the only one of a third.
-    A layer that is called in the body of a loop, such as a recurrent cell's, has no part
-    in it: out of there come no rows.
+    A layer that is called in the body of a loop, such as a recurrent cell's, has no
+    part in it: out of there come no rows.
     """
 
     def __init__(self):
