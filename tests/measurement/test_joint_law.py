@@ -139,7 +139,7 @@ def test_a_small_rank_is_nearly_the_best_one(rng):
         return np.linalg.norm(difference - np.diag(np.diag(difference)))
 
     assert error(factor.T @ factor) < 1.2 * error(best)
-    assert error(best) < 0.5 * error(np.zeros_like(best))
+    assert error(best) < 0.6 * error(np.zeros_like(best))
 
 
 def test_moments_are_those_of_the_independent_law(rng):
