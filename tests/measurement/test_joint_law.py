@@ -310,9 +310,9 @@ def off_diagonal(matrix):
 
 
 def test_the_joint_law_is_nearer_to_real_batches(rng):
-    x, model = images(rng, 800), network()
+    x, model = images(rng, 1600), network()
     test = x[:40]
-    arguments = {"samples": 200, "from_logits": True, "seed": 1, "verbose": False}
+    arguments = {"samples": 400, "from_logits": True, "seed": 1, "verbose": False}
     calibrated(model, x)
     real = bayesnorm.predict(model, test, method="minibatch", train_data=x, **arguments)
     errors = {}
@@ -324,7 +324,7 @@ def test_the_joint_law_is_nearer_to_real_batches(rng):
             np.abs(found.mutual_information - real.mutual_information).mean(),
         )
     for joint, independent in zip(errors["joint"], errors["independent"], strict=True):
-        assert joint < 0.6 * independent, errors
+        assert joint < 0.7 * independent, errors
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
