@@ -34,6 +34,8 @@ _DATASET = flags.DEFINE_string("dataset", "digits", "Of `bayesnorm.datasets`.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where it lies.")
 _TITLE = flags.DEFINE_string("dataset_title", None, "Its name in the report.")
 _TRAIN = flags.DEFINE_integer("train_examples", None, "Only the first so many.")
+_HELD = flags.DEFINE_integer("validation_examples", 1000, "Of validation, likewise.")
+_TEST = flags.DEFINE_integer("test_examples", 2000, "Of the test part, likewise.")
 _NETWORK = flags.DEFINE_enum("network", "cnn", ["cnn", "vgg11", "vit"], "Network.")
 _WIDTH = flags.DEFINE_float("width", 1.0, "Width factor.", 0.01)
 _EPOCHS = flags.DEFINE_integer("epochs", 60, "Epochs of a network.", 1)
@@ -277,8 +279,13 @@ def main(argv):
     """Runs all seeds, writing the results after each."""
     del argv
     splits = datasets.load(_DATASET.value, _DATA_DIR.value)
-    if _TRAIN.value:
-        splits = dataclasses.replace(splits, train=splits.train.first(_TRAIN.value))
+    counts = {"train": _TRAIN, "validation": _HELD, "test": _TEST}
+    parts = {
+        part: getattr(splits, part).first(count.value)
+        for part, count in counts.items()
+        if count.value
+    }
+    splits = dataclasses.replace(splits, **parts)
     out, results = pathlib.Path(_OUT.value), {}
     for seed in map(int, _SEEDS.value):
         case = Case(splits, seed)
