@@ -30,7 +30,12 @@ _KERAS = tuple(
     if hasattr(keras.layers, name)
 )
 
-_training = contextvars.ContextVar("bayesnorm_gain_posterior_training", default=None)
+# "Norm" of Normalization, not of what is normal.
+_NAME = re.compile(r"Norm(?!al(?!i[sz]))")
+
+# Of the posteriors that are called now: the identity of each -> the number of its
+# examples, and its draws for them.
+_called = contextvars.ContextVar("bayesnorm_gain_posterior_called", default=None)
 
 
 def _first(layer, names):
@@ -46,31 +51,44 @@ def is_normalization(layer):
     """Whether a built layer is a normalization with a gain.
 
     Those of Keras, batch normalization also with `scale=False`, where the gain is 1;
-    and any layer of a class that has "Norm" in its name, holds no layers, and has a
-    vector `scale`, `gamma`, `gain` or `weight`, such as a user's, or keras-hub's, root
-    mean square normalization.
+    and any layer of a class that has "Norm" in its name (as in "Normalization", not in
+    "Normal"), holds no layers, and has a vector `scale`, `gamma`, `gain` or `weight`,
+    such as a user's, or keras-hub's, root mean square normalization. Layers with noise
+    of their own are none.
     """
-    if isinstance(layer, keras.layers.BatchNormalization):
-        return layer.built
     if isinstance(layer, StochasticLayer | ScaleNorm):
         return False
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return layer.built
     gain = _first(layer, _GAINS)
     if gain is None:
         return False
     if isinstance(layer, _KERAS):
         return True
-    own = re.search("Norm", type(layer).__name__) and len(layers_of(layer)) == 1
+    own = _NAME.search(type(layer).__name__) and len(layers_of(layer)) == 1
     return bool(own) and len(gain.shape) == 1
 
 
 def normalizations_in(layer):
-    """Returns the normalizations with gains of a built layer, itself or inside it."""
-    return [x for x in layers_of(layer) if is_normalization(x)]
+    """Returns the normalizations with gains of a built layer, itself or inside it.
+
+    Those in a `GainPosterior` are not among them: they have one posterior already.
+    """
+    layers = layers_of(layer)
+    taken = [x.layer for x in layers if isinstance(x, GainPosterior)]
+    taken = {id(inner) for outer in taken for inner in layers_of(outer)}
+    return [x for x in layers if id(x) not in taken and is_normalization(x)]
 
 
 def _is_whole(layer):
     """Whether a layer, and all that it holds, is built."""
     return all(x.built for x in layers_of(layer))
+
+
+def _examples_of(inputs):
+    """Returns the number of examples in a nest that a layer is called with."""
+    tensors = (x for x in keras.tree.flatten(inputs) if len(getattr(x, "shape", ())))
+    return ops.shape(next(tensors))[0]
 
 
 class _Gain:
@@ -93,23 +111,76 @@ class _Gain:
         self._call = layer.call
         layer.call = self.call
 
+    @property
+    def axes(self):
+        """The axes of the layer's output along which the gain lies, a list."""
+        axes = getattr(self.layer, "axis", None)
+        if axes is None:
+            first = getattr(self.layer, "data_format", None) == "channels_first"
+            axes = 1 if first else -1
+        return [axes] if isinstance(axes, int) else list(axes)
+
+    def check(self, outputs):
+        """Raises a ValueError if the outputs are not what a gain multiplies."""
+        shape = getattr(outputs, "shape", None)
+        if shape is not None:
+            rank = len(shape)
+            fits = all(-rank <= axis < rank for axis in self.axes)
+            sizes = [shape[i] for i in self._sorted(rank)] if fits else None
+            pairs = zip(sizes or (), self.shape, strict=False)
+            if fits and all(x is None or x == size for x, size in pairs):
+                return
+        found = type(outputs).__name__ if shape is None else f"shape {tuple(shape)}"
+        raise ValueError(
+            f"Layer {self.layer.name!r} ({type(self.layer).__name__}) is taken for a "
+            f"normalization with a gain of shape {self.shape} along the axes "
+            f"{self.axes} of its output, a tensor. It returned: {found}. If the gain "
+            "lies elsewhere, give the layer an attribute `axis`; if it is no "
+            "normalization, call it by a name without 'Norm', or leave it out by "
+            "`layers` of bayesnorm.to_posterior."
+        )
+
+    def _sorted(self, rank):
+        return sorted(axis % rank for axis in self.axes)[-len(self.shape) :]
+
     def _along(self, vector, rank):
         """Returns a tensor `[rows, *shape]` with the axes of the layer's output."""
-        axes = getattr(self.layer, "axis", -1)
-        axes = [axes] if isinstance(axes, int) else list(axes)
-        axes = sorted(axis % rank for axis in axes)[-len(self.shape) :]
         shape = [1] * rank
         shape[0] = -1
-        for axis, size in zip(axes, self.shape, strict=True):
+        for axis, size in zip(self._sorted(rank), self.shape, strict=True):
             shape[axis] = size
         return ops.reshape(vector, shape)
+
+    def _of_rows(self, z, examples, outputs):
+        """Returns the draws `z [examples, *shape]` for each row of the outputs.
+
+        Where a layer folds positions into the batch, `[batch * positions, ...]`, those
+        of an example follow each other; a table of one row is shared by all examples.
+        """
+        rows = ops.shape(outputs)[0]
+        known, both = isinstance(rows, int), isinstance(examples, int)
+        if known and (rows == 1 or (both and rows == examples)):
+            return z
+        if known and not (both and rows % examples == 0):
+            raise ValueError(
+                f"Layer {self.layer.name!r} ({type(self.layer).__name__}) inside "
+                f"{self._holder.layer.name!r} normalizes {rows} rows that are not "
+                "those of the examples, so no draw belongs to a row. Expected a first "
+                "axis of the batch, of a multiple of it, or of size 1."
+            )
+        numbers = ops.arange(rows) // (rows // examples)
+        return ops.take(z, numbers, axis=0)
 
     def call(self, *args, **kwargs):
         """Calls the normalization, with noise on its gain where there is any."""
         outputs = self._call(*args, **kwargs)
-        z = self._holder.standard_normal(
-            self.key, ops.shape(outputs)[0], _training.get()
-        )
+        called = (_called.get() or {}).get(id(self._holder))
+        if called is None:
+            # From outside of the posterior, by another model that shares the layer.
+            return outputs
+        examples, draws = called
+        self.check(outputs)
+        z = draws[self.key]
         if z is None:
             return outputs
         rank = len(outputs.shape)
@@ -117,6 +188,7 @@ class _Gain:
         if self.offset is not None:
             offset = ops.convert_to_tensor(self.offset)
             x -= self._along(ops.cast(offset, "float32")[None], rank)
+        z = self._of_rows(z, examples, outputs)
         noise = self._along(self._holder.stddev_of(self.key) * z, rank)
         return outputs + ops.cast(x * noise, outputs.dtype)
 
@@ -130,11 +202,13 @@ class GainPosterior(VariationalLayer):
 
         y + (y - offset) * stddev * z,  z ~ Normal(0, 1),
 
-    with one draw for an example and channel, shared by all positions, in training and
-    in evaluation when asked (`noise_mode`, `bayesnorm.predict`); otherwise the outputs
-    are the layer's own, to the bit. What the layer does with its gain (Gemma's `1 +
-    scale`, say) is of no matter: the noise is relative to what comes out. The KL to the
-    prior `p(S) = Normal(1, 10^2)`,
+    with one draw for an example and channel, shared by all positions (also those that
+    the layer folds into the batch, or takes one after the other, as `TimeDistributed`
+    and cells of recurrent layers do), in training and in evaluation when asked
+    (`noise_mode`, `bayesnorm.predict`); otherwise the outputs are the layer's own, to
+    the bit, as they are when other models call it. What the layer does with its gain
+    (Gemma's `1 + scale`, say) is of no matter: the noise is relative to what comes out.
+    The KL to the prior `p(S) = Normal(1, 10^2)`,
 
         KL = log(10 / stddev) + stddev^2 / 200 - 1/2
 
@@ -271,13 +345,28 @@ class GainPosterior(VariationalLayer):
 
     def call(self, inputs, *args, training=None, **kwargs):
         """Returns what the layer returns, its gains with noise."""
+        # Before the layer: a loop over time inside it draws no more.
+        examples = _examples_of((inputs, args, kwargs))
+        draws = {
+            key: self.standard_normal(key, examples, training) for key in self._gains
+        }
         if self._takes_training:
             kwargs["training"] = training
-        token = _training.set(training)
+        token = _called.set({**(_called.get() or {}), id(self): (examples, draws)})
         try:
             return self.layer(inputs, *args, **kwargs)
         finally:
-            _training.reset(token)
+            _called.reset(token)
+
+    def compute_output_spec(self, *args, training=None, **kwargs):
+        """Returns the layer's: some say what they return, and cannot be traced."""
+        if self._takes_training:
+            kwargs["training"] = training
+        spec = self.layer.compute_output_spec(*args, **kwargs)
+        for gain in self._gains.values():
+            if gain.layer is self.layer:
+                gain.check(spec)
+        return spec
 
     def get_build_config(self):
         """Returns that of the layer."""

@@ -84,9 +84,11 @@ def to_posterior(
     new = graph.rewrite(model, replace)
     if not pairs:
         raise ValueError(
-            f"Model {model.name!r} has no normalization with a gain. Its layers are of "
-            f"the types {sorted({type(x).__name__ for x in graph.layers_of(model)})}: "
-            "put bayesnorm.StochasticScaleNorm behind a normalization and train."
+            f"Model {model.name!r} has no normalization with a gain and without noise. "
+            "Its layers are of the types "
+            f"{sorted({type(x).__name__ for x in graph.layers_of(model)})}: put "
+            "bayesnorm.StochasticScaleNorm behind a normalization and train, or take "
+            "a model as it is if it has a posterior already."
         )
     for old, copy, _ in pairs:
         graph.copy_weights(old, copy)
@@ -132,7 +134,8 @@ def _set_trainable(model, pairs, freeze):
         for old, copy, _ in pairs:
             inner = zip(graph.layers_of(old), graph.layers_of(copy), strict=True)
             flags |= {id(new): layer.trainable for layer, new in inner}
-    posteriors = {id(new) for _, _, new in pairs}
+    # Those that were there before too.
+    posteriors = {id(x) for x in graph.layers_of(model) if isinstance(x, GainPosterior)}
     holders = {
         id(x)
         for x in graph.layers_of(model)

@@ -206,3 +206,201 @@ def test_which_layers_have_gains():
         ]
     )
     assert [layer.name for layer in normalizations_in(model)] == ["inner"]
+
+
+def own_normalization(name, call, **attributes):
+    """Returns a layer of a class of some name, with a vector `scale` of 4."""
+
+    def build(self, input_shape):
+        self.scale = self.add_weight(shape=(4,), initializer="ones")
+
+    methods = {"build": build, "call": call}
+    return type(name, (L.Layer,), methods | attributes)()
+
+
+def test_what_is_no_normalization_by_its_name():
+    def shifted(self, x):
+        return x + self.scale
+
+    x = np.ones((2, 4), "float32")
+    for name, found in (
+        ("NormalShift", 0),
+        ("LogNormal", 0),
+        ("RmsNorm", 1),
+        ("Normalizer", 1),
+        ("ChannelNormalisation", 1),
+    ):
+        layer = own_normalization(name, shifted)
+        layer(x)
+        assert len(normalizations_in(layer)) == found
+    # Noise of their own is not doubled.
+    noisy = bayesnorm.StochasticBatchNormalization()
+    noisy(x)
+    assert not normalizations_in(noisy)
+
+
+@pytest.mark.parametrize("positions", [4, 5, 1])
+def test_gains_of_channels_first(positions, rng):
+    def call(self, x):
+        return x * self.scale[None, :, None]
+
+    layer = own_normalization("OwnNorm", call, data_format="channels_first")
+    posterior = GainPosterior(layer, initial_stddev=0.3)
+    x = rng.normal(size=(3, 4, positions)).astype("float32")
+    posterior(x)
+    z = rng.normal(size=(3, 4)).astype("float32")
+    with noise_mode(lambda *_: ops.convert_to_tensor(z)):
+        noisy = ops.convert_to_numpy(posterior(x))
+    np.testing.assert_allclose(noisy, x * (1 + 0.3 * z)[:, :, None], atol=1e-5)
+
+
+def test_outputs_that_a_gain_does_not_multiply_are_refused():
+    x = np.ones((2, 4, 1), "float32")
+    last = own_normalization("LastNorm", lambda self, x: x * self.scale[:, None])
+    two = own_normalization("AddNorm", lambda self, x: (x * self.scale[:, None], x))
+    for layer, found in ((last, r"shape \(2, 4, 1\)"), (two, "tuple")):
+        with pytest.raises(ValueError, match=f"{layer.name}.*returned: {found}"):
+            GainPosterior(layer)(x)
+
+
+def test_shared_layers_have_the_noise_of_who_calls_them(rng):
+    norm = L.LayerNormalization()
+    x = rng.normal(size=(3, 4)).astype("float32")
+    plain = ops.convert_to_numpy(norm(x))
+    first, second = (GainPosterior(norm, initial_stddev=s) for s in (0.1, 0.5))
+    first(x), second(x)
+    z = rng.normal(size=(3, 4)).astype("float32")
+    with noise_mode(lambda *_: ops.convert_to_tensor(z)):
+        for layer, stddev in ((first, 0.1), (second, 0.5)):
+            np.testing.assert_allclose(layer(x), plain * (1 + stddev * z), atol=1e-5)
+        np.testing.assert_array_equal(norm(x), plain)
+    with pytest.raises(ValueError, match="has no normalization"):
+        GainPosterior(keras.Sequential([keras.Input((4,)), first]))(x)
+
+
+@keras.saving.register_keras_serializable("gain_tests")
+class NormedCell(L.Layer):
+    """A recurrent cell, `h = norm(h + x)`."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.state_size = 4
+        self.norm = L.LayerNormalization()
+
+    def build(self, input_shape):
+        self.norm.build((input_shape[0], 4))
+
+    def call(self, inputs, states):
+        h = self.norm(states[0] + inputs)
+        return h, [h]
+
+
+@keras.saving.register_keras_serializable("gain_tests")
+class Folded(L.Layer):
+    """Normalizes positions as rows of the batch."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = L.LayerNormalization()
+
+    def call(self, inputs):
+        shape = ops.shape(inputs)
+        return ops.reshape(self.norm(ops.reshape(inputs, (-1, 4))), shape)
+
+
+@keras.saving.register_keras_serializable("gain_tests")
+class NormedTable(L.Layer):
+    """Adds a normalized table of positions, which has no batch axis of its own."""
+
+    def __init__(self, rows=1, **kwargs):
+        super().__init__(**kwargs)
+        self.rows = rows
+        self.norm = L.LayerNormalization()
+
+    def build(self, input_shape):
+        shape = (self.rows, *input_shape[1:])
+        self.table = self.add_weight(shape=shape, initializer="random_normal")
+        self.norm.build(shape)
+
+    def call(self, inputs):
+        table = self.norm(self.table)
+        return inputs + (table if self.rows == 1 else ops.sum(table, 0))
+
+    def get_config(self):
+        return {**super().get_config(), "rows": self.rows}
+
+
+REPEATED = {
+    "time": (lambda: L.TimeDistributed(L.LayerNormalization()), 6),
+    "unknown_time": (lambda: L.TimeDistributed(L.LayerNormalization()), None),
+    "folded": (Folded, 6),
+    "table": (NormedTable, 6),
+}
+
+
+@pytest.mark.parametrize("kind", REPEATED)
+def test_one_draw_for_an_example_at_all_positions(kind, rng):
+    make, length = REPEATED[kind]
+    inputs = keras.Input((length, 4))
+    layer = GainPosterior(make(), initial_stddev=0.3, seed=0)
+    model = keras.Model(inputs, layer(inputs))
+    (norm,) = layer.normalizations
+    randomized(norm, rng)
+    x = rng.normal(size=(1, 6, 4)).astype("float32").repeat(50, 0)
+    plain = ops.convert_to_numpy(model(x))
+    added = x if kind == "table" else 0.0
+    beta = ops.convert_to_numpy(norm.beta)
+    gained = plain - added - beta
+
+    def draws(outputs):
+        # Where what they multiply is not small.
+        z = (ops.convert_to_numpy(outputs) - added - beta) / gained - 1
+        return np.where(np.abs(gained) > 0.1, z / 0.3, np.nan)
+
+    with noise_mode("sample"):
+        eager = draws(model(x))
+    predicted = bayesnorm.predict(
+        model, x[:2], samples=25, seed=0, task="regression", keep_samples=True
+    ).samples.reshape(50, 6, 4)
+    of_predict = draws(predicted)
+    for z in (eager, of_predict):
+        assert np.nanmax(np.nanmax(z, 1) - np.nanmin(z, 1)) < 1e-3
+    # Examples have their own; in `predict` networks, each the same for all examples.
+    means = np.nanmean(eager, 1)
+    assert 0.7 < means.std() < 1.3
+    assert len(np.unique(means[:, 0].round(3))) > 40
+    of_networks = np.nanmean(of_predict, 1).reshape(25, 2, 4)
+    np.testing.assert_allclose(of_networks[:, 0], of_networks[:, 1], atol=1e-3)
+    assert of_networks[:, 0].std(0).min() > 0.4
+
+
+def test_rows_that_are_no_examples_are_refused(rng):
+    layer = GainPosterior(NormedTable(rows=3))
+    x = rng.normal(size=(2, 6, 4)).astype("float32")
+    layer(x)
+    with noise_mode("sample"), pytest.raises(ValueError, match=r"3 rows"):
+        layer(x)
+
+
+def test_recurrent_cells_keep_their_draw(rng):
+    inputs = keras.Input((None, 4))
+    layer = GainPosterior(
+        L.Bidirectional(L.RNN(NormedCell(), return_sequences=True)),
+        initial_stddev=0.2,
+        num_examples=3,
+    )
+    model = keras.Model(inputs, layer(inputs))
+    x = rng.normal(size=(3, 5, 4)).astype("float32")
+    keys = list(layer.noise_shapes)
+    z = {key: rng.normal(size=(3, 4)).astype("float32") for key in keys}
+    with noise_mode(lambda layer, name, *_: ops.convert_to_tensor(z[name])):
+        noisy = ops.convert_to_numpy(model(x))
+    h = np.zeros((3, 4))
+    for t in range(5):
+        s = h + x[:, t]
+        s = (s - s.mean(-1, keepdims=True)) / np.sqrt(s.var(-1, keepdims=True) + 1e-3)
+        h = s * (1 + 0.2 * z[keys[0]])
+        np.testing.assert_allclose(noisy[:, t, :4], h, atol=1e-4)
+    # Draws made inside a loop would leak out of its trace.
+    model.compile("sgd", "mse")
+    model.fit(x, noisy, verbose=0)

@@ -159,6 +159,30 @@ def test_applications(make):
     assert (spread > 0).any()
 
 
+def test_a_posterior_is_put_on_once():
+    first = to_posterior(network(), layers=["bn"], initial_stddev=0.3)
+    both = to_posterior(first, initial_stddev=0.1, num_examples=24)
+    assert [p.layer.name for p in posteriors(both)] == ["bn", "shared", "block"]
+    np.testing.assert_allclose(posteriors(both)[0].stddev_of("gain_0"), 0.3, rtol=1e-5)
+    # The deviations of before are some as well, and not frozen.
+    assert sum(v.name.startswith("rho") for v in both.trainable_variables) == 4
+    assert len(both.trainable_variables) == 4
+    with pytest.raises(ValueError, match="has a posterior already"):
+        to_posterior(both)
+
+
+def test_noise_of_their_own_is_not_doubled():
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            bayesnorm.StochasticBatchNormalization(name="noisy"),
+            L.LayerNormalization(name="plain"),
+        ]
+    )
+    new = to_posterior(model)
+    assert [p.layer.name for p in posteriors(new)] == ["plain"]
+
+
 def test_chosen_layers_and_errors():
     model = network()
     new = to_posterior(model, layers=["shared"])
