@@ -252,6 +252,8 @@ class GainPosterior(VariationalLayer):
         )
         check_choice("per_channel", per_channel, (True, False))
         check_number("initial_stddev", initial_stddev, positive=True)
+        # The layer casts its inputs, or, as layer normalization does, does not.
+        self.autocast = False
         self.layer = layer
         self.per_channel = per_channel
         self.initial_stddev = initial_stddev

@@ -125,6 +125,27 @@ def test_half_precision_and_low_rank_adapters():
     assert prediction.mutual_information.mean() > 0
 
 
+@pytest.mark.parametrize("dtype", ["float16", "mixed_bfloat16", "float64"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        L.BatchNormalization,
+        L.LayerNormalization,
+        lambda dtype: L.GroupNormalization(2, dtype=dtype),
+        L.RMSNormalization,
+    ],
+    ids=["batch", "layer", "group", "rms"],
+)
+def test_normalizations_with_a_policy_of_their_own(kind, dtype):
+    model = keras.Sequential([keras.Input((4,)), kind(dtype=dtype)])
+    x = np.random.default_rng(0).normal(size=(50, 4)).astype("float32")
+    outputs = [
+        keras.ops.convert_to_numpy(m(x)).astype("float64")
+        for m in (model, to_posterior(model))
+    ]
+    np.testing.assert_array_equal(*outputs)
+
+
 @pytest.mark.parametrize(
     "make",
     [
