@@ -53,13 +53,14 @@ def is_normalization(layer):
     Those of Keras, batch normalization also with `scale=False`, where the gain is 1;
     and any layer of a class that has "Norm" in its name (as in "Normalization", not in
     "Normal"), holds no layers, and has a vector `scale`, `gamma`, `gain` or `weight`,
-    such as a user's, or keras-hub's, root mean square normalization. Layers with noise
-    of their own are none.
+    such as a user's, or keras-hub's, root mean square normalization. Those of
+    `StochasticBatchNormalization` too, whose noise is of the statistics: a posterior
+    on the gain comes on top of it. Other layers with noise of their own are none.
     """
-    if isinstance(layer, StochasticLayer | ScaleNorm):
-        return False
     if isinstance(layer, keras.layers.BatchNormalization):
         return layer.built
+    if isinstance(layer, StochasticLayer | ScaleNorm):
+        return False
     gain = _first(layer, _GAINS)
     if gain is None:
         return False

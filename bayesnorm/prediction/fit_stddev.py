@@ -1,12 +1,14 @@
 """Deviations of posteriors on trained gains, found without training."""
 
+import collections
 import dataclasses
 import math
+import warnings
 
 import numpy as np
 from scipy import optimize
 
-from bayesnorm import metrics
+from bayesnorm import graph, metrics
 from bayesnorm.arguments import (
     check_choice,
     check_model,
@@ -27,6 +29,8 @@ _WORST = 1e6
 _PRECISION = 0.05
 # Relative to the gains: small enough for the NLL to be quadratic in it.
 _PROBE = 0.1
+# Nats that are no more than rounding of the outputs.
+_ROUNDING = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +38,9 @@ class FittedStddev:
     """What `fit_stddev` found.
 
     Attributes:
-        stddev: Name of each `GainPosterior` -> its deviation, relative to the gains.
+        stddev: Name of each `GainPosterior` -> its deviation, relative to the gains;
+            of a name that several layers have, in nested models, with its number
+            behind it, `"name:0"`.
         nll: Mean NLL of the averaged prediction with these, nats per label.
         plain_nll: That of the network without noise.
         evaluations: List of `(deviation, NLL)` that were tried, in order; with
@@ -74,13 +80,15 @@ def fit_stddev(
     With `per_layer=True` s is a factor of deviations that differ from layer to layer:
     those at which each layer alone raises the mean NLL of a sampled network by the same
     amount, to second order, `1 / sqrt(L a_l)`, of L layers, with the second difference
-    `a_l = (NLL_l(2 d) - 2 NLL_l(d) + NLL(0)) / (2 d^2)` for a small d.
+    `a_l = (NLL_l(2 d) - 2 NLL_l(d) + NLL(0)) / (2 d^2)` for a small d. If no layer
+    raises it, all have the same deviation after all.
 
     Give data that the network was not trained on; those of its training know nothing of
     its errors.
 
     Args:
-        model: A model of `bayesnorm.to_posterior`; its deviations are set.
+        model: A classifier with one output, of `bayesnorm.to_posterior`; its deviations
+            are set.
         x: Inputs, an array or a nest of arrays, which are looked at 15 to 25 times.
         y: Labels `[n]`, or `[n, ...]` for dense predictions, integers.
         criterion: `"best"` or `"tolerance"`.
@@ -96,10 +104,15 @@ def fit_stddev(
         A `FittedStddev`.
 
     Raises:
-        ValueError: If the model has no `GainPosterior`, there is one example alone, the
-            NLL without noise is not finite, or an argument is out of range. The
-            deviations then stay.
+        ValueError: If the model has no `GainPosterior` or several outputs, there is one
+            example alone, the NLL without noise is not finite, or an argument is out of
+            range. The deviations then stay.
         TypeError: If `model` is not a Keras model.
+
+    Warns:
+        UserWarning: If no deviation is as good as the network without noise, within the
+            tolerance: the smallest one is then set. If noise on no layer raises the
+            NLL of a network, with `per_layer`.
     """
     check_model(model)
     check_choice("criterion", criterion, _CRITERIA)
@@ -112,7 +125,12 @@ def fit_stddev(
             f"Model {model.name!r} has no GainPosterior: make it by "
             "bayesnorm.to_posterior(model)."
         )
+    _check_one_output(model)
     labels = np.asarray(y)
+    if labels.ndim == 0 or labels.dtype == object:
+        raise ValueError(
+            f"`y` must be an array of labels [n, ...]. Received: {type(y).__name__}"
+        )
     if len(labels) < 2:
         raise ValueError(
             "Deviations need examples that differ: give 2 or more, some hundreds for "
@@ -146,8 +164,9 @@ def fit_stddev(
         shape = np.ones(len(layers))
         low, high = _RANGE
         if per_layer:
-            shape = _sensitivities(layers, plain, lambda: nll(averaged=False))
-            low, high = _FACTORS
+            found = _sensitivities(layers, plain, lambda: nll(averaged=False))
+            if found is not None:
+                shape, (low, high) = found, _FACTORS
         search = _Search(layers, shape, nll, verbose)
         best = search.lowest(low, high)
         if criterion == "tolerance":
@@ -158,15 +177,49 @@ def fit_stddev(
             for rho, value in zip(layer.rhos, values, strict=True):
                 rho.assign(value)
         raise
+    allowed = plain + (tolerance if criterion == "tolerance" else 0.0)
+    if found > allowed + _ROUNDING:
+        warnings.warn(
+            f"Noise of any width raises the NLL of model {model.name!r}, from "
+            f"{plain:.4g} to {found:.4g} nats with the smallest that was tried, which "
+            "is set. The network is not over-confident on these data: take others, "
+            "such as some it was not trained on, or a tolerance.",
+            stacklevel=2,
+        )
     stddev = {
-        layer.name: float(math.exp(best) * each)
-        for layer, each in zip(layers, shape, strict=True)
+        name: float(math.exp(best) * each)
+        for name, each in zip(_names(layers), shape, strict=True)
     }
     return FittedStddev(stddev, found, plain, search.evaluations)
 
 
+def _check_one_output(model):
+    # One without a graph shows its outputs when it is called.
+    outputs = model.outputs if graph.is_graph(model) else [None]
+    if len(outputs) != 1:
+        raise ValueError(
+            f"Model {model.name!r} has {len(outputs)} outputs, and deviations are "
+            "looked for by the NLL of one. Give keras.Model(model.inputs, output) with "
+            "the one that counts: it shares the layers, whose deviations are set."
+        )
+
+
+def _names(layers):
+    """Returns a name for each layer, numbered where several have it."""
+    counts = collections.Counter(layer.name for layer in layers)
+    seen, names = collections.Counter(), []
+    for layer in layers:
+        several = counts[layer.name] > 1
+        names.append(f"{layer.name}:{seen[layer.name]}" if several else layer.name)
+        seen[layer.name] += 1
+    return names
+
+
 def _sensitivities(layers, plain, nll):
-    """Returns the deviations at which each layer does its share of a nat."""
+    """Returns the deviations at which each layer does its share of a nat.
+
+    None, with a warning, if noise on no layer raises the NLL.
+    """
 
     def rise(layer, stddev):
         for other in layers:
@@ -178,8 +231,15 @@ def _sensitivities(layers, plain, nll):
         (rise(layer, 2 * _PROBE) - 2 * rise(layer, _PROBE)) / (2 * _PROBE**2)
         for layer in layers
     ]
+    if max(rises) * _PROBE**2 <= _ROUNDING:
+        warnings.warn(
+            "Noise on the gains of no layer raises the NLL: the layers cannot be "
+            "compared, and share one deviation.",
+            stacklevel=3,
+        )
+        return None
     # Of what the network hardly reacts to, noise may seem to help.
-    least = 1e-3 * max(*rises, 1e-12)
+    least = 1e-3 * max(rises)
     return 1.0 / np.sqrt(len(layers) * np.maximum(rises, least))
 
 

@@ -233,8 +233,7 @@ def test_what_is_no_normalization_by_its_name():
         layer = own_normalization(name, shifted)
         layer(x)
         assert len(normalizations_in(layer)) == found
-    # Noise of their own is not doubled.
-    noisy = bayesnorm.StochasticBatchNormalization()
+    noisy = bayesnorm.StochasticScaleNorm()
     noisy(x)
     assert not normalizations_in(noisy)
 

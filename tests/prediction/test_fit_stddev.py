@@ -108,6 +108,59 @@ def test_layers_get_what_they_bear():
     assert found.nll <= found.plain_nll + 1e-3
 
 
+def test_layers_of_one_name_have_a_deviation_each():
+    inner = keras.Sequential([keras.Input((3,)), L.LayerNormalization(name="norm")])
+    inputs = keras.Input((3,))
+    outputs = inner(L.BatchNormalization(name="norm")(inputs))
+    model = to_posterior(keras.Model(inputs, outputs))
+    _, x, y = classifier()
+    found = fit_stddev(model, x, y, per_layer=True, samples=5, from_logits=True)
+    assert list(found.stddev) == ["norm_posterior:0", "norm_posterior:1"]
+    for stddev, layer in zip(
+        found.stddev.values(), posterior_layers(model), strict=True
+    ):
+        np.testing.assert_allclose(layer.stddev_of("gain_0"), stddev, rtol=1e-5)
+
+
+def test_layers_without_any_effect():
+    inputs = keras.Input((3,))
+    dead = L.Rescaling(0.0)(L.BatchNormalization()(inputs))
+    model = to_posterior(keras.Model(inputs, L.Add()([inputs, dead])))
+    _, x, y = classifier()
+    with pytest.warns(UserWarning, match="no layer raises the NLL"):
+        found = fit_stddev(model, x, y, per_layer=True, samples=5, from_logits=True)
+    assert max(found.stddev.values()) <= 1.0
+
+
+@pytest.mark.parametrize("criterion", ["best", "tolerance"])
+def test_noise_that_helps_nothing_is_told(criterion):
+    # Margins of 5 nats, of logits of 1e4: always right until there is noise.
+    model, *_ = classifier(gain=1e4)
+    x = np.random.default_rng(0).permuted(np.tile([1, 1.0005, 0], (N, 1)), axis=1)
+    x, y = x.astype("float32"), x.argmax(1)
+    with pytest.warns(UserWarning, match="Noise of any width raises the NLL"):
+        found = fit_stddev(
+            to_posterior(model), x, y, criterion, samples=50, from_logits=True
+        )
+    assert found.nll > found.plain_nll
+    assert max(found.stddev.values()) == pytest.approx(1e-3, rel=0.1)
+
+
+def test_one_output_and_an_array_of_labels():
+    inputs = keras.Input((3,))
+    x = L.BatchNormalization()(inputs)
+    model = to_posterior(keras.Model(inputs, [x, L.Rescaling(2.0)(x)]))
+    _, x, y = classifier()
+    with pytest.raises(ValueError, match=r"has 2 outputs.*keras.Model\(model.inputs"):
+        fit_stddev(model, x, [y, y], from_logits=True)
+    one = keras.Model(model.inputs, model.outputs[0])
+    fit_stddev(one, x, y, samples=2, from_logits=True)
+    stddev = [np.array(layer.rho_0) for layer in posterior_layers(model)]
+    np.testing.assert_array_equal(stddev, [np.array(one.layers[1].rho_0)])
+    with pytest.raises(ValueError, match=r"array of labels.*dict"):
+        fit_stddev(one, x, {"a": y}, from_logits=True)
+
+
 def test_errors():
     plain, x, y = classifier()
     with pytest.raises(ValueError, match="to_posterior"):

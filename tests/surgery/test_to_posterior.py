@@ -192,16 +192,33 @@ def test_a_posterior_is_put_on_once():
         to_posterior(both)
 
 
-def test_noise_of_their_own_is_not_doubled():
-    model = keras.Sequential(
-        [
-            keras.Input((4,)),
-            bayesnorm.StochasticBatchNormalization(name="noisy"),
-            L.LayerNormalization(name="plain"),
-        ]
-    )
-    new = to_posterior(model)
-    assert [p.layer.name for p in posteriors(new)] == ["plain"]
+@pytest.mark.parametrize("first", ["stochastic", "posterior"])
+def test_noise_of_gains_and_of_statistics_are_both_there(first):
+    layers = [keras.Input((6, 4)), L.Dense(4), L.BatchNormalization()]
+    model = randomized(keras.Sequential(layers))
+    if first == "stochastic":
+        model = to_posterior(bayesnorm.to_stochastic(model), initial_stddev=0.3)
+    else:
+        model = bayesnorm.to_stochastic(to_posterior(model, initial_stddev=0.3))
+    ((posterior,), rng) = posteriors(model), np.random.default_rng(0)
+    inner = posterior.layer
+    assert isinstance(inner, bayesnorm.StochasticBatchNormalization)
+    x = rng.normal(size=(5, 6, 4)).astype("float32")
+    z = {}
+
+    def draw(layer, name, shape, batch):
+        value = rng.normal(size=(1, *shape)).repeat(5, 0).astype("float32")
+        return keras.ops.convert_to_tensor(z.setdefault((id(layer), name), value))
+
+    with bayesnorm.noise_mode(draw):
+        noisy = keras.ops.convert_to_numpy(model(x))
+        # Not in the posterior: the noise of the statistics alone.
+        of_statistics = keras.ops.convert_to_numpy(inner(model.layers[0](x)))
+    assert np.abs(of_statistics - keras.ops.convert_to_numpy(model(x))).max() > 1e-3
+    gains = 1 + 0.3 * z[id(posterior), "gain_0"][:, None]
+    offset = keras.ops.convert_to_numpy(inner.beta)
+    by_hand = offset + (of_statistics - offset) * gains
+    np.testing.assert_allclose(noisy, by_hand, rtol=1e-4, atol=1e-5)
 
 
 def test_chosen_layers_and_errors():
