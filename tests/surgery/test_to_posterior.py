@@ -203,19 +203,22 @@ def test_noise_of_gains_and_of_statistics_are_both_there(first):
     ((posterior,), rng) = posteriors(model), np.random.default_rng(0)
     inner = posterior.layer
     assert isinstance(inner, bayesnorm.StochasticBatchNormalization)
+    data = rng.normal(size=(40, 6, 4))
+    bayesnorm.calibrate(model, data, batch_size=4, frozen=True, seed=0)
     x = rng.normal(size=(5, 6, 4)).astype("float32")
     z = {}
 
     def draw(layer, name, shape, batch):
-        value = rng.normal(size=(1, *shape)).repeat(5, 0).astype("float32")
-        return keras.ops.convert_to_tensor(z.setdefault((id(layer), name), value))
+        value = rng.uniform(-1, 1, size=shape).astype("float32")
+        value = z.setdefault((id(layer), name), value)
+        return keras.ops.broadcast_to(value, (batch, *shape))
 
     with bayesnorm.noise_mode(draw):
         noisy = keras.ops.convert_to_numpy(model(x))
         # Not in the posterior: the noise of the statistics alone.
         of_statistics = keras.ops.convert_to_numpy(inner(model.layers[0](x)))
     assert np.abs(of_statistics - keras.ops.convert_to_numpy(model(x))).max() > 1e-3
-    gains = 1 + 0.3 * z[id(posterior), "gain_0"][:, None]
+    gains = 1 + 0.3 * z[id(posterior), "gain_0"]
     offset = keras.ops.convert_to_numpy(inner.beta)
     by_hand = offset + (of_statistics - offset) * gains
     np.testing.assert_allclose(noisy, by_hand, rtol=1e-4, atol=1e-5)
