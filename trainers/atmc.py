@@ -369,7 +369,7 @@ def describe(flags):
 _COLUMNS = [
     ("accuracy, %", "accuracy", ".2f"),
     ("NLL", "nll", ".3f"),
-    ("ECE, %", "ece", ".2f"),
+    ("ECE, %", "ece_equal_width", ".2f"),
 ]
 PROGRAM = Program(
     "atmc",

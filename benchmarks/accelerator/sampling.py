@@ -114,7 +114,7 @@ class Sampling:
         return {
             record.key: record.value
             for record in records.select(part="test")
-            if record.figure in ("nll", "error", "ece")
+            if record.figure in ("nll", "error", "ece_equal_width")
         }
 
     def write_report(self):
