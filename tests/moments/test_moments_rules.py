@@ -4,6 +4,8 @@ Each comparison is a z-score of a mean over independent examples, and fails beyo
 5.5: with the about 3000 comparisons of this file, by chance once in 9000 seeds.
 """
 
+import zlib
+
 import keras
 import numpy as np
 import pytest
@@ -12,6 +14,13 @@ from keras import layers, ops
 from bayesnorm.moments import Moments, propagate, rule_for
 
 RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def draws_of_a_test(request, monkeypatch):
+    """Gives each test draws of its own, whichever ran before it."""
+    seed = zlib.crc32(request.node.name.encode())
+    monkeypatch.setitem(globals(), "RNG", np.random.default_rng(seed))
 
 
 def z_scores(samples, mean, variance):
@@ -184,6 +193,9 @@ def test_per_example(name):
     variance = RNG.uniform(0.3, 1.5, size=mean.shape).astype("float32")
     if name == "softmax":
         variance = variance + 1.0
+    if name == "exponential":
+        # Of squares of log-normal variables 6000 tell little, of such wide ones.
+        variance = 0.2 * variance
     got = propagate(model, mean, variance)
     assert not got.stationary
     for i in range(2):
