@@ -268,7 +268,7 @@ def page(results, splits):
         f"# Gains with a posterior, {title}\n\n{_NETWORK.value}, width "
         f"{_WIDTH.value:g}, {len(splits.train):,} training images, {_EPOCHS.value} "
         f"epochs, {_MEMBERS.value} networks, {_SAMPLES.value} samples, seeds "
-        f"{', '.join(_SEEDS.value)}; {keras.backend.backend()}, {hardware()}. The gap "
+        f"{', '.join(_SEEDS.value[: len(plain)])}; {keras.backend.backend()}, {hardware()}. The gap "
         "is that of the NLL between the plain network and the ensemble.\n\n"
         + table(head, rows)
         + "\n"
