@@ -268,10 +268,9 @@ def page(results, splits):
         f"# Gains with a posterior, {title}\n\n{_NETWORK.value}, width "
         f"{_WIDTH.value:g}, {len(splits.train):,} training images, {_EPOCHS.value} "
         f"epochs, {_MEMBERS.value} networks, {_SAMPLES.value} samples, seeds "
-        f"{', '.join(_SEEDS.value[: len(plain)])}; {keras.backend.backend()}, {hardware()}. The gap "
-        "is that of the NLL between the plain network and the ensemble.\n\n"
-        + table(head, rows)
-        + "\n"
+        f"{', '.join(_SEEDS.value[: len(plain)])}; {keras.backend.backend()}, "
+        f"{hardware()}. The gap is that of the NLL between the plain network and the "
+        "ensemble.\n\n" + table(head, rows) + "\n"
     )
 
 
