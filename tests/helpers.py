@@ -43,8 +43,10 @@ def randomized(model, seed=0):
             size = layer.moving_mean.shape
             layer.moving_mean.assign(rng.normal(size=size))
             layer.moving_variance.assign(rng.uniform(0.5, 2.0, size))
-            layer.gamma.assign(rng.uniform(0.5, 1.5, size))
-            layer.beta.assign(rng.normal(size=size))
+            if layer.scale:
+                layer.gamma.assign(rng.uniform(0.5, 1.5, size))
+            if layer.center:
+                layer.beta.assign(rng.normal(size=size))
     return model
 
 
