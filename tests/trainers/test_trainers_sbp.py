@@ -171,6 +171,7 @@ def test_a_killed_run_goes_on_to_the_same_figures(
     assert histories(tmp_path) == histories(path)
 
 
+@pytest.mark.slow
 def test_training_goes_on_in_what_is_left(finished, tmp_path, monkeypatch, no_export):
     changes = {"shrink_epochs": "2,4"}
     write = session.write_history
