@@ -72,7 +72,7 @@ def vit(shape, classes, width, seed, depth=3, patch=None):
     inputs = keras.Input(shape)
     x = layers.Conv2D(size, patch, patch)(inputs)
     x = layers.Reshape((-1, size))(x)
-    x = _Positions()(x)
+    x = Positions()(x)
     for _ in range(depth):
         y = layers.LayerNormalization()(x)
         y = layers.MultiHeadAttention(4, size // 4)(y, y)
@@ -84,13 +84,15 @@ def vit(shape, classes, width, seed, depth=3, patch=None):
 
 
 @keras.saving.register_keras_serializable("bayesnorm_benchmarks")
-class _Positions(layers.Layer):
+class Positions(layers.Layer):
     """Adds a learned vector for each position."""
 
     def build(self, input_shape):
+        """Makes the vectors."""
         self.table = self.add_weight(shape=input_shape[1:], name="positions")
 
     def call(self, x):
+        """Returns `x` with the vectors added."""
         return x + self.table
 
 

@@ -103,4 +103,6 @@ def run(model, inputs, call, standardized=False):
     if not standardized:
         # Functional's own call casts its inputs and adds missing axes first.
         inputs = standardize(model, inputs)
-    return run_through(model, inputs, replace)
+    # TensorFlow lets no name begin with an underscore that stands in no other's scope.
+    with keras.name_scope("network"):
+        return run_through(model, inputs, replace)

@@ -77,6 +77,21 @@ def test_networks_of_no_noise_are_the_model(converted):
         np.testing.assert_allclose(found.probs, expected, atol=tolerance)
 
 
+def test_names_that_begin_with_an_underscore():
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.BatchNormalization(name="_own"), layers.Dense(2)]
+    )
+    x = np.random.default_rng(0).normal(size=(40, 4)).astype("float32")
+    stochastic = bayesnorm.to_stochastic(model)
+    bayesnorm.calibrate(stochastic, x, batch_size=8, verbose=0)
+    for each in (stochastic, bayesnorm.to_posterior(model)):
+        for method in ("sample", "mean", "moments"):
+            prediction = bayesnorm.predict(
+                each, x, samples=3, method=method, from_logits=True
+            )
+            assert np.isfinite(prediction.probs).all()
+
+
 def test_run_gives_each_call_its_arguments():
     x = inputs = keras.Input((4,))
     x = layers.Dropout(0.5)(x, training=True)
