@@ -64,18 +64,18 @@ def load(name, data_dir=None, size=None, download=False):
 def _splits(name, builder, size):
     count = builder.info.splits["train"].num_examples
     held = -(-count // _VALIDATION_SHARE)
-    part, kept = "train", count - held
-    shown = _decoded(builder, f"{part}[:{min(kept, _SHOWN)}]", size)
+    kept = count - held
+    shown = _decoded(builder, f"train[:{min(kept, _SHOWN)}]", size)
 
     def read(seed, epoch, augment, num_examples):
-        return _epoch(builder, f"{part}[:{num_examples}]", size, seed, epoch, augment)
+        return _epoch(builder, f"train[:{num_examples}]", size, seed, epoch, augment)
 
     mean, stddev = channel_statistics(shown.images, _PIXEL)
     label = builder.info.features["label"]
     return Splits(
         name=name,
         train=StreamedSplit(shown.images, shown.labels, kept, read),
-        validation=_decoded(builder, f"{part}[{kept}:]", size),
+        validation=_decoded(builder, f"train[{kept}:]", size),
         test=_decoded(builder, "validation", size),
         num_classes=label.num_classes,
         class_names=tuple(label.names),

@@ -8,8 +8,8 @@ import numpy as np
 from keras import ops
 
 from bayesnorm import backend
-from bayesnorm.samplers.sampler import READINGS, Sampler
-from bayesnorm.training.loop import DivergenceError
+from bayesnorm.samplers.sampler import READINGS, Sampler, unwrapped
+from bayesnorm.training.loop import DivergenceError, has_finite_weights
 
 # Of the temperature, within which it is taken for right.
 _TOLERANCE = 0.1
@@ -185,11 +185,9 @@ def check_finite(model, kept=""):
     Raises:
         bayesnorm.training.DivergenceError: Names the variable that did so first.
     """
-    weights = (ops.convert_to_numpy(weight.value) for weight in model.weights)
-    if all(np.isfinite(weight).all() for weight in weights):
+    if has_finite_weights(model):
         return
-    optimizer = getattr(model, "optimizer", None)
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizer = unwrapped(getattr(model, "optimizer", None))
     why = optimizer.divergence() if isinstance(optimizer, Sampler) else None
     raise DivergenceError(f"{why or 'Weights are not finite.'} {kept}".rstrip())
 
@@ -263,7 +261,7 @@ def _figures(reading):
 
 
 def _sampler(optimizer):
-    sampler = getattr(optimizer, "inner_optimizer", optimizer)
+    sampler = unwrapped(optimizer)
     if not isinstance(sampler, Sampler):
         raise TypeError(
             "`optimizer` must be a sampler of bayesnorm.samplers. Received: "

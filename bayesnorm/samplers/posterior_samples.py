@@ -9,6 +9,7 @@ from bayesnorm.arguments import check_number, positive_integer
 from bayesnorm.prediction.weight_sets import WeightSets
 from bayesnorm.samplers.cyclical_cosine import CyclicalCosine
 from bayesnorm.samplers.diagnostics import check_finite
+from bayesnorm.samplers.sampler import unwrapped
 from bayesnorm.storage import ArchiveError, numbered_files, remove_drafts
 
 _PATTERN = "sample-*.npz"
@@ -95,8 +96,7 @@ class PosteriorSamples(keras.callbacks.Callback):
                 each.unlink(missing_ok=True)
 
     def _check_cycle(self, epoch):
-        optimizer = getattr(self.model, "optimizer", None)
-        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        optimizer = unwrapped(getattr(self.model, "optimizer", None))
         schedule = getattr(optimizer, "schedule", None)
         if self._warned or not isinstance(schedule, CyclicalCosine):
             return

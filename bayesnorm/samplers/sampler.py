@@ -191,6 +191,11 @@ class Sampler(keras.optimizers.Optimizer):
         }
 
 
+def unwrapped(optimizer):
+    """Returns the optimizer that a `LossScaleOptimizer` wraps, or the given one."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
 def _first(learning_rate):
     """Returns the learning rate of the first step, a number."""
     if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):

@@ -5,6 +5,7 @@ import keras
 from bayesnorm import graph
 from bayesnorm.arguments import check_model, check_number, seed_integer
 from bayesnorm.layers.gain_posterior import GainPosterior, normalizations_in
+from bayesnorm.surgery.sameness import check_same
 
 
 def to_posterior(
@@ -93,14 +94,7 @@ def to_posterior(
     for old, copy, _ in pairs:
         graph.copy_weights(old, copy)
     _set_trainable(new, pairs, freeze)
-    different = graph.first_difference(model, new)
-    if different is not None:
-        raise ValueError(
-            f"The copy of model {model.name!r} computes something else, from layer "
-            f"{different.name!r} ({type(different).__name__}) on: what that layer does "
-            "is not in its get_config, its weights or its functions. Mend its "
-            "get_config and from_config, or leave it out by `layers`."
-        )
+    check_same(model, new, "leave it out by `layers`")
     return new
 
 

@@ -8,7 +8,6 @@ import keras
 from bayesnorm.arguments import check_choice, check_model, seed_integer
 from bayesnorm.graph import (
     copy_of,
-    first_difference,
     is_graph,
     layers_of,
     rewrite,
@@ -21,6 +20,7 @@ from bayesnorm.layers import (
     StochasticBatchNormalization,
     StochasticLayer,
 )
+from bayesnorm.surgery.sameness import check_same
 
 # Number of axes over which a dropout layer of Keras drops as one.
 _SPATIAL_AXES = {"SpatialDropout1D": 1, "SpatialDropout2D": 2, "SpatialDropout3D": 3}
@@ -111,7 +111,11 @@ def to_stochastic(model, noise="batch", dropout=False, seed=None):
     left = [*(_plain(new) if noise else ()), *(_undrawn(new) if dropout else ())]
     if not replacer.count:
         _raise_nothing_to_convert(model, noise, dropout, left)
-    _check_same(model, new)
+    check_same(
+        model,
+        new,
+        "put bayesnorm.StochasticBatchNormalization into the model's code",
+    )
     if left:
         warnings.warn(
             f"{len(left)} layers of model {model.name!r} stay deterministic in "
@@ -122,18 +126,6 @@ def to_stochastic(model, noise="batch", dropout=False, seed=None):
             stacklevel=2,
         )
     return new
-
-
-def _check_same(model, new):
-    different = first_difference(model, new)
-    if different is not None:
-        raise ValueError(
-            f"The copy of model {model.name!r} computes something else, from layer "
-            f"{different.name!r} ({type(different).__name__}) on: what that layer does "
-            "is not in its get_config, its weights or its functions. Mend its "
-            "get_config and from_config, or put "
-            "bayesnorm.StochasticBatchNormalization into the model's code."
-        )
 
 
 class _Replacer:

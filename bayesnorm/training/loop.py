@@ -35,6 +35,12 @@ from bayesnorm.training.parts import of_splits
 TOTALS = ("loss", "nll", "accuracy")
 
 
+def has_finite_weights(model):
+    """Whether all weights of a model are finite."""
+    weights = (ops.convert_to_numpy(w.value) for w in model.weights)
+    return all(np.isfinite(np.asarray(w, "float64")).all() for w in weights)
+
+
 class DivergenceError(RuntimeError):
     """Training left the finite range."""
 
@@ -379,8 +385,7 @@ class Loop:
         """Whether all figures of the row of an epoch and all weights are finite."""
         if not all(map(math.isfinite, row.values())):
             return False
-        weights = (ops.convert_to_numpy(w.value) for w in self.model.weights)
-        return all(np.isfinite(np.asarray(w, "float64")).all() for w in weights)
+        return has_finite_weights(self.model)
 
 
 def run_steps(call, blocks, own, totals, steps_per_call, callbacks=None):
