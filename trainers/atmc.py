@@ -375,6 +375,7 @@ PROGRAM = Program(
     "atmc",
     (
         groups.RUN,
+        groups.DATA_PARALLEL,
         groups.COMPARISON,
         groups.JOBS,
         groups.DATA,

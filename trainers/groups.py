@@ -101,6 +101,24 @@ JOBS = (
         **_NOT_STATED,
     ),
 )
+DATA_PARALLEL = (
+    Flag(
+        "data_parallel",
+        ("none", "devices", "workers"),
+        "Train a network on several devices at once, each with its part of a batch: "
+        "those of this machine, or of the workers that TF_CONFIG lists (with JAX "
+        "KERAS_DISTRIBUTION_JOB_ADDRESSES, _NUM_PROCESSES and _PROCESS_ID), on each of "
+        "which the same command runs.",
+        "none",
+        **_FREE,
+    ),
+    integer(
+        "replicas",
+        "Of --data_parallel=devices the number of devices, by default all accelerators; "
+        "without any the CPU stands for that many.",
+        **_FREE,
+    ),
+)
 COMPARISON = (
     Flag(
         "runs",

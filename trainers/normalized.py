@@ -17,6 +17,7 @@ from trainers.report import run as report
 _INIT_BATCH, _INIT_PIXELS = 128, 128 * 32 * 32
 GROUPS = (
     groups.RUN,
+    groups.DATA_PARALLEL,
     groups.COMPARISON,
     groups.JOBS,
     groups.DATA,

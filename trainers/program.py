@@ -8,9 +8,12 @@ from collections.abc import Callable
 from absl import app, logging
 from absl import flags as absl_flags
 
+from bayesnorm.backend import EXIT_WORKER_LOST, WorkerLostError
 from bayesnorm.training.loop import DivergenceError
+from trainers import data_parallel
 from trainers import flags as trainer_flags
 from trainers.flags import Flag
+from trainers.workdir import workdir_path
 
 _COMMON = {"batch_size": 32, "schedule": "exponential", "kl_factor": 1.0}
 
@@ -68,11 +71,13 @@ class Program:
 
     def run(self):
         """Runs it as the program of this process."""
-        start(
-            lambda flags: self.main(self._with_defaults(flags)),
-            trainer_flags.define(*self.all_groups),
-            self.module,
-        )
+
+        def main(flags):
+            flags = self._with_defaults(flags)
+            with data_parallel.of(flags, workdir_path(flags, self.name)):
+                self.main(flags)
+
+        start(main, trainer_flags.define(*self.all_groups), self.module)
 
 
 def start(main, flags, module):
@@ -111,6 +116,9 @@ def start(main, flags, module):
         except (ValueError, OSError, ImportError, DivergenceError) as error:
             logging.debug("%s", error, exc_info=True)
             sys.exit(f"error: {error}")
+        except WorkerLostError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(EXIT_WORKER_LOST)
         except KeyboardInterrupt:
             print("\nstopped: the same command goes on from the last checkpoint")
             sys.exit(130)

@@ -307,6 +307,7 @@ PROGRAM = Program(
     "sbn",
     (
         groups.RUN,
+        groups.DATA_PARALLEL,
         groups.JOBS,
         groups.DATA,
         groups.CLASSIFICATION,

@@ -432,6 +432,7 @@ PROGRAM = Program(
     "sbp",
     (
         groups.RUN,
+        groups.DATA_PARALLEL,
         groups.DATA,
         groups.CLASSIFICATION,
         groups.TRAINING,

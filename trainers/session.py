@@ -14,7 +14,7 @@ from bayesnorm.training.progress import Progress
 from bayesnorm.training.sources import OnDevice, OnHost, training_order
 from trainers import flags as trainer_flags
 from trainers.groups import image_size
-from trainers.workdir import Workdir
+from trainers.workdir import Workdir, workdir_path
 
 # Pixels of the smallest image that the networks take without padding.
 _UNPADDED = 27
@@ -112,7 +112,7 @@ class TrainingInputs:
 
 def open_workdir(flags, name):
     """Opens the folder of the run of the binary `name`."""
-    path = flags.workdir or f"runs/{name}-{flags.dataset}"
+    path = workdir_path(flags, name)
     return Workdir(path, name, trainer_flags.defining(flags))
 
 

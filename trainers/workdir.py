@@ -20,6 +20,11 @@ def differences(old, new):
     )
 
 
+def workdir_path(flags, name):
+    """Returns the folder of a run of the binary `name`, a text."""
+    return flags.workdir or f"runs/{name}-{flags.dataset}"
+
+
 class Workdir:
     """The folder of a run: made, or opened again if it is of the same flags.
 

@@ -8,6 +8,8 @@ TensorFlow.
 
 import keras
 
+from bayesnorm.backend.workers import EXIT_WORKER_LOST, WorkerLostError
+
 if keras.backend.backend() == "tensorflow":
     from bayesnorm.backend.tensorflow import (
         MEMORY_OVERHEAD,
@@ -25,13 +27,21 @@ if keras.backend.backend() == "tensorflow":
         input_gradient,
         operations,
         read,
-        replica_id,
-        replicas,
         scalar_writer,
         scan,
         seed_from_int,
         stateless_normal,
         value_and_gradients,
+    )
+    from bayesnorm.backend.tensorflow_replicas import (
+        averaging,
+        batch_parts,
+        data_parallel,
+        own_rows,
+        replica_id,
+        replicas,
+        replicated,
+        sum_over_replicas,
     )
 elif keras.backend.backend() == "jax":
     from bayesnorm.backend.jax import (
@@ -50,13 +60,21 @@ elif keras.backend.backend() == "jax":
         input_gradient,
         operations,
         read,
-        replica_id,
-        replicas,
         scalar_writer,
         scan,
         seed_from_int,
         stateless_normal,
         value_and_gradients,
+    )
+    from bayesnorm.backend.jax_replicas import (
+        averaging,
+        batch_parts,
+        data_parallel,
+        own_rows,
+        replica_id,
+        replicas,
+        replicated,
+        sum_over_replicas,
     )
 else:
     raise ImportError(
@@ -66,13 +84,18 @@ else:
     )
 
 __all__ = [
+    "EXIT_WORKER_LOST",
     "MEMORY_OVERHEAD",
+    "WorkerLostError",
     "add_bias",
+    "averaging",
+    "batch_parts",
     "compiled",
     "compiled_loop",
     "compiled_loops",
     "compiled_step",
     "current_graph",
+    "data_parallel",
     "devices",
     "distributions",
     "erfc",
@@ -80,12 +103,15 @@ __all__ = [
     "fused",
     "input_gradient",
     "operations",
+    "own_rows",
     "read",
     "replica_id",
     "replicas",
+    "replicated",
     "scalar_writer",
     "scan",
     "seed_from_int",
     "stateless_normal",
+    "sum_over_replicas",
     "value_and_gradients",
 ]

@@ -22,8 +22,6 @@ __all__ = [
     "input_gradient",
     "operations",
     "read",
-    "replica_id",
-    "replicas",
     "scalar_writer",
     "scan",
     "seed_from_int",
@@ -74,16 +72,6 @@ def erfc(x):
 def add_bias(x, bias):
     """Returns `x + bias`, `bias` a vector along the last axis."""
     return x + bias
-
-
-def replica_id():
-    """Returns None: JAX partitions one program, whose draws never repeat."""
-    return None
-
-
-def replicas():
-    """Returns 1: JAX partitions one program, which sees the whole batch."""
-    return 1
 
 
 def compiled(function, variables):

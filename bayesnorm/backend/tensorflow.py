@@ -4,6 +4,8 @@ import functools
 
 import tensorflow as tf
 
+from bayesnorm.backend.tensorflow_replicas import spread
+
 __all__ = [
     "MEMORY_OVERHEAD",
     "add_bias",
@@ -20,8 +22,6 @@ __all__ = [
     "input_gradient",
     "operations",
     "read",
-    "replica_id",
-    "replicas",
     "scalar_writer",
     "scan",
     "seed_from_int",
@@ -74,21 +74,6 @@ def add_bias(x, bias):
     addition on maps (CPU).
     """
     return tf.nn.bias_add(x, bias)
-
-
-def replica_id():
-    """Returns this replica's index under `tf.distribute`, else None."""
-    if not tf.distribute.has_strategy():
-        return None
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return None
-    return context.replica_id_in_sync_group
-
-
-def replicas():
-    """Returns the number of replicas in sync under `tf.distribute`, else 1."""
-    return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def compiled(function, variables):
@@ -233,7 +218,9 @@ def compiled_loop(body, variables):
 
     Args:
         body: A function `(i, carry, *tensors) -> carry` of the step's number, of a
-            nest of tensors, and of tensors that are the same for all steps.
+            nest of tensors, and of tensors that are the same for all steps. Under a
+            strategy every replica runs it; the tensors are then `replicated`, and the
+            carry is the same in all.
         variables: The Keras variables that it reads or writes.
 
     Returns:
@@ -241,11 +228,12 @@ def compiled_loop(body, variables):
         one call. It compiles once for each set of shapes, whatever the steps.
     """
     del variables
+    step = spread(body)
 
     def steps(start, stop, carry, *tensors):
         _, carry = tf.while_loop(
             lambda i, carry: i < stop,
-            lambda i, carry: (i + 1, body(i, carry, *tensors)),
+            lambda i, carry: (i + 1, step(i, carry, *tensors)),
             (start, carry),
             # Steps depend on each other through variables, which TF does not see.
             parallel_iterations=1,

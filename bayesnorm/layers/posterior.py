@@ -372,7 +372,7 @@ class VariationalLayer(StochasticLayer):
 
 
 def _number(variable):
-    return float(ops.convert_to_numpy(variable.value))
+    return float(variable.numpy())
 
 
 def posterior_layers(model):

@@ -114,7 +114,7 @@ def _scaled(trace, layer, channels):
     scale = getattr(layer, "gamma", getattr(layer, "scale", None))
     dead = None
     if isinstance(scale, keras.Variable):
-        dead = ops.convert_to_numpy(scale.value) == 0
+        dead = scale.numpy() == 0
     return elementwise(channels, _by_call(layer, channels), dead)
 
 
@@ -151,7 +151,7 @@ def _rescaled(trace, layer, channels):
 
 def _scale_of(layer):
     if isinstance(layer, LayerScale):
-        return ops.convert_to_numpy(layer.gamma.value)
+        return layer.gamma.numpy()
     return np.asarray(layer.scale)
 
 
@@ -170,7 +170,7 @@ def _normalized(trace, layer, channels):
 def _thin_prelu(layer, removal):
     inputs, _ = removal.channels(layer)
     kept = removal.kept(inputs.ids)
-    alpha = ops.convert_to_numpy(layer.alpha.value)
+    alpha = layer.alpha.numpy()
     new = copy_of(layer)
     new.build(removal.shape(inputs))
     if alpha.shape[inputs.axis - 1] == len(kept):
@@ -182,7 +182,7 @@ def _thin_prelu(layer, removal):
 @register(layers.PReLU, thin=_thin_prelu)
 def _prelu(trace, layer, channels):
     """The slope is of what is below 0."""
-    alpha = ops.convert_to_numpy(layer.alpha.value)
+    alpha = layer.alpha.numpy()
     others = tuple(i for i in range(alpha.ndim) if i != channels.axis - 1)
     if any(alpha.shape[i] > 1 for i in others):
         return elementwise(channels, lambda x: np.where(x >= 0, x, np.nan))

@@ -177,7 +177,7 @@ def _check_finite(model):
         for variable in () if isinstance(layer, keras.Model) else layer.weights:
             if not keras.backend.is_float_dtype(variable.dtype):
                 continue
-            if not np.isfinite(ops.convert_to_numpy(variable.value)).all():
+            if not np.isfinite(variable.numpy()).all():
                 raise ValueError(
                     f"Weight {variable.path!r} of layer {layer.name!r} is not finite: "
                     "what it keeps cannot be told. Restore weights from before the "

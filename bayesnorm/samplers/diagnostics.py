@@ -271,4 +271,4 @@ def _sampler(optimizer):
 
 
 def _numpy(variable):
-    return np.asarray(ops.convert_to_numpy(variable.value), "float64")
+    return np.asarray(variable.numpy(), "float64")

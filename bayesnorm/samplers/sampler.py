@@ -123,10 +123,7 @@ class Sampler(keras.optimizers.Optimizer):
 
     def divergence(self):
         """Returns which variable left the finite range first, a sentence, or None."""
-        counts = [
-            ops.convert_to_numpy(readings.value)[:2].tolist()
-            for readings in self.readings
-        ]
+        counts = [readings.numpy()[:2].tolist() for readings in self.readings]
         bad = [finite for steps, finite in counts if finite < steps]
         if not bad:
             return None

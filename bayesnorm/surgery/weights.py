@@ -138,7 +138,7 @@ def start_pruning(source, target):
             behind = _bias_behind(index, layer, old)
             pairs += _paired(old, layer, [*layer.weights, *behind])
     for old, new in pairs:
-        new.assign(ops.convert_to_numpy(old.value))
+        new.assign(old.numpy())
     return target
 
 

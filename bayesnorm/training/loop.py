@@ -37,8 +37,8 @@ TOTALS = ("loss", "nll", "accuracy")
 
 def has_finite_weights(model):
     """Whether all weights of a model are finite."""
-    weights = (ops.convert_to_numpy(w.value) for w in model.weights)
-    return all(np.isfinite(np.asarray(w, "float64")).all() for w in weights)
+    weights = (np.asarray(w.numpy(), "float64") for w in model.weights)
+    return all(np.isfinite(w).all() for w in weights)
 
 
 class DivergenceError(RuntimeError):
@@ -144,6 +144,12 @@ class Config:
 class Loop:
     """Trains a model; `fit` runs it.
 
+    Under `backend.data_parallel`, or a strategy of `tf.distribute`, in whose scope the
+    model was made, the examples of a step are cut into a part for each replica; loss
+    and gradients are those of all. Batch statistics are those of the part, as in
+    Keras, with TensorFlow, and of the whole batch with JAX; moving averages are
+    averaged over the replicas when an epoch ends.
+
     Args:
         model: A built Keras model, images `[batch, height, width, channels]` to
             logits `[batch, classes]` (or `[batch, ..., classes]` with labels
@@ -167,7 +173,7 @@ class Loop:
     Raises:
         ValueError: If the data do not pass `bayesnorm.datasets.validate` (NaN, wrong
             labels), hold fewer training examples than a batch, or those of validation
-            are unlike those of training.
+            are unlike those of training, or if replicas cannot share a batch evenly.
     """
 
     def __init__(
@@ -187,7 +193,7 @@ class Loop:
         train.check_alike(data["validation"])
         self.model = model
         self.optimizer = optimizer
-        self.config = config
+        self.config = config = _for_parts(config, backend.batch_parts())
         self.data = data
         self._augment = augment
         self._figures = figures or (lambda model: {})
@@ -211,6 +217,7 @@ class Loop:
         self.variables = list(unique.values())
         trainable = {id(v) for v in model.trainable_variables}
         self._others = [v for v in self.variables if id(v) not in trainable]
+        self._average = backend.averaging(model.non_trainable_variables)
         self._train = compiled_loop(self.train_step, self.variables)
         self._evaluate = {
             augmented: compiled_loop(
@@ -234,15 +241,20 @@ class Loop:
     def train_step(self, i, totals, images, labels, order, rates):
         """The body of the compiled loop over a block's steps."""
         indices = ops.take(order, i, axis=0)
-        x, y = self._batch(images, labels, indices, augmented=True)
         size = self.config.batch_size
+        # Those of the loss, and those that only batch statistics see.
+        own, others = map(backend.own_rows, (indices[:size], indices[size:]))
+        indices, size = ops.concatenate([own, others]), own.shape[0]
+        x, y = self._batch(images, labels, indices, augmented=True)
         y = y[:size]
+        # Optimizers sum the gradients of the replicas.
+        share = 1.0 / backend.replicas()
 
         def loss():
             logits = self.model(x, training=True)[:size]
             nll, correct = _nll_and_correct(logits, y)
-            nll, correct = ops.mean(nll), ops.mean(correct)
-            return nll + sum(self.model.losses), (nll, correct)
+            nll, correct = share * ops.mean(nll), share * ops.mean(correct)
+            return nll + share * sum(self.model.losses), (nll, correct)
 
         trainable = self.model.trainable_variables
         loss, (nll, correct), gradients = backend.value_and_gradients(
@@ -251,15 +263,15 @@ class Loop:
         if self._sets_rate:
             self.optimizer.learning_rate.assign(ops.take(rates, i, axis=0))
         self.optimizer.apply(gradients, trainable)
-        return [t + v for t, v in zip(totals, (loss, nll, correct), strict=True)]
+        return _added(totals, [loss, nll, correct])
 
     def eval_step(self, augmented, i, totals, images, labels, order, weights):
         """The body of the compiled loop over an evaluation's steps."""
-        indices = ops.take(order, i, axis=0)
+        indices = backend.own_rows(ops.take(order, i, axis=0))
+        weight = backend.own_rows(ops.take(weights, i, axis=0))
         x, y = self._batch(images, labels, indices, augmented)
-        weight = ops.take(weights, i, axis=0)
         terms = _nll_and_correct(self.model(x, training=False), y)
-        return [t + ops.sum(weight * v) for t, v in zip(totals, terms, strict=True)]
+        return _added(totals, [ops.sum(weight * value) for value in terms])
 
     def begin_epoch(self, epoch, learning_rate=None):
         """Sets the weight of the KL.
@@ -295,6 +307,7 @@ class Loop:
 
     def end_epoch(self, row, totals):
         """Returns the row of an epoch: that of its beginning and what came of it."""
+        self._average()
         means = (float(total) / self.steps for total in totals)
         kl = float(ops.convert_to_numpy(kl_divergence(self.model)))
         row = {**row, **dict(zip(TOTALS, means, strict=True)), "kl": kl}
@@ -359,7 +372,7 @@ class Loop:
     def state(self):
         """Returns the values of all variables, as a list of arrays."""
         # Copies: on a CPU JAX's arrays share the buffers that a step donates.
-        return [np.array(ops.convert_to_numpy(v.value)) for v in self.variables]
+        return [np.array(v.numpy()) for v in self.variables]
 
     def set_state(self, values):
         """Sets all variables.
@@ -407,8 +420,8 @@ def run_steps(call, blocks, own, totals, steps_per_call, callbacks=None):
     totals, done = [ops.convert_to_tensor(total) for total in totals], 0
     with contextlib.closing(blocks):
         for block in blocks:
-            tensors = (block.images, block.labels)
-            tensors += tuple(map(ops.convert_to_tensor, own(block, done)))
+            tensors = (block.images, block.labels, *own(block, done))
+            tensors = backend.replicated(list(map(ops.convert_to_tensor, tensors)))
             for start in range(0, block.steps, steps_per_call):
                 stop = min(start + steps_per_call, block.steps)
                 if callbacks is not None:
@@ -424,6 +437,25 @@ def run_steps(call, blocks, own, totals, steps_per_call, callbacks=None):
                     callbacks.on_train_batch_end(done + stop - 1, logs)
             done += block.steps
     return values
+
+
+def _for_parts(config, parts):
+    """Returns a `Config` of which every batch can be cut into parts of one size."""
+    for name in ("batch_size", "normalization_batch"):
+        size = getattr(config, name)
+        if size is not None and size % parts:
+            raise ValueError(
+                f"`{name}` must be a multiple of {parts}, the number of replicas, each "
+                f"of which takes as many examples of a step. Received: {name}={size}"
+            )
+    size = -(-config.eval_batch_size // parts) * parts
+    return dataclasses.replace(config, eval_batch_size=size)
+
+
+def _added(totals, values):
+    """Returns totals with what a step has of them, in all replicas together."""
+    values = backend.sum_over_replicas(values)
+    return [t + v for t, v in zip(totals, values, strict=True)]
 
 
 def _nll_and_correct(logits, labels):
