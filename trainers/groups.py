@@ -114,7 +114,7 @@ DATA_PARALLEL = (
     ),
     integer(
         "replicas",
-        "Of --data_parallel=devices the number of devices, by default all accelerators; "
+        "Of --data_parallel=devices their number, by default all accelerators; "
         "without any the CPU stands for that many.",
         **_FREE,
     ),

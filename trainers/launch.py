@@ -10,6 +10,7 @@ every machine with the environment variables that this program sets, and restart
 of them where one fails.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -69,32 +70,34 @@ def run_once(command, workers):
         those after the first wrote.
     """
     addresses = free_addresses(workers)
-    logs = [tempfile.TemporaryFile("w+") for _ in range(workers - 1)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", *command, "--data_parallel=workers"],
-            env=os.environ | environment(i, addresses),
-            stdout=log,
-            stderr=log and subprocess.STDOUT,
-        )
-        for i, log in enumerate([None, *logs])
-    ]
-    try:
-        while not any(process.poll() for process in processes):
-            if all(process.poll() == 0 for process in processes):
-                break
-            time.sleep(_POLL_SECONDS)
-        codes = _stopped(processes)
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    said = []
-    for log in logs:
-        log.seek(0)
-        said.append(log.read())
-        log.close()
-    return codes, said
+    with contextlib.ExitStack() as stack:
+        logs = [
+            stack.enter_context(tempfile.TemporaryFile("w+"))
+            for _ in range(workers - 1)
+        ]
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", *command, "--data_parallel=workers"],
+                env=os.environ | environment(i, addresses),
+                stdout=log,
+                stderr=log and subprocess.STDOUT,
+            )
+            for i, log in enumerate([None, *logs])
+        ]
+        try:
+            # Until one has failed, or all have ended.
+            while {process.poll() for process in processes} <= {None, 0}:
+                if all(process.poll() == 0 for process in processes):
+                    break
+                time.sleep(_POLL_SECONDS)
+            codes = _stopped(processes)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        for log in logs:
+            log.seek(0)
+        return codes, [log.read() for log in logs]
 
 
 def _stopped(processes):
@@ -115,9 +118,14 @@ def _stopped(processes):
     return codes
 
 
-def _may_begin_again(codes):
-    """Whether a worker was killed, rather than refused its flags or its data."""
-    return any(code < 0 or code == EXIT_WORKER_LOST for code in codes)
+def may_begin_again(codes):
+    """Whether a worker was lost, rather than refused its flags or its data.
+
+    Args:
+        codes: Exit codes of the workers, one or more of them not 0.
+    """
+    killed = any(code < 0 for code in codes)
+    return killed or set(codes) - {0} == {EXIT_WORKER_LOST}
 
 
 def main(argv):
@@ -132,7 +140,7 @@ def main(argv):
         codes, said = run_once(command, _WORKERS.value)
         if not any(codes):
             return
-        if not _may_begin_again(codes) or attempt == _RESTARTS.value:
+        if not may_begin_again(codes) or attempt == _RESTARTS.value:
             break
         print(f"a worker was lost (exit codes {codes}): all begin again", flush=True)
     for i, (code, text) in enumerate(zip(codes[1:], said, strict=True), 1):

@@ -181,15 +181,21 @@ def _of_devices(parts):
         )
     (cpu,) = tf.config.list_physical_devices("CPU")
     logical = [tf.config.LogicalDeviceConfiguration()] * parts
-    tf.config.set_logical_device_configuration(cpu, logical)
+    try:
+        tf.config.set_logical_device_configuration(cpu, logical)
+    except RuntimeError as error:
+        raise ValueError(
+            "TensorFlow has begun to compute, and its devices are what they are: begin "
+            "with data_parallel."
+        ) from error
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(parts)])
 
 
 def _of_workers():
     if "TF_CONFIG" not in os.environ:
         raise ValueError(
-            "Workers are found by the environment variable TF_CONFIG, which is not "
-            'set: for two of them {"cluster": {"worker": ["HOST0:PORT", "HOST1:PORT"]}'
+            "Workers are found by the environment variable TF_CONFIG. It is not set: "
+            'for two of them {"cluster": {"worker": ["HOST0:PORT", "HOST1:PORT"]}'
             ', "task": {"type": "worker", "index": 0}}, and index 1 on the second.'
         )
     return tf.distribute.MultiWorkerMirroredStrategy()

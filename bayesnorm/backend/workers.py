@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-
 # As of a failure that another try may mend (sysexits.h, EX_TEMPFAIL).
 EXIT_WORKER_LOST = 75
 

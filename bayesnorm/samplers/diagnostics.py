@@ -5,7 +5,6 @@ import math
 
 import keras
 import numpy as np
-from keras import ops
 
 from bayesnorm import backend
 from bayesnorm.samplers.sampler import READINGS, Sampler, unwrapped

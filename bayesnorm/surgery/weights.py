@@ -1,7 +1,6 @@
 """Weights of a network for one of the same form whose layers are stochastic."""
 
 import keras
-from keras import ops
 
 from bayesnorm import graph
 from bayesnorm.arguments import check_model

@@ -193,7 +193,7 @@ class Loop:
         train.check_alike(data["validation"])
         self.model = model
         self.optimizer = optimizer
-        self.config = config = _for_parts(config, backend.batch_parts())
+        self.config = config = config_for_parts(config, backend.batch_parts())
         self.data = data
         self._augment = augment
         self._figures = figures or (lambda model: {})
@@ -439,7 +439,7 @@ def run_steps(call, blocks, own, totals, steps_per_call, callbacks=None):
     return values
 
 
-def _for_parts(config, parts):
+def config_for_parts(config, parts):
     """Returns a `Config` of which every batch can be cut into parts of one size."""
     for name in ("batch_size", "normalization_batch"):
         size = getattr(config, name)
