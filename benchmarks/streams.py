@@ -1,4 +1,4 @@
-"""Training from a stream: memory, and steps per second beside data on the device.
+"""Training, prediction and calibration from a stream: memory, and steps per second.
 
 ```
 python -m benchmarks.streams --output=benchmarks/results/streams
@@ -6,9 +6,11 @@ KERAS_BACKEND=jax python -m benchmarks.streams --output=benchmarks/results/strea
 ```
 
 Images are made from their index as they are read, from `tf.data`, Grain and a
-`keras.utils.PyDataset`. The peak of the resident memory is taken in a process of its
-own, of a short run and of one ten times longer: it must not grow with the stream. Steps
-per second are of epochs that take turns with those of data that lie on the device.
+`keras.utils.PyDataset`; `predict`, `calibrate` and an evaluation read a generator. The
+peak of the resident memory is taken in a process of its own, of a short run and of one
+ten times longer: it must not grow with the stream, but by what a prediction holds of
+each example. Steps per second are of training epochs that take turns with those of data
+that lie on the device.
 """
 
 import importlib.util
@@ -22,6 +24,7 @@ import keras
 import numpy as np
 from absl import app, flags
 
+import bayesnorm
 from bayesnorm.datasets import Split
 from bayesnorm.training.loop import Config, Loop
 from bayesnorm.training.optimization import make_optimizer
@@ -34,7 +37,9 @@ from trainers.report import tables
 _STEPS = flags.DEFINE_integer("steps", 100, "Steps of the short run.", 1)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", 1)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the table.")
-_PEAK = flags.DEFINE_string("peak", None, "Only the memory of a run, as KIND:STEPS.")
+_PEAK = flags.DEFINE_string(
+    "peak", None, "Only the memory of a run, as KIND:STEPS or JOB:STEPS."
+)
 
 _SHAPE, _CLASSES, _BATCH, _CALL, _TURN = (128, 128, 3), 10, 32, 10, 20
 _PIXELS = int(np.prod(_SHAPE))
@@ -116,6 +121,47 @@ def source_of(kind, steps):
     return Stream(data_of(kind, steps), _CLASSES, steps * _BATCH)
 
 
+def network():
+    """Returns a network with batch normalization, images to logits."""
+    return keras.Sequential(
+        [
+            keras.Input(_SHAPE),
+            keras.layers.Conv2D(16, 16, strides=16),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.Flatten(),
+            keras.layers.Dense(_CLASSES),
+        ]
+    )
+
+
+def predict(steps):
+    """Predicts a stream by two samples of stochastic batch normalization."""
+    model = bayesnorm.to_stochastic(network())
+    images = (batch(i)[0] / np.float32(255) for i in range(8))
+    bayesnorm.calibrate(model, images)
+    images = (batch(i)[0] / np.float32(255) for i in range(steps))
+    found = bayesnorm.predict(model, images, samples=2, from_logits=True)
+    if len(found.probs) != steps * _BATCH:
+        raise RuntimeError(f"{len(found.probs)} predictions of {steps * _BATCH} images")
+
+
+def calibrate(steps):
+    """Calibrates stochastic batch normalization on a stream."""
+    model = bayesnorm.to_stochastic(network())
+    images = (batch(i)[0] / np.float32(255) for i in range(steps))
+    bayesnorm.calibrate(model, images)
+
+
+def evaluate(steps):
+    """Evaluates the network of a loop on a stream."""
+    loop = loop_on(source_of("PyDataset", steps))
+    loop.evaluate("train")
+
+
+_JOBS = {"predict": predict, "calibrate": calibrate, "evaluate": evaluate}
+
+
 def peak(kind, steps):
     """Returns the peak of the resident memory of a run in a process of its own, MB."""
     arguments = [sys.executable, "-m", "benchmarks.streams", f"--peak={kind}:{steps}"]
@@ -128,7 +174,10 @@ def main(argv):
     del argv
     if _PEAK.value:
         kind, _, steps = _PEAK.value.partition(":")
-        loop_on(source_of(kind, int(steps))).train_epoch(0)
+        if kind in _JOBS:
+            _JOBS[kind](int(steps))
+        else:
+            loop_on(source_of(kind, int(steps))).train_epoch(0)
         # Of this program: `ru_maxrss` has that of the one that started it as well.
         status = pathlib.Path("/proc/self/status").read_text()
         print(int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024)
@@ -150,7 +199,9 @@ def main(argv):
     )
     short, long = _STEPS.value, 10 * _STEPS.value
     read = [n * STEP_BYTES / 2**20 for n in (short, long)]
-    summary["peaks"] = {kind: [peak(kind, n) for n in (short, long)] for kind in kinds}
+    summary["peaks"] = {
+        kind: [peak(kind, n) for n in (short, long)] for kind in (*kinds, *_JOBS)
+    }
     peaks = {f"peak memory, {kind}": found for kind, found in summary["peaks"].items()}
     rows = {"read": read} | peaks
     memory = tables.table(

@@ -244,7 +244,7 @@ def trained_network(flags, splits, workdir):
             training leaves.
     """
     if flags.start is not None:
-        return keras.models.load_model(flags.start)
+        return session.load_network(flags.start)
     model = build(flags, splits, "plain")
     if flags.pretrain_epochs:
         print("without pruning")
@@ -283,7 +283,7 @@ def finetuned_network(flags, splits, workdir):
         workdir: The `Workdir`, with `pruned.keras`; the folder `finetuned` in it gets
             what the training leaves.
     """
-    model = keras.models.load_model(workdir / "pruned.keras")
+    model = session.load_network(workdir / "pruned.keras")
     print("without what was pruned")
     rate, epochs = flags.learning_rate, flags.finetune_epochs
     _train_plain(flags, model, splits, workdir, "finetuned", rate, epochs)

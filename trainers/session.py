@@ -48,6 +48,24 @@ def load_data(flags, dense=False):
     return datasets.with_ood(splits, images, labels, datasets.NOTMNIST_CLASSES)
 
 
+def load_network(path):
+    """Returns the Keras model in a file.
+
+    Raises:
+        ValueError: If it cannot be loaded: it is damaged, of layers that are not known,
+            or has code in it, which is not run.
+    """
+    try:
+        return keras.models.load_model(path)
+    except Exception as error:  # Keras has no exception of its own for a bad file.
+        raise ValueError(
+            f"{str(path)!r} cannot be loaded as a Keras model: {type(error).__name__}: "
+            f"{error}\nExpected NAME.keras as model.save writes it, of Keras's layers "
+            "or this package's; those of your own are known once their module is "
+            "imported, and a Lambda with code in it is not loaded."
+        ) from error
+
+
 def padding_for(flags, splits):
     """Returns the flag's padding, by default that which the images' size asks for."""
     small = min(splits.image_shape[:2]) < _UNPADDED

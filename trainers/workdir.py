@@ -41,6 +41,8 @@ class Workdir:
     """
 
     def __init__(self, path, binary, flags, notes=None):
+        if "\0" in str(path):
+            raise ValueError(f"--workdir must be a path. Received: {str(path)!r}")
         self.path = pathlib.Path(path)
         file = self.path / "flags.txt"
         notes = {"binary": binary} | (notes or {})
@@ -55,7 +57,10 @@ class Workdir:
                 "other than a run (there is no flags.txt): give an empty or new one "
                 "with --workdir."
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"{error}: give another --workdir") from error
         lines = (f"{name}={value}\n" for name, value in entries.items())
         write_atomically(file, "".join(lines))
 

@@ -22,8 +22,6 @@ import os
 import pathlib
 import re
 import warnings
-import zipfile
-import zlib
 
 import numpy as np
 
@@ -119,8 +117,9 @@ def _read(path):
         )
     try:
         archive = np.load(path, allow_pickle=False)
-    # Of what is no archive NumPy says that it may be pickled.
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    # Of what is no archive NumPy says that it may be pickled, or raises whatever its
+    # parsers come upon.
+    except Exception as error:
         raise ValueError(
             f"{where} could not be read, it is no NumPy archive or not a whole one "
             f"({type(error).__name__}). {_EXPECTED}: write it with np.savez, or copy "
@@ -182,8 +181,11 @@ def _aliases(part, kind):
 
 def _array(where, archive, key):
     try:
-        return archive[key]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        array = archive[key]
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is no array")
+        return array
+    except Exception as error:  # Whatever NumPy's parsers come upon.
         objects = "Object arrays" in str(error)
         mend = (
             "It holds Python objects: convert them, as with labels.astype(str) or "

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import warnings
 
 import numpy as np
@@ -101,10 +102,10 @@ def calibrate(
     Raises:
         ValueError: If the model has no stochastic batch normalization, if the data
             are empty, not finite, without an end (and `steps=None`), or of fewer than 2
-            full batches, if `rank` is given and there are no more batches than that, if
-            statistics are not finite, if all layers are frozen, or if with
-            `reset=False` the last calibration was of another batch size or law. The
-            layers then keep the law that they had.
+            full batches, if `rank` is given and there are no more batches, or fewer
+            statistics, than that, if statistics are not finite, if all layers are
+            frozen, or if with `reset=False` the last calibration was of another batch
+            size or law. The layers then keep the law that they had.
 
     Warns:
         UserWarning: Names the frozen layers; those that are called in a loop, of which
@@ -138,6 +139,12 @@ def calibrate(
     first = next(batches)
     build(model, first)
     layers = [layer for layer in layers if layer.built]
+    most = sum(2 * math.prod(layer.moving_mean.shape) for layer in layers)
+    if rank is not None and rank > most:
+        raise ValueError(
+            f"`rank` must be at most {most}, the number of the layers' means and "
+            f"variances. Received: rank={rank}"
+        )
     if not reset:
         _check_goes_on(layers, size, frozen, law, rank)
     progress = Progress(number_of_batches(dataset, size, steps), verbose)

@@ -2,13 +2,15 @@
 
 import io
 import json
-import zipfile
+import zlib
 
 import numpy as np
 
 from bayesnorm.storage.files import write_atomically
 
 _HEADER = "header"
+# Within it.
+_CONTENT, _CHECKSUMS = "content", "checksums"
 
 
 class ArchiveError(ValueError):
@@ -18,8 +20,8 @@ class ArchiveError(ValueError):
 def write_archive(path, arrays, header):
     """Writes arrays and a header, atomically.
 
-    Each array has a checksum (the CRC-32 of a zip archive), which is compared when it
-    is read. `numpy.load(path)` reads the file too.
+    The file has the names and checksums of its arrays, which are compared when it is
+    read. `numpy.load(path)` reads it too.
 
     Args:
         path: Path of the file.
@@ -38,8 +40,9 @@ def write_archive(path, arrays, header):
                 f"Array {name!r} holds Python objects (dtype {value.dtype}), which are "
                 "stored by pickle alone. Expected numbers or text."
             )
+    stored = {_CONTENT: header, _CHECKSUMS: _checksums(arrays)}
     buffer = io.BytesIO()
-    np.savez(buffer, **{_HEADER: np.array(json.dumps(header))}, **arrays)
+    np.savez(buffer, **{_HEADER: np.array(json.dumps(stored))}, **arrays)
     write_atomically(path, buffer.getvalue())
 
 
@@ -60,10 +63,29 @@ def read_archive(path):
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-            return arrays, json.loads(str(arrays.pop(_HEADER)))
+            stored = json.loads(str(arrays.pop(_HEADER)))
+            header, expected = stored[_CONTENT], stored[_CHECKSUMS]
+            found = _checksums(arrays)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    # Of a damaged file NumPy raises whatever its parsers come upon.
+    except Exception as error:
         raise ArchiveError(
             f"{path} cannot be read: {type(error).__name__}: {error}"
         ) from error
+    if found != expected:
+        raise ArchiveError(
+            f"{path} cannot be read: its arrays are not those that were written "
+            f"({len(found)} of {len(expected)}, or their content differs)."
+        )
+    return arrays, header
+
+
+def _checksums(arrays):
+    """The CRC-32 of arrays, their types and shapes, by name."""
+    return {
+        name: zlib.crc32(
+            array.tobytes(), zlib.crc32(f"{array.dtype.str}{array.shape}".encode())
+        )
+        for name, array in arrays.items()
+    }

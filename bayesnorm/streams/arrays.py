@@ -124,5 +124,11 @@ def _as_array(x):
             "frame.astype('float32'), and examples of several shapes as a stream of "
             "batches of one shape each."
         )
+    if array.dtype.kind == "c":
+        raise ValueError(
+            "Expected arrays of real numbers or of strings. Received one of type "
+            f"{array.dtype}, whose imaginary part would be lost: give x.real, or both "
+            "parts as channels."
+        )
     # A pandas Series, known by what NumPy's arrays have not.
     return array[:, None] if array.ndim == 1 and hasattr(x, "to_frame") else array
