@@ -179,8 +179,8 @@ def main(argv):
 {table(titles, rows)}
 
 Test figures of one pass, mean and standard deviation over the seeds; the relative \
-difference of the training loss to that of one process with the same seed, in the first \
-epoch and the largest: rounding, which training amplifies from epoch to epoch.
+difference of the training loss to that of one process with the same seed, in the \
+first epoch and the largest: training amplifies rounding from epoch to epoch.
 """
     print(text)
     if _OUTPUT.value:

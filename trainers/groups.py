@@ -241,6 +241,19 @@ TRAINING = (
         "default, none for npz and image_folder.",
     ),
     Flag("augment_validation", "bool", "Augment that part too, as the paper.", True),
+    Flag(
+        "precision",
+        ("float32", "mixed_bfloat16", "mixed_float16"),
+        "Keras's dtype policy: the mixed ones compute in 16 bits; weights, statistics, "
+        "posteriors and their KL stay in 32. mixed_float16 scales the loss.",
+        "float32",
+    ),
+    Flag(
+        "xla",
+        "bool",
+        "Compile the steps with XLA, as JAX always does; noise is then other noise.",
+        False,
+    ),
     integer("steps_per_call", "Steps of one compiled call.", 100, **_FREE),
     Flag(
         "stream",

@@ -5,6 +5,7 @@ import importlib
 import joblib
 
 from trainers import flags as trainer_flags
+from trainers.program import prepare
 
 
 def parallel(flags, function, arguments, waits=False):
@@ -76,4 +77,6 @@ def _register(name):
 def _call(module, name, values, arguments):
     """Runs in the other process."""
     module = importlib.import_module(module)
-    getattr(module, name)(module.PROGRAM.flags(values), *arguments)
+    flags = module.PROGRAM.flags(values)
+    prepare(flags)
+    getattr(module, name)(flags, *arguments)

@@ -5,6 +5,7 @@ import logging as stdlib_logging
 import sys
 from collections.abc import Callable
 
+import keras
 from absl import app, logging
 from absl import flags as absl_flags
 
@@ -74,10 +75,16 @@ class Program:
 
         def main(flags):
             flags = self._with_defaults(flags)
+            prepare(flags)
             with data_parallel.of(flags, workdir_path(flags, self.name)):
                 self.main(flags)
 
         start(main, trainer_flags.define(*self.all_groups), self.module)
+
+
+def prepare(flags):
+    """Sets what holds for all of a process that runs a program."""
+    keras.config.set_dtype_policy(flags.precision)
 
 
 def start(main, flags, module):

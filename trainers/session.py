@@ -1,6 +1,7 @@
 """From flags to a trained model: what every binary does around its model."""
 
 import dataclasses
+import functools
 
 import keras
 
@@ -191,14 +192,18 @@ def make_loop(
     if splits.dense:
         settings["eval_batch_size"] = flags.batch_size
     config = Config(**(settings | changes | {"seed": seed}))
+    optimizer = optimizer or make_optimizer(flags.optimizer)
+    if flags.precision == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     return Loop(
         model,
-        optimizer or make_optimizer(flags.optimizer),
+        optimizer,
         data
         or of_splits(splits, OnHost if flags.stream else OnDevice, flags.augment, seed),
         config,
         make_augmentation(flags, splits, seed, augmentation),
-        figures=figures,
+        functools.partial(backend.compiled_loop, xla=flags.xla),
+        figures,
     )
 
 

@@ -14,6 +14,7 @@ if keras.backend.backend() == "tensorflow":
     from bayesnorm.backend.tensorflow import (
         MEMORY_OVERHEAD,
         add_bias,
+        apply_gradients,
         compiled,
         compiled_loop,
         compiled_loops,
@@ -47,6 +48,7 @@ elif keras.backend.backend() == "jax":
     from bayesnorm.backend.jax import (
         MEMORY_OVERHEAD,
         add_bias,
+        apply_gradients,
         compiled,
         compiled_loop,
         compiled_loops,
@@ -88,6 +90,7 @@ __all__ = [
     "MEMORY_OVERHEAD",
     "WorkerLostError",
     "add_bias",
+    "apply_gradients",
     "averaging",
     "batch_parts",
     "compiled",

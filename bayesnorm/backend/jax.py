@@ -9,6 +9,7 @@ import keras
 __all__ = [
     "MEMORY_OVERHEAD",
     "add_bias",
+    "apply_gradients",
     "compiled",
     "compiled_loop",
     "compiled_loops",
@@ -227,18 +228,20 @@ def _distinct(values):
     return [jnp.copy(v) if id(v) in seen else seen.add(id(v)) or v for v in values]
 
 
-def compiled_loop(body, variables):
+def compiled_loop(body, variables, xla=True):
     """Compiles a loop of `body`, which reads and writes `variables`.
 
     Args:
         body: A function `(i, carry, *tensors) -> carry` of the step's number, of a
             nest of tensors, and of tensors that are the same for all steps.
         variables: The Keras variables that it reads or writes.
+        xla: Anything: XLA compiles all of JAX's programs.
 
     Returns:
         `run(start, stop, carry, *tensors) -> carry`, the steps `start..stop-1` in
         one call. It compiles once for each set of shapes, whatever the steps.
     """
+    del xla
     variables = list(variables)
 
     def step(i, state, tensors):
@@ -373,6 +376,20 @@ def value_and_gradients(function, trainable, others):
     for variable, value in zip(others, values, strict=True):
         variable.assign(value)
     return loss, aux, gradients
+
+
+def apply_gradients(optimizer, gradients, trainable):
+    """Takes the step of a Keras optimizer, inside of what is compiled."""
+    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer.apply(gradients, trainable)
+        return
+    # It writes its variables in the branches of a condition, which JAX forgets.
+    variables = [*trainable, *optimizer.variables]
+    count = len(trainable)
+    values = [v.value for v in variables]
+    new, others = optimizer.stateless_apply(values[count:], gradients, values[:count])
+    for variable, value in zip(variables, [*new, *others], strict=True):
+        variable.assign(value)
 
 
 def input_gradient(function, x):

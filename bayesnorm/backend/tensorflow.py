@@ -4,11 +4,12 @@ import functools
 
 import tensorflow as tf
 
-from bayesnorm.backend.tensorflow_replicas import spread
+from bayesnorm.backend.tensorflow_replicas import replicas, spread
 
 __all__ = [
     "MEMORY_OVERHEAD",
     "add_bias",
+    "apply_gradients",
     "compiled",
     "compiled_loop",
     "compiled_loops",
@@ -213,7 +214,7 @@ def scan(produce, merge, carry, steps, collect=None):
     return carry, [stack.stack() for stack in stacks] if collect else None
 
 
-def compiled_loop(body, variables):
+def compiled_loop(body, variables, xla=False):
     """Compiles a loop of `body`, which reads and writes `variables`.
 
     Args:
@@ -222,12 +223,21 @@ def compiled_loop(body, variables):
             strategy every replica runs it; the tensors are then `replicated`, and the
             carry is the same in all.
         variables: The Keras variables that it reads or writes.
+        xla: Whether XLA compiles the loop, which replicas of a strategy cannot.
 
     Returns:
         `run(start, stop, carry, *tensors) -> carry`, the steps `start..stop-1` in
         one call. It compiles once for each set of shapes, whatever the steps.
+
+    Raises:
+        ValueError: If XLA is to compile a loop over replicas.
     """
     del variables
+    if xla and replicas() > 1:
+        raise ValueError(
+            "XLA does not compile the steps of replicas (tf.distribute): leave out "
+            "either."
+        )
     step = spread(body)
 
     def steps(start, stop, carry, *tensors):
@@ -240,7 +250,7 @@ def compiled_loop(body, variables):
         )
         return carry
 
-    loop = _graph(steps)
+    loop = _graph(steps, jit_compile=xla)
 
     def run(start, stop, carry, *tensors):
         return loop(tf.constant(start, "int32"), tf.constant(stop), carry, *tensors)
@@ -287,6 +297,11 @@ def value_and_gradients(function, trainable, others):
     with tf.GradientTape() as tape:
         loss, aux = function()
     return loss, aux, tape.gradient(loss, list(trainable))
+
+
+def apply_gradients(optimizer, gradients, trainable):
+    """Takes the step of a Keras optimizer, inside of what is compiled."""
+    optimizer.apply(gradients, trainable)
 
 
 def input_gradient(function, x):

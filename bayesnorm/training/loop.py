@@ -254,16 +254,18 @@ class Loop:
             logits = self.model(x, training=True)[:size]
             nll, correct = _nll_and_correct(logits, y)
             nll, correct = share * ops.mean(nll), share * ops.mean(correct)
-            return nll + share * sum(self.model.losses), (nll, correct)
+            total = nll + share * sum(self.model.losses)
+            # In half precision small gradients would vanish.
+            return self.optimizer.scale_loss(total), (total, nll, correct)
 
         trainable = self.model.trainable_variables
-        loss, (nll, correct), gradients = backend.value_and_gradients(
+        _, figures, gradients = backend.value_and_gradients(
             loss, trainable, self._others
         )
         if self._sets_rate:
             self.optimizer.learning_rate.assign(ops.take(rates, i, axis=0))
-        self.optimizer.apply(gradients, trainable)
-        return _added(totals, [loss, nll, correct])
+        backend.apply_gradients(self.optimizer, gradients, trainable)
+        return _added(totals, list(figures))
 
     def eval_step(self, augmented, i, totals, images, labels, order, weights):
         """The body of the compiled loop over an evaluation's steps."""

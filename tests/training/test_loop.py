@@ -1,12 +1,14 @@
 """The fit loop: steps against closed forms, resuming, schedules, divergence."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
 from scipy import special
 
 import bayesnorm.layers as layers
-from bayesnorm import datasets
+from bayesnorm import backend, datasets
 from bayesnorm.training.checkpoints import Checkpoints
 from bayesnorm.training.loop import Config, DivergenceError, Loop, fit
 from bayesnorm.training.optimization import make_optimizer
@@ -521,3 +523,38 @@ def test_one_diverging_network_does_not_stop_the_others(splits):
     loops[0].config = loops[1].config
     with pytest.raises(DivergenceError, match="learning rate of 1e"):
         fit(Loops(loops))
+
+
+def _kernel_after_training(splits, optimizer, policy="float32", **arguments):
+    keras.config.set_dtype_policy(policy)
+    model = linear_model()
+    keras.config.set_dtype_policy("float32")
+    loop = Loop(
+        model, optimizer, splits, Config(2, 10, learning_rate=0.05), **arguments
+    )
+    history = fit(loop)
+    return model.trainable_variables[0].numpy(), [row["nll"] for row in history]
+
+
+def test_xla_computes_the_same(splits):
+    expected, nlls = _kernel_after_training(splits, make_optimizer("sgd"))
+    loop = functools.partial(backend.compiled_loop, xla=True)
+    kernel, found = _kernel_after_training(
+        splits, make_optimizer("sgd"), compiled_loop=loop
+    )
+    np.testing.assert_allclose(kernel, expected, atol=1e-6)
+    np.testing.assert_allclose(found, nlls, rtol=1e-5)
+
+
+def test_scaled_losses_give_the_gradients_of_the_loss(splits):
+    """A scale that overflows halves itself, and its step is left out."""
+    expected, nlls = _kernel_after_training(splits, make_optimizer("sgd"))
+    scaled = keras.optimizers.LossScaleOptimizer(make_optimizer("sgd"), 2.0**10)
+    kernel, found = _kernel_after_training(splits, scaled, "mixed_float16")
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(kernel, expected, atol=2e-3)
+    np.testing.assert_allclose(found, nlls, rtol=1e-2)
+    scaled = keras.optimizers.LossScaleOptimizer(make_optimizer("sgd"), 2.0**30)
+    kernel, _ = _kernel_after_training(splits, scaled, "mixed_float16")
+    assert np.isfinite(kernel).all()
+    assert float(scaled.dynamic_scale) < 2.0**30
