@@ -46,13 +46,15 @@ norm = analytic
 _SMALL = "--samples=3 --width=0.1"
 # What takes some ten seconds, half of them training: sbn calibrates, sbp prunes, atmc
 # samples the posterior, and all of them export.
-_COMMANDS = {
+BINARIES = {
     "all_cnn": f"trainers.all_cnn --epochs=8 {_SMALL}",
     "cell_fcn": f"trainers.cell_fcn --epochs=6 --train_examples=16 {_SMALL}",
     "sbn": f"trainers.sbn --epochs=3 --members=2 {_SMALL}",
     "sbp": f"trainers.sbp --pretrain_epochs=2 --epochs=4 --finetune_epochs=2 {_SMALL}",
     "atmc": "trainers.atmc --epochs=6 --cycle_epochs=2 --burn_in_epochs=2 --samples=3 "
     "--width=0.25",
+}
+_COMMANDS = BINARIES | {
     "comparison": f"trainers.all_cnn --runs={{runs}} --epochs=3 {_SMALL}",
 }
 
