@@ -67,7 +67,7 @@ def sum_over_replicas(values):
 
 def replicated(tensors):
     """Puts tensors on the device of every replica; returns what `spread` takes."""
-    if replicas() == 1:
+    if not tf.distribute.has_strategy():
         return tensors
     strategy = tf.distribute.get_strategy()
     return [
@@ -85,7 +85,8 @@ def spread(body):
         body: A function `(i, carry, *tensors) -> carry` that returns the same in all
             replicas.
     """
-    if replicas() == 1:
+    # Of a single replica variables are read in its context alone, too.
+    if not tf.distribute.has_strategy():
         return body
     strategy = tf.distribute.get_strategy()
 
