@@ -37,6 +37,7 @@ from bayesnorm.layers import (
 from bayesnorm.measurement.batch_noise import batch_noise
 from bayesnorm.measurement.calibrate import calibrate
 from bayesnorm.measurement.channel_statistics import channel_statistics
+from bayesnorm.prediction.draws import draw_noise
 from bayesnorm.prediction.fit_stddev import fit_stddev
 from bayesnorm.prediction.perturbation import gaussian_noise, gradient_sign
 from bayesnorm.prediction.predict import predict
@@ -46,6 +47,7 @@ from bayesnorm.prediction.sampling import sampling_model
 from bayesnorm.prediction.weight_sets import WeightSets
 from bayesnorm.pruning import prune
 from bayesnorm.serving.export import export
+from bayesnorm.serving.interchange import export_litert, export_onnx
 from bayesnorm.surgery.initialization import data_dependent_init
 from bayesnorm.surgery.projection import project
 from bayesnorm.surgery.to_posterior import to_posterior
@@ -81,7 +83,10 @@ __all__ = [
     "copy_weights",
     "data_dependent_init",
     "datasets",
+    "draw_noise",
     "export",
+    "export_litert",
+    "export_onnx",
     "fit_stddev",
     "gaussian_noise",
     "gradient_sign",

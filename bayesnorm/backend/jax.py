@@ -17,6 +17,7 @@ __all__ = [
     "current_graph",
     "devices",
     "distributions",
+    "erf",
     "erfc",
     "fold_in",
     "fused",
@@ -63,6 +64,11 @@ def fold_in(seed, data):
 def stateless_normal(shape, seed):
     """Returns float32 standard normals, a function of `seed` alone."""
     return jax.random.normal(_key(seed), shape, "float32")
+
+
+def erf(x):
+    """Returns the error function."""
+    return jax.scipy.special.erf(x)
 
 
 def erfc(x):

@@ -1,5 +1,7 @@
 """TensorFlow's part of the backend."""
 
+import contextlib
+import contextvars
 import functools
 
 import tensorflow as tf
@@ -17,6 +19,7 @@ __all__ = [
     "current_graph",
     "devices",
     "distributions",
+    "erf",
     "erfc",
     "fold_in",
     "fused",
@@ -63,9 +66,45 @@ def stateless_normal(shape, seed):
     return tf.random.stateless_normal(shape, seed, alg=_ALGORITHM)
 
 
+_portable = contextvars.ContextVar("bayesnorm_portable", default=False)
+# Chebyshev's fit of log(erfc(z) exp(z^2) / t) in t = 1 / (1 + z / 2).
+_ERFC = (
+    *(-1.26551223, 1.00002368, 0.37409196, 0.09678418, -0.18628806),
+    *(0.27886807, -1.13520398, 1.48851587, -0.82215223, 0.17087277),
+)
+
+
+@contextlib.contextmanager
+def portable():
+    """Has functions traced inside it consist of what other runtimes know, too.
+
+    LiteRT has no error function, ONNX no complementary one, and neither what XLA is to
+    compile.
+    """
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
+
+
+def erf(x):
+    """Returns the error function."""
+    return 1.0 - _erfc(x) if _portable.get() else tf.math.erf(x)
+
+
 def erfc(x):
     """Returns `1 - erf(x)`, exact in the tail too; Keras has it from 3.15 on."""
-    return tf.math.erfc(x)
+    return _erfc(x) if _portable.get() else tf.math.erfc(x)
+
+
+def _erfc(x):
+    """To 1.2e-7 of its value (Press et al., Numerical Recipes, section 6.2)."""
+    z = tf.abs(x)
+    t = 1.0 / (1.0 + 0.5 * z)
+    series = functools.reduce(lambda sum_, c: sum_ * t + c, reversed(_ERFC))
+    tail = t * tf.exp(series - tf.square(z))
+    return tf.where(x < 0, 2.0 - tail, tail)
 
 
 def add_bias(x, bias):
@@ -156,7 +195,13 @@ def fused(function):
         A function of the same signature. On a CPU TensorFlow runs each operation
         as a pass of its own, which costs more than the arithmetic.
     """
-    return _graph(function, jit_compile=True)
+    compiled = _graph(function, jit_compile=True)
+
+    @functools.wraps(function)
+    def call(*args):
+        return function(*args) if _portable.get() else compiled(*args)
+
+    return call
 
 
 def scan(produce, merge, carry, steps, collect=None):

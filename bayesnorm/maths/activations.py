@@ -9,6 +9,7 @@ import math
 
 from keras import ops
 
+from bayesnorm import backend
 from bayesnorm.maths.gaussian import cdf, hermite_nodes, legendre_nodes, pdf
 
 # Beyond this many standard deviations the density is 0 in the dtype.
@@ -100,7 +101,7 @@ def leaky_relu_map_moments(mean, variance, slope=0.2):
     # 1 / s with s bounded from 0 so that its derivative is finite.
     rate = ops.rsqrt(variance + 1e-20)
     x = mean * (math.sqrt(0.5) * rate)
-    error = ops.erf(x)
+    error = backend.erf(x)
     density = ops.exp(x * -x) * (2.0 * half / math.sqrt(2.0 * math.pi))
     excess = scaled * error + variance * rate * density
     gain = 0.5 * (1.0 + slope) + half * error

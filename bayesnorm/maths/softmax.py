@@ -92,10 +92,9 @@ def _margins(mean, variance):
     # Exponentials relative to the largest class; for that class itself the sum of
     # the others may then underflow, so it gets the second largest as its unit.
     fixed = ops.stop_gradient(log_mean)
-    largest = ops.argmax(fixed, -1)
-    is_largest = ops.one_hot(largest, classes, dtype=dtype) > 0
-    top = ops.max(fixed, -1, keepdims=True)
-    second = ops.max(ops.where(is_largest, -np.inf, fixed), -1, keepdims=True)
+    largest, places = ops.top_k(fixed, 2)
+    is_largest = ops.one_hot(places[..., 0], classes, dtype=dtype) > 0
+    top, second = largest[..., :1], largest[..., 1:]
     others = ops.convert_to_tensor(1.0 - np.eye(classes), dtype)
     weight = ops.exp(log_mean - top)
     rest = ops.where(is_largest, 0.0, ops.exp(ops.minimum(log_mean - second, 0.0)))

@@ -109,7 +109,9 @@ def apply_rule(operation, args, kwargs):
     """Calls the rule of `operation` with the arguments of its call in the graph."""
     # Moments are those of inference, and masks do not change them.
     kwargs = {k: v for k, v in kwargs.items() if k not in ("training", "mask")}
-    return rule_for(operation)(operation, *args, **kwargs)
+    # By its scope an export finds the layer of an operation that a runtime lacks.
+    with keras.name_scope(operation.name):
+        return rule_for(operation)(operation, *args, **kwargs)
 
 
 def check_rules(model):

@@ -45,7 +45,8 @@ def average_networks(model, inputs, mode, samples, each, outputs, keep_samples=F
         inputs: Its inputs, `[batch, ...]`.
         mode: Function of the numbers of samples, integers `[each]`, that returns the
             context in which a pass runs, which hands these networks their draws.
-        samples: Number of networks.
+        samples: Number of networks, an integer; or a scalar tensor, and `each` the same
+            one: all go in one pass.
         each: Networks of a pass, an integer or a scalar tensor.
         outputs: An `Output` for each output of the model.
         keep_samples: Whether to return the values of each network.
@@ -72,7 +73,7 @@ def average_networks(model, inputs, mode, samples, each, outputs, keep_samples=F
         ]
         return said, weights
 
-    passes = -(-samples // each)
+    passes = 1 if each is samples else -(-samples // each)
     start = (0.0,) * (1 + 2 * len(outputs))
     (_, *averages), kept = backend.scan(
         one_pass,

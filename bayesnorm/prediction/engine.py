@@ -20,6 +20,7 @@ from bayesnorm.prediction.average import (
     mean_network,
     samples_a_pass,
 )
+from bayesnorm.prediction.draws import draws_of
 from bayesnorm.prediction.members import with_shared_models
 from bayesnorm.prediction.memory import ROWS, rows_that_fit
 from bayesnorm.prediction.networks import Noise
@@ -209,7 +210,7 @@ class _Engine:
         self.samples = plan.method in SAMPLING and bool(noise.size)
         self._recorded, self._arguments = None, ()
         if self.samples:
-            draw = self._compiled.get(_draws, plan.samples)
+            draw = self._compiled.get(draws_of, plan.samples)
             # An array: TensorFlow would compile anew for each Python number.
             number = np.array(number, "int32")
             draws = draw(backend.seed_from_int(plan.seed), number)
@@ -310,15 +311,6 @@ def _moments_step(model, outputs):
         ]
 
     return step
-
-
-def _draws(model, networks):
-    noise = Noise(model())
-
-    def draws(seed, member):
-        return noise.draw(backend.fold_in(seed, member), ops.arange(networks))
-
-    return draws
 
 
 def _sample_step(model, outputs, samples, each, keep_samples, recorded):

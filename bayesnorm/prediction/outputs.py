@@ -106,9 +106,14 @@ def told(probs, output):
     return probs[..., 1] if output.task == "multilabel" else probs
 
 
-def unbiased(networks):
-    """Returns the factor that makes a variance over so many networks unbiased."""
-    return networks / max(networks - 1, 1)
+def unbiased(networks, maximum=max):
+    """Returns the factor that makes a variance over so many networks unbiased.
+
+    Args:
+        networks: Their number, an integer or, with `maximum=ops.maximum`, a tensor.
+        maximum: The function that takes the larger of two.
+    """
+    return networks / maximum(networks - 1, 1)
 
 
 def finish(outputs, output):

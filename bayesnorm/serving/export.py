@@ -7,14 +7,18 @@ import keras
 import numpy as np
 
 from bayesnorm.arguments import positive_integer
-from bayesnorm.graph import apply, compiled_for, functional, is_graph
-from bayesnorm.graph.internals import get_input_signature
+from bayesnorm.graph import apply, compiled_for
 from bayesnorm.layers.noise import noise_mode, stochastic_layers
 from bayesnorm.prediction.members import members_of
 from bayesnorm.prediction.memory import ROWS, rows_that_fit
 from bayesnorm.prediction.networks import Noise, check_any_batch
-from bayesnorm.prediction.tasks import outputs_of, temperatures_of
+from bayesnorm.prediction.tasks import temperatures_of
 from bayesnorm.prediction.weight_sets import WeightSets, built_model
+from bayesnorm.serving.described import (
+    check_tensorflow,
+    described_outputs,
+    signature_of,
+)
 from bayesnorm.storage import drafted
 
 _README = """# {name}
@@ -116,13 +120,7 @@ def export(
             architecture or have other outputs, there is something at `path`,
             or the backend is not TensorFlow.
     """
-    if keras.backend.backend() != "tensorflow":
-        raise ValueError(
-            "A SavedModel is exported with the TensorFlow backend; this is "
-            f"{keras.backend.backend()!r}. Save the model with "
-            "model.save('model.keras'), start Python with KERAS_BACKEND=tensorflow, "
-            "load it there and export."
-        )
+    check_tensorflow("A SavedModel")
     samples = positive_integer("samples", samples)
     if chunk_size is not None:
         chunk_size = positive_integer("chunk_size", chunk_size)
@@ -133,7 +131,7 @@ def export(
         with member.scope():
             for layer in stochastic_layers(model):
                 layer.check_noise()
-    signature = _signature(model)
+    signature = signature_of(model)
     samples = samples if Noise(model).size else 1
     path = pathlib.Path(os.path.abspath(path))
     if path.exists() and (path.is_file() or any(path.iterdir())):
@@ -168,42 +166,18 @@ def export(
 def _ensemble(model, task, from_logits):
     """Returns `(model, WeightSets or None, the Outputs)`."""
     if isinstance(model, WeightSets):
-        return model.model, model, _outputs(model.model, task, from_logits)
+        return model.model, model, described_outputs(model.model, task, from_logits)
     if not isinstance(model, list | tuple):
         model = built_model(model)
-        return model, None, _outputs(model, task, from_logits)
+        return model, None, described_outputs(model, task, from_logits)
     sets = WeightSets.of(model)
-    found = [_outputs(built_model(m), task, from_logits) for m in model]
+    found = [described_outputs(built_model(m), task, from_logits) for m in model]
     if any(outputs.each != found[0].each for outputs in found):
         raise ValueError(
             "The members of an ensemble must have the same outputs, all logits or all "
             f"probabilities. Received: {[outputs.each for outputs in found]}"
         )
     return sets.model, sets, found[0]
-
-
-def _outputs(model, task, from_logits):
-    inputs = keras.tree.map_structure(
-        lambda x: keras.KerasTensor(x.shape, x.dtype), _signature(model)
-    )
-    return outputs_of(model, inputs, task, from_logits)
-
-
-def _signature(model):
-    """The model's inputs, a nest of InputSpecs with their names in the signatures."""
-    (nest,) = get_input_signature(model)
-    flat = keras.tree.flatten(nest)
-    if len(flat) == 1:
-        names = ["inputs"]
-    elif is_graph(model):
-        names = [x.name for x in functional(model).inputs]
-    else:
-        names = [f"inputs_{i}" for i in range(len(flat))]
-    named = [
-        keras.InputSpec(shape=(None, *x.shape[1:]), dtype=x.dtype, name=name)
-        for x, name in zip(flat, names, strict=True)
-    ]
-    return keras.tree.pack_sequence_as(nest, named)
 
 
 def _rows_of_a_pass(model, signature):

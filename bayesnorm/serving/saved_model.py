@@ -16,12 +16,8 @@ from bayesnorm.prediction.average import (
     samples_a_pass,
 )
 from bayesnorm.prediction.networks import Noise
-from bayesnorm.prediction.outputs import (
-    entropy_and_information,
-    temper,
-    told,
-    unbiased,
-)
+from bayesnorm.prediction.outputs import unbiased
+from bayesnorm.serving.entries import Entries
 
 
 def write(
@@ -48,7 +44,7 @@ def write(
     seed = tf.TensorSpec([None], "int64", "seed")
     archive = keras.export.ExportArchive()
     # The tables alone: `track(model)` would store every weight a second time.
-    for table in _tables(model):
+    for table in tables_of(model):
         archive.track(table)
     archive.add_endpoint("serving_default", served.predict, [inputs])
     archive.add_endpoint("seeded", served.predict_seeded, [inputs, seed])
@@ -57,7 +53,7 @@ def write(
     archive.write_out(str(directory), verbose=False)
 
 
-def _tables(model):
+def tables_of(model):
     """The lookup tables in a model's layers, which a SavedModel must be told of."""
     return [
         value
@@ -109,7 +105,7 @@ class _Served:
         self._samples = samples
         self._outputs = outputs
         self._chunk_size = chunk_size
-        self._temperatures = dict(zip(outputs, temperatures, strict=True))
+        self._entries = Entries(outputs, temperatures)
 
     def predict(self, inputs):
         return self._predicted(inputs, self._fresh_draws(inputs))
@@ -126,18 +122,12 @@ class _Served:
         return self._predicted(inputs, self._seeded_draws(seed))
 
     def _predicted(self, inputs, of_member):
-        networks = self._members.number * self._samples
-        return self._named(self._average(inputs, of_member), networks)
+        factor = unbiased(self._members.number * self._samples)
+        return self._entries.of_several(self._average(inputs, of_member), factor)
 
     def samples(self, inputs):
         draws = self._fresh_draws(inputs)
-        said = self._average(inputs, draws, keep_samples=True)
-        return self._entries(
-            lambda values, output: {
-                "samples": tf.experimental.numpy.swapaxes(told(values, output), 0, 1)
-            },
-            [values for _, _, values in said],
-        )
+        return self._entries.samples(self._average(inputs, draws, keep_samples=True))
 
     def mean(self, inputs):
         inputs = self._pack(inputs)
@@ -149,43 +139,8 @@ class _Served:
 
         said = self._members.average(member, self._outputs)
         if self._members.number > 1:
-            return self._named(said, self._members.number)
-
-        def entries(said, output):
-            values, entropy, _ = said
-            if output.task == "regression":
-                return {"mean": values}
-            values, entropy = self._tempered(values, entropy, output)
-            return {"probs": told(values, output), "entropy": entropy}
-
-        return self._entries(entries, said)
-
-    def _named(self, said, networks):
-        def entries(said, output):
-            mean, spread, _ = said
-            if output.task == "regression":
-                return {"mean": mean, "variance": spread * unbiased(networks)}
-            entropy, information = entropy_and_information(mean, spread)
-            mean, entropy = self._tempered(mean, entropy, output)
-            return {
-                "probs": told(mean, output),
-                "entropy": entropy,
-                "mutual_information": information,
-            }
-
-        return self._entries(entries, said)
-
-    def _tempered(self, probs, entropy, output):
-        temperature = self._temperatures[output]
-        return (probs, entropy) if temperature == 1.0 else temper(probs, temperature)
-
-    def _entries(self, entries, said):
-        """Puts together `entries(what is said of an output, the output)`, a dict."""
-        return {
-            output.entry(name): value
-            for of_output, output in zip(said, self._outputs, strict=True)
-            for name, value in entries(of_output, output).items()
-        }
+            return self._entries.of_several(said, unbiased(self._members.number))
+        return self._entries.of_one(said)
 
     def _pack(self, inputs):
         return keras.tree.pack_sequence_as(self._nest, _checked(inputs))

@@ -1,0 +1,53 @@
+"""The draws of the networks that `predict` averages, as an array."""
+
+import numpy as np
+from keras import ops
+
+from bayesnorm import backend
+from bayesnorm.arguments import positive_integer, seed_integer
+from bayesnorm.graph import compiled_for
+from bayesnorm.prediction.networks import Noise
+from bayesnorm.prediction.weight_sets import built_model
+
+
+def draw_noise(model, samples=30, seed=None):
+    """Draws the noise of networks: the input `noise` of what `export_onnx` writes.
+
+    With it the exported graph answers as `predict(model, x, samples, seed=seed)` does.
+
+    Args:
+        model: A built model.
+        samples: Number of networks.
+        seed: Integer from 0; None for new draws at each call. The draws of a seed
+            depend on the backend.
+
+    Returns:
+        Standard normals, float32 `[samples, size]`, where `size` is the number of draws
+        that a network consists of; 0 for a model that draws no noise.
+
+    Raises:
+        TypeError: If `model` is not a Keras model.
+        ValueError: If it is not built, or an argument is not as above.
+    """
+    model = built_model(model)
+    samples = positive_integer("samples", samples)
+    seed = backend.seed_from_int(seed_integer(seed))
+    if not Noise(model).size:
+        return np.zeros((samples, 0), "float32")
+    draw = compiled_for(model).get(draws_of, samples)
+    return ops.convert_to_numpy(draw(seed, np.array(0, "int32")))
+
+
+def draws_of(model, networks):
+    """Returns the function `(seed, member)` to the draws `[networks, size]`.
+
+    Args:
+        model: Weak reference to a built model.
+        networks: Number of networks.
+    """
+    noise = Noise(model())
+
+    def draws(seed, member):
+        return noise.draw(backend.fold_in(seed, member), ops.arange(networks))
+
+    return draws

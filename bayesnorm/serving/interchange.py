@@ -1,0 +1,131 @@
+"""Models for other runtimes: ONNX (ONNX Runtime, OpenVINO) and LiteRT."""
+
+import pathlib
+
+from bayesnorm.arguments import check_choice
+from bayesnorm.layers.noise import stochastic_layers
+from bayesnorm.prediction.networks import Noise, check_any_batch
+from bayesnorm.prediction.tasks import temperatures_of
+from bayesnorm.prediction.weight_sets import built_model
+from bayesnorm.serving.described import (
+    check_tensorflow,
+    described_outputs,
+    signature_of,
+)
+from bayesnorm.storage import write_atomically
+
+_METHODS = ("mean", "moments", "sample")
+
+
+def export_onnx(
+    model,
+    path,
+    method="mean",
+    from_logits=None,
+    task="classification",
+    temperature=None,
+):
+    """Writes an ONNX model, which ONNX Runtime and OpenVINO run.
+
+    It has nothing random in it: what `predict` says of the same method, all of it in one
+    graph.
+
+    - `"mean"`: inputs to `probs` `[batch, ..., classes]` and `entropy` `[batch, ...]` of
+      the network of mean weights.
+    - `"moments"`: `mutual_information` `[batch, ...]`, too, in one pass that propagates
+      means and variances.
+    - `"sample"`: these of the average over networks, whose draws are one more input,
+      `noise`, float32 `[networks, size]`. `bayesnorm.draw_noise(model, samples, seed)`
+      gives those of `predict(model, x, samples, seed=seed)`; a runtime that has its own
+      generator gives any standard normals. All networks and examples of a call are in
+      memory at once.
+
+    With `task="regression"` these are `mean` and `variance` (which `"mean"` does not
+    have); names of inputs and of entries are those of `bayesnorm.export`, every axis of
+    examples is open, and so is that of networks.
+
+    OpenVINO computes in half precision where the processor is faster with it, and is
+    then off by 1e-3: compile with `{"INFERENCE_PRECISION_HINT": "f32"}`.
+
+    Args:
+        model: A built model.
+        path: The file to write, `model.onnx`. It appears complete, or not at all, and
+            takes the place of what was there.
+        method: `"mean"`, `"moments"` or `"sample"`.
+        from_logits: As for `bayesnorm.predict`.
+        task: As for `bayesnorm.predict`.
+        temperature: As for `bayesnorm.predict`.
+
+    Raises:
+        TypeError: If `model` is not a Keras model; an ensemble goes member by member.
+        ValueError: If an argument is not as above, ONNX has no operation for something
+            in the model (the error names the layer), or the backend is not TensorFlow.
+        ImportError: If tf2onnx is not installed.
+    """
+    graph = _graph(
+        "An ONNX model", model, path, method, from_logits, task, temperature
+    )
+    try:
+        from bayesnorm.serving import to_onnx
+    except ImportError as error:
+        raise ImportError(
+            f"The export to ONNX needs tf2onnx ({error}). Install it: pip install "
+            "'bayesnorm[onnx]'."
+        ) from error
+    write_atomically(path, to_onnx.convert(graph))
+
+
+def export_litert(
+    model,
+    path,
+    method="mean",
+    from_logits=None,
+    task="classification",
+    temperature=None,
+):
+    """Writes a LiteRT (TensorFlow Lite) model of one signature, `serving_default`.
+
+    Its inputs, its entries and what they are, are those of `bayesnorm.export_onnx`. It
+    needs the operations of LiteRT itself alone, none of TensorFlow.
+
+    Args:
+        model: As of `bayesnorm.export_onnx`.
+        path: The file to write, `model.tflite`, likewise.
+        method: As of `bayesnorm.export_onnx`.
+        from_logits: As for `bayesnorm.predict`.
+        task: As for `bayesnorm.predict`.
+        temperature: As for `bayesnorm.predict`.
+
+    Raises:
+        TypeError: As of `bayesnorm.export_onnx`.
+        ValueError: As of `bayesnorm.export_onnx`, for LiteRT.
+    """
+    graph = _graph(
+        "A LiteRT model", model, path, method, from_logits, task, temperature
+    )
+    from bayesnorm.serving import to_litert
+
+    write_atomically(path, to_litert.convert(graph))
+
+
+def _graph(what, model, path, method, from_logits, task, temperature):
+    """Returns the `OneGraph`, all arguments checked."""
+    check_tensorflow(what)
+    check_choice("method", method, _METHODS)
+    model = built_model(model)
+    outputs = described_outputs(model, task, from_logits)
+    temperatures = temperatures_of(outputs, temperature)
+    check_any_batch(model)
+    if method != "mean":
+        for layer in stochastic_layers(model):
+            layer.check_noise()
+    if method == "sample" and not Noise(model).size:
+        raise ValueError(
+            f"Model {model.name!r} has no layer that draws noise: there are no networks "
+            "to sample. Pass method='mean'."
+        )
+    if pathlib.Path(path).is_dir():
+        raise ValueError(f"{path} is a folder. Expected the path of a file.")
+    from bayesnorm.serving.one_graph import OneGraph
+
+    return OneGraph(model, signature_of(model), method, outputs.each, temperatures)

@@ -1,0 +1,120 @@
+"""One graph of a network, or of the networks of a posterior, for other runtimes.
+
+Imported only to export, with the TensorFlow backend.
+"""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from bayesnorm.backend import tensorflow as backend
+from bayesnorm.graph import layers_of
+from bayesnorm.layers.noise import noise_mode
+from bayesnorm.moments import propagate
+from bayesnorm.prediction.average import average_networks, mean_network
+from bayesnorm.prediction.networks import Noise
+from bayesnorm.prediction.outputs import finish_moments, unbiased
+from bayesnorm.serving.entries import Entries
+
+
+class OneGraph:
+    """A function of the model's inputs, and of noise, with nothing random in it.
+
+    Args:
+        model: A built model.
+        signature: Its inputs, a nest of `InputSpec`s with names.
+        method: `"mean"`, `"moments"` or `"sample"`.
+        outputs: An `Output` for each output of the model.
+        temperatures: The temperature of each output's average.
+
+    Attributes:
+        model: The model.
+        specs: List of the `TensorSpec`s of its inputs, at last of `noise`
+            `[networks, size]` for `"sample"`.
+    """
+
+    def __init__(self, model, signature, method, outputs, temperatures):
+        self.model, self._nest, self._outputs = model, signature, outputs
+        self._method, self._noise = method, Noise(model)
+        self._entries = Entries(outputs, temperatures)
+        self.specs = [
+            tf.TensorSpec(x.shape, x.dtype, x.name)
+            for x in keras.tree.flatten(signature)
+        ]
+        if method == "sample":
+            size = self._noise.size
+            self.specs.append(tf.TensorSpec([None, size], "float32", "noise"))
+
+    def __call__(self, inputs):
+        """Returns the entries, a dict of tensors with the batch first.
+
+        Args:
+            inputs: List of tensors as in `specs`.
+        """
+        with backend.portable():
+            if self._method == "sample":
+                *inputs, draws = inputs
+                return self._sample(self._pack(inputs), draws)
+            say = self._moments if self._method == "moments" else self._mean
+            return say(self._pack(inputs))
+
+    def _pack(self, inputs):
+        return keras.tree.pack_sequence_as(self._nest, inputs)
+
+    def _mean(self, inputs):
+        with noise_mode("mean"):
+            return self._entries.of_one(mean_network(self.model, inputs, self._outputs))
+
+    def _moments(self, inputs):
+        found = keras.tree.flatten(propagate(self.model, inputs, 0.0))
+        said = [
+            (*finish_moments(moments.mean, moments.variance, output), None)
+            for moments, output in zip(found, self._outputs, strict=True)
+        ]
+        return self._entries.of_several(said, 1.0)
+
+    def _sample(self, inputs, draws):
+        networks = ops.shape(draws)[0]
+        said = average_networks(
+            self.model,
+            inputs,
+            lambda numbers: self._noise.mode(draws),
+            networks,
+            networks,
+            self._outputs,
+        )
+        factor = unbiased(ops.cast(networks, "float32"), ops.maximum)
+        return self._entries.of_several(said, factor)
+
+    def traced(self):
+        """Returns the function as a `tf.function`, traced."""
+        function = tf.function(self.__call__, autograph=False)
+        function.get_concrete_function(self.specs)
+        return function
+
+    def check(self, function, unknown, runtime):
+        """Raises a ValueError that names the layers of unknown operations, if any.
+
+        Args:
+            function: What `traced` returned.
+            unknown: Set of the types of operations that a runtime does not know.
+            runtime: Its name.
+        """
+        if not unknown:
+            return
+        graph = function.get_concrete_function(self.specs).graph.as_graph_def()
+        nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
+        scopes = {
+            scope
+            for node in nodes
+            if node.op in unknown
+            for scope in node.name.split("/")[:-1]
+        }
+        names = [x.name for x in layers_of(self.model) if x.name in scopes]
+        raise ValueError(
+            f"{runtime} has no operation for {', '.join(sorted(unknown))}"
+            + (f", which layers {', '.join(names)} need" if names else "")
+            + f" in method={self._method!r} of model {self.model.name!r}. Take the part "
+            "of the model in front of such layers out, or serve it as a SavedModel "
+            "(bayesnorm.export), which runs everything."
+        )
