@@ -164,12 +164,18 @@ def _merge(state, said, weights):
     total = ops.sum(weights)
     weights, group = weights / total, []
     for values, spread in said:
-        center = ops.tensordot(weights, values, 1)
+        center = _weighted(weights, values)
         follows_variance = spread is None
         if follows_variance:
             spread = ops.square(values - center)
-        group.append((center, ops.tensordot(weights, spread, 1), follows_variance))
+        group.append((center, _weighted(weights, spread), follows_variance))
     return _join(state, group, total)
+
+
+def _weighted(weights, values):
+    """Sums `[networks, ...]` up; of an exported graph OpenVINO takes no tensordot."""
+    flat = ops.reshape(values, (ops.shape(values)[0], -1))
+    return ops.reshape(ops.matmul(weights, flat), ops.shape(values)[1:])
 
 
 def _join(state, group, total):

@@ -19,41 +19,11 @@ from bayesnorm.serving.described import (
     described_outputs,
     signature_of,
 )
+from bayesnorm.serving.readme import readme
 from bayesnorm.storage import drafted
 
-_README = """# {name}
-
-A TensorFlow SavedModel that answers with Monte Carlo uncertainty: {networks} networks
-for each example{members}. It needs no Python to run. From this folder:
-
-```shell
-tensorflow_model_server --rest_api_port=8501 --model_name={name} \\
-  --model_base_path="$(dirname "$PWD")"
-```
-
-TensorFlow Serving takes the folders of `model_base_path` whose names are integers
-for the versions of the model; this one is `{folder}`.
-
-```shell
-curl http://localhost:8501/v1/models/{name}:predict \\
-  -d '{{"signature_name": "serving_default", "inputs": ...}}'
-```
-
-## Signatures
-
-Inputs of all:
-
-{inputs}
-
-| Signature | Outputs | |
-| --- | --- | --- |
-| `serving_default` | {outputs} | fresh noise for every example and call |
-| `seeded` | {outputs} | takes `seed` too, int64 `[batch]`: an example's answer repeats with its seed, whatever else is in the batch |
-| `samples` | {kept}: `[batch, {networks}, ...]` | the answer of each network, with fresh noise |
-| `mean` | {mean} | {what_mean} |
-
-Every input and output has the batch as its first axis. Entropy and mutual information are in nats.{tempered}
-"""  # noqa: E501
+# Of four signatures a request each, of which a server takes 1000.
+_MOST_SIZES = 250
 
 
 def export(
@@ -64,6 +34,8 @@ def export(
     task="classification",
     chunk_size=None,
     temperature=None,
+    batch_sizes=(1, 8, 32),
+    warmup_inputs=None,
 ):
     """Writes a SavedModel that answers with Monte Carlo uncertainty.
 
@@ -91,9 +63,11 @@ def export(
     `age_mean`, `age_variance`.
 
     A single input is called `inputs`, several by the names of the model's Inputs.
-    A README.md in the folder tells how to serve it. Of these signatures TensorFlow Lite
-    converts `mean` of a single model alone: it has no operations that draw noise from a
-    seed, and fails on some members in a loop.
+    A README.md in the folder tells how to serve it and how to ask it, `batching.txt` is
+    for a server that puts requests together (on the machine that serves
+    `python -m bayesnorm.serving.tune_batching` measures it anew), and `assets.extra` has
+    requests of every signature and batch size, with which a server warms up. Where there
+    is no server: `bayesnorm.export_onnx`, `bayesnorm.export_litert`.
 
     Args:
         model: A built model, or an ensemble: `bayesnorm.WeightSets`, or a list of
@@ -113,6 +87,11 @@ def export(
         temperature: As for `bayesnorm.predict`: `probs` and `entropy` are of
             `softmax(log p / T)`, p the average, in all signatures but `samples`, which
             has the networks as they are.
+        batch_sizes: Integers, increasing: the batch sizes to warm up, and to which a
+            server that batches pads.
+        warmup_inputs: Inputs `[n, ...]`, of which the first makes the warm-up requests;
+            None for zeros. A model that leaves the shape of an example open has no
+            warm-up requests without.
 
     Raises:
         TypeError: If `model` is something else.
@@ -124,6 +103,7 @@ def export(
     samples = positive_integer("samples", samples)
     if chunk_size is not None:
         chunk_size = positive_integer("chunk_size", chunk_size)
+    batch_sizes = _increasing(batch_sizes)
     model, sets, found = _ensemble(model, task, from_logits)
     temperatures, outputs = temperatures_of(found, temperature), found.each
     check_any_batch(model)
@@ -139,8 +119,9 @@ def export(
             f"There is something at {path}, which is not overwritten. Export to a new "
             "folder (the next version of the model), or remove that one first."
         )
-    from bayesnorm.serving import saved_model
+    from bayesnorm.serving import batching, saved_model, warmup
 
+    example = None if warmup_inputs is None else _example(signature, warmup_inputs)
     chunk_size = chunk_size or _rows_of_a_pass(model, signature)
     # A server that watches the folder must not see half a model.
     with drafted(path) as draft:
@@ -157,10 +138,45 @@ def export(
             chunk_size,
         )
         members = 1 if sets is None else len(sets)
-        readme = _readme(
-            model, path, members, samples, signature, outputs, temperatures
+        requests = warmup.write_requests(draft, model.name, batch_sizes, example)
+        batching.write_parameters(draft, batch_sizes)
+        page = readme(
+            *(model, path, members, samples),
+            *(signature, outputs, temperatures, requests),
         )
-        (draft / "README.md").write_text(readme)
+        (draft / "README.md").write_text(page)
+
+
+def _increasing(batch_sizes):
+    sizes = [positive_integer("batch_sizes", size) for size in batch_sizes]
+    if not sizes or sizes != sorted(set(sizes)) or len(sizes) > _MOST_SIZES:
+        raise ValueError(
+            f"`batch_sizes` must be 1 to {_MOST_SIZES} integers, increasing. Received: "
+            f"{batch_sizes!r}"
+        )
+    return sizes
+
+
+def _example(signature, inputs):
+    """Returns the first of some inputs by name, `[1, ...]`."""
+    specs, found = keras.tree.flatten(signature), {}
+    arrays = keras.tree.flatten(inputs)
+    if len(arrays) != len(specs):
+        raise ValueError(
+            f"`warmup_inputs` must be the model's {len(specs)} inputs. Received: "
+            f"{len(arrays)} arrays."
+        )
+    for spec, array in zip(specs, map(np.asarray, arrays), strict=True):
+        sizes = zip(array.shape[1:], spec.shape[1:], strict=False)
+        fits = array.ndim == len(spec.shape) and len(array) > 0
+        if not fits or any(b not in (None, a) for a, b in sizes):
+            raise ValueError(
+                f"`warmup_inputs` must have the shape {spec.shape} for {spec.name!r}, "
+                f"one example or more. Received: {array.shape}"
+            )
+        dtype = np.bytes_ if spec.dtype == "string" else spec.dtype
+        found[spec.name] = array[:1].astype(dtype)
+    return found
 
 
 def _ensemble(model, task, from_logits):
@@ -198,50 +214,3 @@ def _pass(model):
             return apply(model(), batch)
 
     return step
-
-
-def _readme(model, path, members, samples, signature, outputs, temperatures):
-    def entries(of_regression, of_probabilities):
-        return ", ".join(
-            f"`{output.entry(name)}`"
-            for output in outputs
-            for name in (
-                of_regression if output.task == "regression" else of_probabilities
-            )
-        )
-
-    inputs = "\n".join(
-        f"- `{x.name}`: {x.dtype} `[{', '.join(['batch', *map(str, x.shape[1:])])}]`"
-        for x in keras.tree.flatten(signature)
-    )
-    averaged = entries(("mean", "variance"), ("probs", "entropy", "mutual_information"))
-    return _README.format(
-        name=model.name,
-        networks=members * samples,
-        members="" if members == 1 else f", {samples} of each of {members} members",
-        folder=path.name,
-        inputs=inputs,
-        outputs=averaged,
-        mean=averaged if members > 1 else entries(("mean",), ("probs", "entropy")),
-        what_mean=(
-            "the one network of mean weights"
-            if members == 1
-            else "the average of the members' networks of mean weights"
-        ),
-        kept=entries(("samples",), ("samples",)),
-        tempered=_tempered(outputs, temperatures),
-    )
-
-
-def _tempered(outputs, temperatures):
-    found = ", ".join(
-        f"`{output.entry('probs')}` {temperature:g}"
-        for output, temperature in zip(outputs, temperatures, strict=True)
-        if temperature != 1.0
-    )
-    if not found:
-        return ""
-    return (
-        " Probabilities and entropies of the average are at a temperature, "
-        f"softmax(log p / T): {found}; mutual information and samples are not."
-    )

@@ -27,11 +27,11 @@ def export_onnx(
 ):
     """Writes an ONNX model, which ONNX Runtime and OpenVINO run.
 
-    It has nothing random in it: what `predict` says of the same method, all of it in one
-    graph.
+    It is one graph with nothing random in it, and answers as `predict` does with the
+    same method:
 
-    - `"mean"`: inputs to `probs` `[batch, ..., classes]` and `entropy` `[batch, ...]` of
-      the network of mean weights.
+    - `"mean"`: `probs` `[batch, ..., classes]` and `entropy` `[batch, ...]` of the
+      network of mean weights.
     - `"moments"`: `mutual_information` `[batch, ...]`, too, in one pass that propagates
       means and variances.
     - `"sample"`: these of the average over networks, whose draws are one more input,
@@ -62,9 +62,7 @@ def export_onnx(
             in the model (the error names the layer), or the backend is not TensorFlow.
         ImportError: If tf2onnx is not installed.
     """
-    graph = _graph(
-        "An ONNX model", model, path, method, from_logits, task, temperature
-    )
+    graph = _graph("An ONNX model", model, path, method, from_logits, task, temperature)
     try:
         from bayesnorm.serving import to_onnx
     except ImportError as error:
@@ -121,8 +119,8 @@ def _graph(what, model, path, method, from_logits, task, temperature):
             layer.check_noise()
     if method == "sample" and not Noise(model).size:
         raise ValueError(
-            f"Model {model.name!r} has no layer that draws noise: there are no networks "
-            "to sample. Pass method='mean'."
+            f"Model {model.name!r} has no layer that draws noise: there are no "
+            "networks to sample. Pass method='mean'."
         )
     if pathlib.Path(path).is_dir():
         raise ValueError(f"{path} is a folder. Expected the path of a file.")

@@ -114,7 +114,7 @@ class OneGraph:
         raise ValueError(
             f"{runtime} has no operation for {', '.join(sorted(unknown))}"
             + (f", which layers {', '.join(names)} need" if names else "")
-            + f" in method={self._method!r} of model {self.model.name!r}. Take the part "
-            "of the model in front of such layers out, or serve it as a SavedModel "
+            + f" in method={self._method!r} of model {self.model.name!r}. Export the "
+            "model without these layers, or serve it as a SavedModel "
             "(bayesnorm.export), which runs everything."
         )

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers, ops
+from keras import layers
 
 import bayesnorm
 from bayesnorm.layers import StochasticScaleNorm
