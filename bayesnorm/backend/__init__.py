@@ -33,6 +33,7 @@ if keras.backend.backend() == "tensorflow":
         scan,
         seed_from_int,
         stateless_normal,
+        total,
         value_and_gradients,
     )
     from bayesnorm.backend.tensorflow_replicas import (
@@ -68,6 +69,7 @@ elif keras.backend.backend() == "jax":
         scan,
         seed_from_int,
         stateless_normal,
+        total,
         value_and_gradients,
     )
     from bayesnorm.backend.jax_replicas import (
@@ -119,5 +121,6 @@ __all__ = [
     "seed_from_int",
     "stateless_normal",
     "sum_over_replicas",
+    "total",
     "value_and_gradients",
 ]

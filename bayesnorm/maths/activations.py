@@ -132,30 +132,36 @@ def elementwise_moments(fn, mean, variance, points=32, kink=None):
     """
     centre = fn(mean)
     first = second = 0.0
-    for x, weight in _nodes(mean, variance, points, kink):
-        # About fn(mean): no cancellation where the variance is small.
-        difference = fn(x) - centre
-        weighted = weight * difference
-        first = first + weighted
-        second = second + weighted * difference
+    for rule, place in _rules(mean, variance, points, kink):
+
+        def terms(node, weight, place=place):
+            x, weight = place(node, weight)
+            # About fn(mean): no cancellation where the variance is small.
+            difference = fn(x) - centre
+            weighted = weight * difference
+            return weighted, weighted * difference
+
+        sums = backend.total(terms, centre, *rule)
+        first, second = first + sums[0], second + sums[1]
     return centre + first, ops.maximum(second - ops.square(first), 0.0)
 
 
-def _nodes(mean, variance, points, kink):
-    """Yields nodes and weights of E f(X), each in the shape of `mean`."""
+def _rules(mean, variance, points, kink):
+    """Yields rules `(nodes, weights)` of E f(X), each with what places a node of it."""
     stddev = safe_sqrt(variance)
     if kink is None:
-        for node, weight in zip(*hermite_nodes(points), strict=True):
-            yield mean + node * stddev, weight
+        yield hermite_nodes(points), lambda x, weight: (mean + x * stddev, weight)
         return
     reach = 9.0
     kinks = sorted(kink) if isinstance(kink, tuple) else (kink,)
     cuts = [ops.clip(-standardize(mean - k, variance)[0], -reach, reach) for k in kinks]
     for low, high in zip((-reach, *cuts), (*cuts, reach), strict=True):
-        width = high - low
-        for node, weight in zip(*legendre_nodes(points), strict=True):
+
+        def place(node, weight, low=low, width=high - low):
             t = low + node * width
-            yield mean + t * stddev, weight * width * pdf(t)
+            return mean + t * stddev, weight * width * pdf(t)
+
+        yield legendre_nodes(points), place
 
 
 def elu_moments(mean, variance, alpha=1.0):

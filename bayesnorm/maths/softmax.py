@@ -158,17 +158,18 @@ def _exact(mean, variance):
     nodes = np.linspace(-_REACH, _REACH, _INNER)
     weights = np.exp(-0.5 * nodes**2)
     weights /= weights.sum()
-    zero = one = two = 0.0
-    for node, weight in zip(nodes, weights, strict=True):
-        log_r = ops.minimum(centre + (stddev * node)[..., None], 7.0)
-        r = ops.exp(log_r)
+
+    stddev = stddev[..., None]
+
+    def terms(node, weight):
+        r = ops.exp(ops.minimum(centre + stddev * node, 7.0))
         none = weight * ops.exp(-r)
         some = none * r
-        zero = zero + none
-        one = one + some
-        two = two + some * r
+        return none, some, some * r
+
+    sums = backend.total(terms, centre, nodes, weights)
     zero, one, two = (
-        ops.where(wide, a, b) for a, b in zip(wide_terms, (zero, one, two), strict=True)
+        ops.where(wide, a, b) for a, b in zip(wide_terms, sums, strict=True)
     )
     log_zero = ops.log(ops.maximum(zero, tiny))
     others = ops.sum(log_zero, -2, keepdims=True) - log_zero

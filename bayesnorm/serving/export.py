@@ -64,10 +64,10 @@ def export(
 
     A single input is called `inputs`, several by the names of the model's Inputs.
     A README.md in the folder tells how to serve it and how to ask it, `batching.txt` is
-    for a server that puts requests together (on the machine that serves
-    `python -m bayesnorm.serving.tune_batching` measures it anew), and `assets.extra` has
-    requests of every signature and batch size, with which a server warms up. Where there
-    is no server: `bayesnorm.export_onnx`, `bayesnorm.export_litert`.
+    for a server that puts requests together (where it serves,
+    `python -m bayesnorm.serving.tune_batching` measures it anew), and `assets.extra`
+    has requests of every signature and batch size, with which a server warms up.
+    Where there is no server: `bayesnorm.export_onnx`, `bayesnorm.export_litert`.
 
     Args:
         model: A built model, or an ensemble: `bayesnorm.WeightSets`, or a list of
