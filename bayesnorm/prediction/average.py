@@ -173,9 +173,9 @@ def _merge(state, said, weights):
 
 
 def _weighted(weights, values):
-    """Sums `[networks, ...]` up; of an exported graph OpenVINO takes no tensordot."""
+    """Sums `[networks, ...]` up; in an exported graph OpenVINO takes no tensordot."""
     flat = ops.reshape(values, (ops.shape(values)[0], -1))
-    return ops.reshape(ops.matmul(weights, flat), ops.shape(values)[1:])
+    return ops.reshape(ops.matmul(weights[None], flat), ops.shape(values)[1:])
 
 
 def _join(state, group, total):

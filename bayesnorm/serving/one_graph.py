@@ -87,10 +87,8 @@ class OneGraph:
         return self._entries.of_several(said, factor)
 
     def traced(self):
-        """Returns the function as a `tf.function`, traced."""
-        function = tf.function(self.__call__, autograph=False)
-        function.get_concrete_function(self.specs)
-        return function
+        """Returns the function as a `tf.function` of one argument an input."""
+        return tf.function(lambda *inputs: self(list(inputs)), autograph=False)
 
     def check(self, function, unknown, runtime):
         """Raises a ValueError that names the layers of unknown operations, if any.
@@ -102,7 +100,7 @@ class OneGraph:
         """
         if not unknown:
             return
-        graph = function.get_concrete_function(self.specs).graph.as_graph_def()
+        graph = function.get_concrete_function(*self.specs).graph.as_graph_def()
         nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
         scopes = {
             scope

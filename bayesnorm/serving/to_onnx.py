@@ -23,7 +23,7 @@ def convert(graph):
     handlers = {"Expm1": (_expm1, []), "Log1p": (_log1p, [])}
     with _quiet():
         model, _ = tf2onnx.convert.from_function(
-            function, [graph.specs], opset=OPSET, custom_op_handlers=handlers
+            function, graph.specs, opset=OPSET, custom_op_handlers=handlers
         )
     graph.check(function, set(_unknown(model.graph)), "ONNX")
     for value in (*model.graph.input, *model.graph.output):

@@ -96,8 +96,8 @@ def thinned(prune):
     x = layers.Flatten()(layers.MaxPooling2D()(x))
     model = keras.Model(inputs, layers.Dense(3)(x))
     theta = model.layers[2]
-    theta.mu.assign(np.array([0, -1, -9, 0, -12, -0.5], "float32"))
-    theta.log_sigma.assign(np.array([-1, -0.5, 1.0, -3, 1.5, 0.0], "float32"))
+    theta.mean.assign(np.array([0, -1, -9, 0, -12, -0.5], "float32"))
+    theta.log_stddev.assign(np.array([-1, -0.5, 1.0, -3, 1.5, 0.0], "float32"))
     if prune:
         model, report = bayesnorm.prune(model)
         assert report.macs[1] < report.macs[0]
