@@ -131,8 +131,11 @@ def max_pool_maps(
             total = max((outputs - 1) * stride + size - mean.shape[axis], 0)
             pads = [(0, 0)] * len(mean.shape)
             pads[axis] = (total // 2, total - total // 2)
-            # Far below every value: never the maximum.
-            low = ops.min(mean) - 50.0 * ops.sqrt(ops.max(variance) + 1e-30) - 1.0
+            # Far below every value of the example: never the maximum.
+            rest = tuple(range(1, len(mean.shape)))
+            highest = ops.max(variance, rest, keepdims=True)
+            low = ops.min(mean, rest, keepdims=True)
+            low = low - 50.0 * ops.sqrt(highest + 1e-30) - 1.0
             mean = ops.pad(mean - low, pads) + low
             variance = ops.pad(variance, pads)
             shared = None if shared is None else ops.pad(shared, pads)

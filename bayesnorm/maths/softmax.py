@@ -135,6 +135,14 @@ def _exact(mean, variance):
         margin = mean - ops.flip(mean, -1)
         spread = ops.sum(variance, -1, keepdims=True) + ops.zeros_like(mean)
         return elementwise_moments(ops.sigmoid, margin, spread, kink=0.0)
+    # One axis of examples: some runtimes take no tensors of many axes.
+    shape = ops.shape(mean)
+    flat = (ops.reshape(x, (-1, shape[-1])) for x in (mean, variance))
+    return tuple(ops.reshape(x, shape) for x in _integrals(*flat))
+
+
+def _integrals(mean, variance):
+    """`_exact` of tensors `[examples, K]`."""
     dtype = keras.backend.standardize_dtype(mean.dtype)
     tiny = 1e-37 if dtype == "float32" else 1e-300
     # Where the integrand lives: y from well below -max X (it falls like e^y) to
@@ -146,20 +154,20 @@ def _exact(mean, variance):
     low, high = ops.stop_gradient(low), ops.stop_gradient(high)
     step = ops.maximum((high - low) / (_OUTER - 1), 0.0)
     grid = ops.convert_to_tensor(np.arange(_OUTER), dtype)
-    y = (low + step * grid)[..., None, :]
-    centre = mean[..., None] + y
+    y = ops.expand_dims(low + step * grid, -2)
+    centre = ops.expand_dims(mean, -1) + y
     # A step that wide logits make long would pass by a narrow one's integrand: that is
     # widened to what the step resolves, little beside the others' width.
     resolved = ops.square(0.6 * step) - _LOG_EXPONENTIAL[1]
     stddev = ops.sqrt(ops.maximum(ops.square(stddev), resolved))
-    wide = (stddev > _WIDE)[..., None]
-    wide_terms = _wide_terms(centre, stddev[..., None])
+    wide = ops.expand_dims(stddev > _WIDE, -1)
+    wide_terms = _wide_terms(centre, ops.expand_dims(stddev, -1))
     stddev = ops.minimum(stddev, _WIDE)
     nodes = np.linspace(-_REACH, _REACH, _INNER)
     weights = np.exp(-0.5 * nodes**2)
     weights /= weights.sum()
 
-    stddev = stddev[..., None]
+    stddev = ops.expand_dims(stddev, -1)
 
     def terms(node, weight):
         r = ops.exp(ops.minimum(centre + stddev * node, 7.0))
@@ -173,7 +181,7 @@ def _exact(mean, variance):
     )
     log_zero = ops.log(ops.maximum(zero, tiny))
     others = ops.sum(log_zero, -2, keepdims=True) - log_zero
-    others = ops.exp(others) * step[..., None]
+    others = ops.exp(others) * ops.expand_dims(step, -1)
     first = ops.sum(one * others, -1)
     second = ops.sum(two * others, -1)
     # The approximation of wide logits leaves a sum near 1 only.

@@ -100,15 +100,7 @@ class OneGraph:
         """
         if not unknown:
             return
-        graph = function.get_concrete_function(*self.specs).graph.as_graph_def()
-        nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
-        scopes = {
-            scope
-            for node in nodes
-            if node.op in unknown
-            for scope in node.name.split("/")[:-1]
-        }
-        names = [x.name for x in layers_of(self.model) if x.name in scopes]
+        names = self._layers_with(function, unknown)
         raise ValueError(
             f"{runtime} has no operation for {', '.join(sorted(unknown))}"
             + (f", which layers {', '.join(names)} need" if names else "")
@@ -116,3 +108,17 @@ class OneGraph:
             "model without these layers, or serve it as a SavedModel "
             "(bayesnorm.export), which runs everything."
         )
+
+    def _layers_with(self, function, kinds):
+        """Returns the names of the layers in whose scopes operations of kinds stand."""
+        graph = function.get_concrete_function(*self.specs).graph.as_graph_def()
+        nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
+        scopes = [(node.op, node.name.split("/")[:-1]) for node in nodes]
+        every = {name for _, names in scopes for name in names}
+        own = {name for kind, names in scopes if kind in kinds for name in names}
+        layers = [layer.name for layer in layers_of(self.model)]
+        # TensorFlow counts scopes of a name, those of all layers alike.
+        suffix = max(
+            ("", "_1", "_2"), key=lambda end: sum(x + end in every for x in layers)
+        )
+        return [name for name in layers if name + suffix in own]
