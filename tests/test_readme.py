@@ -6,6 +6,7 @@ import warnings
 
 import keras
 import numpy as np
+import pytest
 from keras import layers
 
 import bayesnorm
@@ -158,3 +159,21 @@ def test_the_guide_samples(tmp_path, monkeypatch):
     assert len(names["posterior"]) == 3
     right = (names["prediction"].probs.argmax(-1) == labels).mean()
     assert right > 0.85
+
+
+@pytest.mark.tensorflow
+def test_the_guide_serves(tmp_path, monkeypatch):
+    pytest.importorskip("tf2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    images = np.random.default_rng(0).normal(size=(32, 8, 8, 3)).astype("float32")
+    model = calibrated(small_classifier(), images)
+    names = {"bayesnorm": bayesnorm, "onnxruntime": onnxruntime}
+    names |= {"model": model, "images": images}
+    for code in blocks("Serve it"):
+        exec(code, names)
+    expected = bayesnorm.predict(model, images, samples=30, seed=0, verbose=False)
+    np.testing.assert_allclose(names["probs"], expected.probs, atol=1e-4)
+    information = expected.mutual_information
+    np.testing.assert_allclose(names["information"], information, atol=1e-4)
+    assert (tmp_path / "mean.tflite").stat().st_size > 0

@@ -43,15 +43,15 @@ def export(
     part of the model before the first noise runs once. Signatures, all with the
     batch as the first axis of every input and output:
 
-    - `serving_default`: inputs to `probs` `[batch, ..., classes]`, `entropy` and
-      `mutual_information` `[batch, ...]` (see `bayesnorm.predict`), with fresh
-      noise on every call, also after a restart and under concurrent requests;
-    - `seeded`: the same with `seed`, int64 `[batch]`. The noise of an example is a
-      function of its seed alone: the answer repeats, whatever else is in the
-      batch, up to the rounding of kernels that depend on the batch size (about
-      1e-6); it is that of `predict(model, x, samples, seed=seed)`;
-    - `samples`: `samples` `[batch, samples, ..., classes]`, fresh noise;
-    - `mean`: `probs` and `entropy` of the network of mean weights.
+    - `seeded`: inputs and `seed`, int64 `[batch]`, to `probs` `[batch, ..., classes]`,
+      `entropy` and `mutual_information` `[batch, ...]` (see `bayesnorm.predict`). The
+      noise of an example is a function of its seed alone: the answer repeats, whatever
+      else is in the batch, up to the rounding of kernels that depend on the batch size
+      (about 1e-6); it is that of `predict(model, x, samples, seed=seed)`;
+    - `mean`: `probs` and `entropy` of the network of mean weights;
+    - `serving_default`: as `seeded` without the seed, with fresh noise on every call,
+      also after a restart and under concurrent requests: an answer never repeats;
+    - `samples`: `samples` `[batch, samples, ..., classes]`, fresh noise.
 
     An ensemble is one graph, which runs in turn with the weights of each member; all
     weigh the same. Its `mean` is `predict(ensemble, x, method="mean")`, with the

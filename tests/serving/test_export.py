@@ -501,6 +501,7 @@ def test_rows_of_a_pass_follow_the_size_of_an_example(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "bayesnorm.serving.saved_model.write", lambda *args: written.append(args[-1])
     )
+    monkeypatch.setattr("bayesnorm.serving.warmup.write_requests", lambda *args: 0)
     for i, shape in enumerate([(4,), (512, 512, 24), (None, 24)]):
         inputs = keras.Input(shape)
         model = keras.Model(inputs, bayesnorm.StochasticScaleNorm()(inputs))

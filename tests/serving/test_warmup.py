@@ -11,12 +11,6 @@ import keras
 import numpy as np
 import pytest
 from absl import flags
-from google.protobuf import (
-    descriptor_pb2,
-    descriptor_pool,
-    message_factory,
-    text_format,
-)
 from keras import layers
 
 import bayesnorm
@@ -65,6 +59,14 @@ def parameters_of(path):
 
     Of TensorFlow Serving's session_bundle_config.proto, which no package has.
     """
+    from google.protobuf import (
+        descriptor_pb2,
+        descriptor_pool,
+        message_factory,
+        text_format,
+        wrappers_pb2,
+    )
+
     file = descriptor_pb2.FileDescriptorProto(
         name="batching.proto",
         package="batching",
@@ -95,8 +97,6 @@ def parameters_of(path):
         type=field.TYPE_INT64,
         label=field.LABEL_REPEATED,
     )
-    from google.protobuf import wrappers_pb2
-
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
     pool.Add(file)
