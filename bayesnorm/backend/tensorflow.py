@@ -259,10 +259,15 @@ def scan(produce, merge, carry, steps, collect=None):
     Returns:
         `(carry, kept)`, a list of tensors `[steps, ...]`, or None.
     """
-    if isinstance(steps, int) and steps == 1:
-        produced = produce(0)
-        kept = [x[None] for x in collect(produced)] if collect else None
-        return merge(carry, produced), kept
+    # Of a loop OpenVINO and LiteRT take less than of its steps.
+    if isinstance(steps, int) and (steps == 1 or _portable.get()):
+        kept = []
+        for i in range(steps):
+            produced = produce(i)
+            carry = merge(carry, produced)
+            kept.append(collect(produced) if collect else None)
+        stacks = [tf.stack(x) for x in zip(*kept, strict=True)] if collect else None
+        return carry, stacks
     produce = _graph(produce).get_concrete_function(tf.TensorSpec([], "int32"))
     like = tf.nest.map_structure(
         lambda x: None if x is None else tf.TensorSpec(x.shape, x.dtype),

@@ -8,15 +8,14 @@ import numpy as np
 
 from bayesnorm.arguments import positive_integer
 from bayesnorm.graph import apply, compiled_for
-from bayesnorm.layers.noise import noise_mode, stochastic_layers
-from bayesnorm.prediction.members import members_of
+from bayesnorm.layers.noise import noise_mode
 from bayesnorm.prediction.memory import ROWS, rows_that_fit
 from bayesnorm.prediction.networks import Noise, check_any_batch
 from bayesnorm.prediction.tasks import temperatures_of
-from bayesnorm.prediction.weight_sets import WeightSets, built_model
 from bayesnorm.serving.described import (
+    check_noise,
     check_tensorflow,
-    described_outputs,
+    described,
     signature_of,
 )
 from bayesnorm.serving.readme import readme
@@ -104,13 +103,10 @@ def export(
     if chunk_size is not None:
         chunk_size = positive_integer("chunk_size", chunk_size)
     batch_sizes = _increasing(batch_sizes)
-    model, sets, found = _ensemble(model, task, from_logits)
+    model, sets, found = described(model, task, from_logits)
     temperatures, outputs = temperatures_of(found, temperature), found.each
     check_any_batch(model)
-    for member in members_of(model if sets is None else sets):
-        with member.scope():
-            for layer in stochastic_layers(model):
-                layer.check_noise()
+    check_noise(model, sets)
     signature = signature_of(model)
     samples = samples if Noise(model).size else 1
     path = pathlib.Path(os.path.abspath(path))
@@ -177,23 +173,6 @@ def _example(signature, inputs):
         dtype = np.bytes_ if spec.dtype == "string" else spec.dtype
         found[spec.name] = array[:1].astype(dtype)
     return found
-
-
-def _ensemble(model, task, from_logits):
-    """Returns `(model, WeightSets or None, the Outputs)`."""
-    if isinstance(model, WeightSets):
-        return model.model, model, described_outputs(model.model, task, from_logits)
-    if not isinstance(model, list | tuple):
-        model = built_model(model)
-        return model, None, described_outputs(model, task, from_logits)
-    sets = WeightSets.of(model)
-    found = [described_outputs(built_model(m), task, from_logits) for m in model]
-    if any(outputs.each != found[0].each for outputs in found):
-        raise ValueError(
-            "The members of an ensemble must have the same outputs, all logits or all "
-            f"probabilities. Received: {[outputs.each for outputs in found]}"
-        )
-    return sets.model, sets, found[0]
 
 
 def _rows_of_a_pass(model, signature):

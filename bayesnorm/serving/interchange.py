@@ -3,13 +3,12 @@
 import pathlib
 
 from bayesnorm.arguments import check_choice
-from bayesnorm.layers.noise import stochastic_layers
 from bayesnorm.prediction.networks import Noise, check_any_batch
 from bayesnorm.prediction.tasks import temperatures_of
-from bayesnorm.prediction.weight_sets import built_model
 from bayesnorm.serving.described import (
+    check_noise,
     check_tensorflow,
-    described_outputs,
+    described,
     signature_of,
 )
 from bayesnorm.storage import write_atomically
@@ -40,15 +39,20 @@ def export_onnx(
       generator gives any standard normals. All networks and examples of a call are in
       memory at once.
 
-    With `task="regression"` these are `mean` and `variance` (which `"mean"` does not
-    have); names of inputs and of entries are those of `bayesnorm.export`, every axis of
+    With `task="regression"` these are `mean` and `variance`, which `"mean"` does not
+    have; names of inputs and of entries are those of `bayesnorm.export`, every axis of
     examples is open, and so is that of networks.
+
+    An ensemble is in the file as often as it has members. Its `noise` is
+    `[members * networks, size]`, member by member, and its `"mean"` has the
+    `mutual_information` (or `variance`) between the members as well.
 
     OpenVINO computes in half precision where the processor is faster with it, and is
     then off by 1e-3: compile with `{"INFERENCE_PRECISION_HINT": "f32"}`.
 
     Args:
-        model: A built model.
+        model: A built model, or an ensemble: `bayesnorm.WeightSets`, or a list of
+            models of one architecture.
         path: The file to write, `model.onnx`. It appears complete, or not at all, and
             takes the place of what was there.
         method: `"mean"`, `"moments"` or `"sample"`.
@@ -57,7 +61,7 @@ def export_onnx(
         temperature: As for `bayesnorm.predict`.
 
     Raises:
-        TypeError: If `model` is not a Keras model; an ensemble goes member by member.
+        TypeError: If `model` is something else.
         ValueError: If an argument is not as above, ONNX has no operation for something
             in the model (the error names the layer), or the backend is not TensorFlow.
         ImportError: If tf2onnx is not installed.
@@ -110,13 +114,11 @@ def _graph(what, model, path, method, from_logits, task, temperature):
     """Returns the `OneGraph`, all arguments checked."""
     check_tensorflow(what)
     check_choice("method", method, _METHODS)
-    model = built_model(model)
-    outputs = described_outputs(model, task, from_logits)
+    model, sets, outputs = described(model, task, from_logits)
     temperatures = temperatures_of(outputs, temperature)
     check_any_batch(model)
     if method != "mean":
-        for layer in stochastic_layers(model):
-            layer.check_noise()
+        check_noise(model, sets)
     if method == "sample" and not Noise(model).size:
         raise ValueError(
             f"Model {model.name!r} has no layer that draws noise: there are no "
@@ -125,5 +127,7 @@ def _graph(what, model, path, method, from_logits, task, temperature):
     if pathlib.Path(path).is_dir():
         raise ValueError(f"{path} is a folder. Expected the path of a file.")
     from bayesnorm.serving.one_graph import OneGraph
+    from bayesnorm.serving.saved_model import Members
 
-    return OneGraph(model, signature_of(model), method, outputs.each, temperatures)
+    members = Members(model, None if sets is None else sets.stacked())
+    return OneGraph(members, signature_of(model), method, outputs.each, temperatures)

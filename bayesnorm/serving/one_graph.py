@@ -21,8 +21,8 @@ class OneGraph:
     """A function of the model's inputs, and of noise, with nothing random in it.
 
     Args:
-        model: A built model.
-        signature: Its inputs, a nest of `InputSpec`s with names.
+        members: The `Members` of an ensemble, or of one model.
+        signature: The model's inputs, a nest of `InputSpec`s with names.
         method: `"mean"`, `"moments"` or `"sample"`.
         outputs: An `Output` for each output of the model.
         temperatures: The temperature of each output's average.
@@ -30,12 +30,13 @@ class OneGraph:
     Attributes:
         model: The model.
         specs: List of the `TensorSpec`s of its inputs, at last of `noise`
-            `[networks, size]` for `"sample"`.
+            `[members * networks, size]` for `"sample"`.
     """
 
-    def __init__(self, model, signature, method, outputs, temperatures):
-        self.model, self._nest, self._outputs = model, signature, outputs
-        self._method, self._noise = method, Noise(model)
+    def __init__(self, members, signature, method, outputs, temperatures):
+        self._members, self.model = members, members.model
+        self._nest, self._outputs = signature, outputs
+        self._method, self._noise = method, Noise(self.model)
         self._entries = Entries(outputs, temperatures)
         self.specs = [
             tf.TensorSpec(x.shape, x.dtype, x.name)
@@ -51,40 +52,54 @@ class OneGraph:
         Args:
             inputs: List of tensors as in `specs`.
         """
+        say = {"mean": self._mean, "moments": self._moments, "sample": self._sample}
+        draws = None
+        if self._method == "sample":
+            *inputs, draws = inputs
+        inputs = keras.tree.pack_sequence_as(self._nest, inputs)
         with backend.portable():
-            if self._method == "sample":
-                *inputs, draws = inputs
-                return self._sample(self._pack(inputs), draws)
-            say = self._moments if self._method == "moments" else self._mean
-            return say(self._pack(inputs))
+            return say[self._method](inputs, draws)
 
-    def _pack(self, inputs):
-        return keras.tree.pack_sequence_as(self._nest, inputs)
+    def _average(self, say):
+        return self._members.average(say, self._outputs)
 
-    def _mean(self, inputs):
-        with noise_mode("mean"):
-            return self._entries.of_one(mean_network(self.model, inputs, self._outputs))
+    def _mean(self, inputs, draws):
+        def member(i):
+            with noise_mode("mean"):
+                return mean_network(self.model, inputs, self._outputs)
 
-    def _moments(self, inputs):
-        found = keras.tree.flatten(propagate(self.model, inputs, 0.0))
-        said = [
-            (*finish_moments(moments.mean, moments.variance, output), None)
-            for moments, output in zip(found, self._outputs, strict=True)
-        ]
-        return self._entries.of_several(said, 1.0)
+        said, members = self._average(member), self._members.number
+        if members > 1:
+            return self._entries.of_several(said, unbiased(members))
+        return self._entries.of_one(said)
+
+    def _moments(self, inputs, draws):
+        def member(i):
+            found = keras.tree.flatten(propagate(self.model, inputs, 0.0))
+            return [
+                (*finish_moments(moments.mean, moments.variance, output), None)
+                for moments, output in zip(found, self._outputs, strict=True)
+            ]
+
+        return self._entries.of_several(self._average(member), 1.0)
 
     def _sample(self, inputs, draws):
-        networks = ops.shape(draws)[0]
-        said = average_networks(
-            self.model,
-            inputs,
-            lambda numbers: self._noise.mode(draws),
-            networks,
-            networks,
-            self._outputs,
-        )
-        factor = unbiased(ops.cast(networks, "float32"), ops.maximum)
-        return self._entries.of_several(said, factor)
+        every = ops.shape(draws)[0]
+        networks = every // self._members.number
+
+        def member(i):
+            own = draws[i * networks : (i + 1) * networks]
+            return average_networks(
+                self.model,
+                inputs,
+                lambda numbers: self._noise.mode(own),
+                networks,
+                networks,
+                self._outputs,
+            )
+
+        factor = unbiased(ops.cast(every, "float32"), ops.maximum)
+        return self._entries.of_several(self._average(member), factor)
 
     def traced(self):
         """Returns the function as a `tf.function` of one argument an input."""

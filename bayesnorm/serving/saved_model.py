@@ -36,7 +36,7 @@ def write(
         temperatures: The temperature of each output's average.
         chunk_size: Rows of one pass through the network.
     """
-    members = _Members(model, weights)
+    members = Members(model, weights)
     served = _Served(members, signature, samples, outputs, temperatures, chunk_size)
     inputs = [
         tf.TensorSpec(x.shape, x.dtype, x.name) for x in keras.tree.flatten(signature)
@@ -63,7 +63,7 @@ def tables_of(model):
     ]
 
 
-class _Members:
+class Members:
     """A model with the weights of one member after the other.
 
     Args:

@@ -8,25 +8,26 @@ import pytest
 from keras import layers, ops
 
 import bayesnorm
-from tests.serving.networks import NETWORKS
+from tests.serving.networks import ENSEMBLES, NETWORKS
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
 needs_tensorflow = pytest.mark.tensorflow
 SAMPLES, SEED = 4, 3
+OF_SEVERAL = ("mutual_information", "variance")
 FIELDS = ("probs", "entropy", "mutual_information", "mean", "variance")
 
 
 # Converters take half a minute for the integrals of a softmax.
-SHORT = ("regression", "yes or no")
+SHORT = ("regression", "yes or no", "ensemble")
 CASES = [
     pytest.param(
         (name, method),
         marks=[pytest.mark.slow] * (method == "moments" and name not in SHORT),
         id=f"{name}-{method}",
     )
-    for name in NETWORKS
+    for name in (*NETWORKS, *ENSEMBLES)
     for method in ("mean", "moments", "sample")
     if (name, method) != ("pruned", "sample")  # It draws no noise.
 ]
@@ -37,7 +38,7 @@ def case(request):
     """A network, inputs and noise by name, what it is exported with, and the truth."""
     keras.utils.set_random_seed(1)
     name, method = request.param
-    model, x, arguments = NETWORKS[name]()
+    model, x, arguments = (NETWORKS | ENSEMBLES)[name]()
     names = [v.name for v in model.inputs] if isinstance(x, list) else ["inputs"]
     given = dict(zip(names, keras.tree.flatten(x), strict=True))
 
@@ -56,7 +57,7 @@ def case(request):
             for output, found in predictions.items()
             for field in FIELDS
             if getattr(found, field) is not None
-            and (method != "mean" or field not in ("mutual_information", "variance"))
+            and (name in ENSEMBLES or method != "mean" or field not in OF_SEVERAL)
         }
 
     def inputs(rows):
@@ -175,8 +176,8 @@ def test_bad_arguments(export, tmp_path):
         export(model, path, "minibatch")
     with pytest.raises(ValueError, match="is a folder"):
         export(model, tmp_path)
-    with pytest.raises(TypeError, match="WeightSets"):
-        export(bayesnorm.WeightSets.of([model]), path)
+    with pytest.raises(TypeError, match="Received: int"):
+        export([3], path)
     quiet = keras.Model(model.input, layers.Softmax()(layers.Dense(3)(model.input)))
     with pytest.raises(ValueError, match="method='mean'"):
         export(quiet, path, "sample")
