@@ -149,15 +149,15 @@ def table(results):
         against = dense["TensorFlow"][batch]
         rows.append(
             [
-                str(batch),
+                f"batch {batch}",
                 *(f"{ratio:.1f}" for ratio in ratios),
                 *(f"{against / pruned[name][batch]:.1f}" for name in runtimes),
             ]
         )
     head = [
-        "times faster, pruned",
+        "times faster when pruned",
         *runtimes,
-        *(f"{name}, against dense TensorFlow" for name in runtimes),
+        *(f"{name}, than unpruned in TensorFlow" for name in runtimes),
     ]
     return f"{text}\n\n{tables.table(head, rows)}"
 
