@@ -62,7 +62,8 @@ def test_answers_are_those_of_predict(exported, sets, x):
     # Member by member, of which each has its own law and 600 fresh draws.
     got = samples["samples"]
     assert got.shape == (150, MEMBERS * SAMPLES, 3)
-    assert len(np.unique(got[..., 0])) == 150 * MEMBERS * SAMPLES
+    # Of so many float32 numbers two are the same in one run of five.
+    assert len(np.unique(got[..., 0])) > 150 * MEMBERS * SAMPLES - 5
     truth = predict(
         sets, x[:1], 2000, seed=0, from_logits=True, keep_samples=True
     ).samples.reshape(MEMBERS, 2000, 3)
