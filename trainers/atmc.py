@@ -36,6 +36,7 @@ Reference:
 """
 
 import dataclasses
+import math
 
 import keras
 
@@ -64,20 +65,41 @@ _SAMPLERS = {"atmc": samplers.ATMC, "sgnht": samplers.SGNHT, "sghmc": samplers.S
 _LARGEST_STEP = 10 / 3
 # A unit of time: schedules say parts of it.
 _FIRST_RATE = 0.001
+# The networks, and the normalization of each by default.
+_NORMS = {"mlp": "none", "lenet5": "none", "resnet_plus_plus": "weight"}
+# Hidden layers of mlp.
+_UNITS = (100, 100)
 _ATMC = (
     Flag("sampler", ("atmc", "sgnht", "sghmc", "sgd"), "What moves the weights."),
+    Flag("network", tuple(_NORMS), "The network; units of mlp: 100, 100."),
     Flag(
         "norm",
-        ("weight", "batch"),
-        "Normalization: of weights, with the priors of the paper, or of batches, "
-        "without.",
-        "weight",
+        ("none", "weight", "batch"),
+        "Normalization: none, with a normal prior of all weights; of weights, with the "
+        "priors of the paper; or of batches, without a prior. By default of weights in "
+        "resnet_plus_plus, and none in the others.",
     ),
-    groups.integer("depth", "Layers: 9 n + 2 for small images; 50, 101 or 152."),
+    groups.positive(
+        "prior_stddev",
+        "Standard deviation of the normal prior: of all weights without a "
+        "normalization, else of biases and the last layer.",
+    ),
+    groups.integer(
+        "depth", "Layers of resnet_plus_plus: 9 n + 2 for small images; 50, 101, 152."
+    ),
     groups.integer("chains", "Independent chains.", 1),
     groups.integer("cycle_epochs", "Epochs of a cycle of the learning rate."),
     groups.integer("burn_in_epochs", "Epochs before the first cycle that counts."),
     groups.positive("rms_step", "Root mean square of a weight's first steps."),
+    Flag(
+        "momentum",
+        "float",
+        "What a step at the first learning rate leaves of the momentum, before "
+        "thermostats take more: at 0.98 a chain goes on for 50 steps in a direction "
+        "before it turns, at 0.9 for 10.",
+        valid=lambda value: value is None or 0 < value < 1,
+        expected="must be a number between 0 and 1",
+    ),
     groups.positive("thermostat_mass", "Inertia of the thermostats."),
     Flag(
         "temperature",
@@ -98,6 +120,9 @@ _COMMON = {
     "schedule": "cosine",
     "augment": False,
     "augment_validation": False,
+    "network": "resnet_plus_plus",
+    "prior_stddev": 1.0,
+    "momentum": 0.9,
 }
 _OWN = {
     "depth": 20,
@@ -111,16 +136,19 @@ _OWN = {
     "augment": True,
 }
 _DEFAULTS = {
-    # A thousand images, and some thousand steps.
+    # A thousand images, and twenty thousand steps.
     "digits": {
+        "network": "lenet5",
+        "momentum": 0.98,
         "depth": 11,
         "width": 0.5,
-        "batch_size": 32,
-        "epochs": 90,
-        "burn_in_epochs": 30,
-        "cycle_epochs": 5,
-        "rms_step": 0.003,
+        "batch_size": 64,
+        "epochs": 1500,
+        "burn_in_epochs": 500,
+        "cycle_epochs": 10,
+        "rms_step": 0.002,
         "thermostat_mass": 0.01,
+        "checkpoint_every": 50,
     },
     "mnist": {
         "depth": 11,
@@ -186,20 +214,32 @@ def chain_seed(flags, number):
     return flags.seed * flags.chains + number
 
 
+def norm_of(flags):
+    """Returns the normalization, `"none"`, `"weight"` or `"batch"`."""
+    return flags.norm or _NORMS[flags.network]
+
+
 def build(flags, splits, number):
-    """Returns the network of a chain, initialized."""
+    """Returns the network of a chain, initialized, with its priors."""
     seed = chain_seed(flags, number)
     keras.utils.set_random_seed(seed)
-    return models.resnet_plus_plus(
+    norm = norm_of(flags)
+    own = {
+        "mlp": {"units": _UNITS},
+        "lenet5": {"padding": session.padding_for(flags, splits)},
+        "resnet_plus_plus": {"depth": flags.depth},
+    }
+    return getattr(models, flags.network)(
         splits.image_shape,
         splits.num_classes,
-        norm=flags.norm,
-        depth=flags.depth,
+        norm=None if norm == "none" else norm,
         width=flags.width,
-        num_examples=len(splits.train) if flags.norm == "weight" else None,
+        num_examples=None if norm == "batch" else len(splits.train),
+        prior_stddev=flags.prior_stddev,
         input_mean=splits.channel_mean,
         input_variance=splits.channel_stddev**2,
         seed=groups.SEED_STRIDE * seed,
+        **own[flags.network],
     )
 
 
@@ -214,6 +254,7 @@ def make_sampler(flags, splits, seed):
     return _SAMPLERS[flags.sampler](
         len(splits.train),
         CyclicalCosine(_FIRST_RATE, flags.cycle_epochs * steps),
+        friction=-math.log(flags.momentum) / _FIRST_RATE,
         mass=(_FIRST_RATE / flags.rms_step) ** 2,
         exact_kick=flags.exact_kick,
         temperature=flags.temperature,
@@ -299,7 +340,7 @@ def main(flags):
     if flags.sampler != "sgd" and flags.norm == "batch":
         raise ValueError(
             "Batch normalization makes the loss of an example depend on the others: it "
-            "has no posterior to sample. Take --norm=weight, or --sampler=sgd."
+            "has no posterior to sample. Take another --norm, or --sampler=sgd."
         )
     splits = session.load_data(flags)
     workdir = session.open_workdir(flags, "atmc")
@@ -354,15 +395,23 @@ def methods_of(found, splits, posterior):
 def describe(flags):
     """Returns what the flags train, as a noun phrase."""
     how = {"sgd": "SGD"}.get(flags.sampler, flags.sampler.upper())
-    norm = {"weight": "weight normalization and priors", "batch": "batch normalization"}
+    norm = {
+        "none": f"a normal prior of deviation {flags.prior_stddev:g}",
+        "weight": "weight normalization and priors",
+        "batch": "batch normalization",
+    }[norm_of(flags)]
+    network = {
+        "mlp": "Dense network of 100 and 100 units",
+        "lenet5": "LeNet-5",
+        "resnet_plus_plus": f"ResNet++ of {flags.depth} layers",
+    }[flags.network]
     number = f", {flags.chains} chains" if flags.chains > 1 else ""
     temperature = (
         f", temperature {flags.temperature:g}" if flags.sampler != "sgd" else ""
     )
     return (
-        f"ResNet++ of {flags.depth} layers and width {flags.width:g} with "
-        f"{norm[flags.norm]}, by {how}{temperature}{number}, seed {flags.seed}. Of the "
-        "first chain"
+        f"{network}, width {flags.width:g}, with {norm}, by "
+        f"{how}{temperature}{number}, seed {flags.seed}. Of the first chain"
     )
 
 
@@ -382,6 +431,7 @@ PROGRAM = Program(
         groups.CLASSIFICATION,
         groups.TRAINING,
         groups.WIDTH,
+        groups.PADDING,
         _ATMC,
     ),
     _COMMON,

@@ -17,6 +17,7 @@ from bayesnorm.layers import (
     WeightNormalization,
     project_kernels,
 )
+from bayesnorm.priors import GroupLaplace, Normal, UnitLength
 
 NORMS = (None, "batch", "stochastic_batch", "weight", "analytic")
 SCALES = ("plain", "noisy", "stochastic", "pruning")
@@ -59,6 +60,50 @@ class Regularizers(typing.NamedTuple):
     kernel: keras.regularizers.Regularizer | None = None
     scale: keras.regularizers.Regularizer | None = None
     other: keras.regularizers.Regularizer | None = None
+
+
+def weight_priors(norm, num_examples, stddev):
+    """Returns the `Regularizers` that are the priors of a network's weights.
+
+    - no normalization: `Normal` of deviation `stddev`, of all weights;
+    - `"weight"` and `"analytic"`: of kernels `UnitLength`, for `||w||` is divided out,
+      of scales `GroupLaplace` of scale 5, each by itself (those with a posterior have
+      their own prior), of biases and the last layer `Normal`.
+
+    Args:
+        norm: None, `"weight"` or `"analytic"`. Of the others the output depends on the
+            other examples of a batch.
+        num_examples: Integer N, the number of training examples; None for no priors.
+        stddev: Standard deviation of the normal prior.
+
+    Raises:
+        ValueError: If there is no posterior with this normalization, or a number is out
+            of range.
+    """
+    if num_examples is None:
+        return Regularizers()
+    normal = Normal(num_examples, stddev)
+    if norm is None:
+        return Regularizers(kernel=normal, scale=normal, other=normal)
+    if norm not in _WRAPPERS:
+        raise ValueError(
+            "The priors are of weights without a normalization (norm=None), or of "
+            f"scales and directions, with norm in {tuple(_WRAPPERS)}. With another "
+            "give no `num_examples`: an example's loss then depends on the others. "
+            f"Received: norm={norm!r}, num_examples={num_examples!r}"
+        )
+    return Regularizers(
+        kernel=UnitLength(num_examples),
+        scale=GroupLaplace(num_examples),
+        other=normal,
+    )
+
+
+def with_examples(scale, arguments, num_examples):
+    """Arguments of the scale, with N where a posterior weighs its KL by 1 / N."""
+    if num_examples is None or scale not in ("stochastic", "pruning"):
+        return arguments
+    return {"num_examples": num_examples, **arguments}
 
 
 class NormalizedBlocks:
@@ -242,6 +287,7 @@ class NormalizedBlocks:
             use_bias=self.norm is None and not stochastic and not pruning,
             kernel_initializer=self._kernel_initializer(next(self._weight_seeds)),
             kernel_regularizer=self._regularizers.kernel,
+            bias_regularizer=self._regularizers.other,
             name=name,
             **kwargs,
         )

@@ -3,7 +3,13 @@
 import keras
 
 from bayesnorm.arguments import check_choice
-from bayesnorm.models.blocks import NormalizedBlocks, image_inputs, scaled_widths
+from bayesnorm.models.blocks import (
+    NormalizedBlocks,
+    image_inputs,
+    scaled_widths,
+    weight_priors,
+    with_examples,
+)
 
 _WIDTHS = (20, 50, 500)
 
@@ -17,6 +23,8 @@ def lenet5(
     width=1.0,
     dropout=0.0,
     padding="valid",
+    num_examples=None,
+    prior_stddev=1.0,
     input_mean=None,
     input_variance=None,
     seed=None,
@@ -38,6 +46,11 @@ def lenet5(
         width: Factor of the widths.
         dropout: Rate of the Monte Carlo dropout after each ReLU.
         padding: `"valid"` as in the paper, or `"same"` for images under 16 pixels.
+        num_examples: Integer N, the number of training examples, for priors of the
+            weights (`bayesnorm.priors`), the losses of the model: without a
+            normalization `Normal`, with weight or analytic normalization those of
+            `resnet_plus_plus`. None for no priors. Not with batch normalization.
+        prior_stddev: Standard deviation of the normal prior.
         input_mean: Per-channel mean of the images; None to take them as they come, as
             in the paper.
         input_variance: Per-channel variance of the images.
@@ -65,7 +78,14 @@ def lenet5(
             "Without padding the network needs images of 16 pixels or more a side: "
             f"pass padding='same'. Received: input_shape={input_shape}"
         )
-    block = NormalizedBlocks(norm, scale, projection, seed, scale_arguments)
+    block = NormalizedBlocks(
+        norm,
+        scale,
+        projection,
+        seed,
+        with_examples(scale, scale_arguments, num_examples),
+        regularizers=weight_priors(norm, num_examples, prior_stddev),
+    )
     *filters, units = scaled_widths(_WIDTHS, width)
     inputs, x = image_inputs(input_shape, input_mean, input_variance)
     for i, number in enumerate(filters):

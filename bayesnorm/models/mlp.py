@@ -3,7 +3,13 @@
 import keras
 
 from bayesnorm.arguments import positive_integer
-from bayesnorm.models.blocks import NormalizedBlocks, image_inputs, scaled_widths
+from bayesnorm.models.blocks import (
+    NormalizedBlocks,
+    image_inputs,
+    scaled_widths,
+    weight_priors,
+    with_examples,
+)
 
 
 def mlp(
@@ -15,6 +21,8 @@ def mlp(
     width=1.0,
     units=(500, 300),
     dropout=0.0,
+    num_examples=None,
+    prior_stddev=1.0,
     input_mean=None,
     input_variance=None,
     seed=None,
@@ -35,6 +43,11 @@ def mlp(
         width: Factor of the widths.
         units: Widths of the hidden layers, a tuple.
         dropout: Rate of the Monte Carlo dropout after each ReLU.
+        num_examples: Integer N, the number of training examples, for priors of the
+            weights (`bayesnorm.priors`), the losses of the model: without a
+            normalization `Normal`, with weight or analytic normalization those of
+            `resnet_plus_plus`. None for no priors. Not with batch normalization.
+        prior_stddev: Standard deviation of the normal prior.
         input_mean: Per-channel mean of the images; None to take them as they come.
         input_variance: Per-channel variance of the images.
         seed: Integer, seed of the initial weights and of the noise.
@@ -55,7 +68,14 @@ def mlp(
     """
     for number in units:
         positive_integer("units", number)
-    block = NormalizedBlocks(norm, scale, projection, seed, scale_arguments)
+    block = NormalizedBlocks(
+        norm,
+        scale,
+        projection,
+        seed,
+        with_examples(scale, scale_arguments, num_examples),
+        regularizers=weight_priors(norm, num_examples, prior_stddev),
+    )
     inputs, x = image_inputs(input_shape, input_mean, input_variance)
     x = block.prune(keras.layers.Flatten(name="flatten")(x), "flatten")
     for i, number in enumerate(scaled_widths(units, width)):

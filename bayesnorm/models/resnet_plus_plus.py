@@ -5,19 +5,16 @@ import keras
 from bayesnorm.arguments import check_number
 from bayesnorm.models.blocks import (
     NormalizedBlocks,
-    Regularizers,
     image_inputs,
     scaled_widths,
+    weight_priors,
+    with_examples,
 )
 from bayesnorm.models.resnet import BOTTLENECK, residual_stages
-from bayesnorm.priors import GroupLaplace, Normal, UnitLength
 
 _SMALL_WIDTHS = (16, 32, 64)
 _LARGE_WIDTHS = (64, 128, 256, 512)
 _LARGE_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-# Of these alone the output does not depend on the length of the kernels, nor on the
-# other examples of a batch.
-_WITH_PRIORS = ("weight", "analytic")
 
 
 def resnet_plus_plus(
@@ -62,7 +59,8 @@ def resnet_plus_plus(
       then the N of these layers too.
     - kernels: `UnitLength`, for `||w||` is divided out;
     - all others, the biases (inside of the scales, as of `ScaleNorm`) and the last
-      layer: `Normal` of deviation `prior_stddev`.
+      layer, and without a normalization all weights: `Normal` of deviation
+      `prior_stddev`.
 
     Args:
         input_shape: `(height, width, channels)`.
@@ -78,7 +76,7 @@ def resnet_plus_plus(
         last_scale: Number from 0, the last scale of each branch at the start. None: 1
             with batch normalization, else 0.1.
         num_examples: Integer N, the number of training examples, for the priors; None
-            for no priors. With norm `"weight"` or `"analytic"`.
+            for no priors. Not with batch normalization.
         prior_stddev: Standard deviation of the normal prior.
         input_mean: Per-channel mean of the images; None to take them as they come.
         input_variance: Per-channel variance of the images.
@@ -111,10 +109,10 @@ def resnet_plus_plus(
         scale,
         projection,
         seed,
-        _with_examples(scale, scale_arguments, num_examples),
+        with_examples(scale, scale_arguments, num_examples),
         activation=activation or ("relu" if in_batches else "selu"),
         kernel_initializer=keras.initializers.LecunNormal,
-        regularizers=_priors(norm, num_examples, prior_stddev),
+        regularizers=weight_priors(norm, num_examples, prior_stddev),
     )
     unscaled = norm is None and scale in ("plain", "pruning")
     if last_scale is None:
@@ -137,27 +135,3 @@ def resnet_plus_plus(
     )
     name = f"resnet_plus_plus{depth}"
     return block.model(inputs, block.classifier(x, num_classes), name)
-
-
-def _priors(norm, num_examples, stddev):
-    if num_examples is None:
-        return Regularizers()
-    if norm not in _WITH_PRIORS:
-        raise ValueError(
-            f"The priors are of scales and directions, with norm in {_WITH_PRIORS}. "
-            "With another give no `num_examples`, and each variable of "
-            "`model.trainable_variables` a `regularizer` of `bayesnorm.priors`, such "
-            f"as Normal. Received: norm={norm!r}, num_examples={num_examples!r}"
-        )
-    return Regularizers(
-        kernel=UnitLength(num_examples),
-        scale=GroupLaplace(num_examples),
-        other=Normal(num_examples, stddev),
-    )
-
-
-def _with_examples(scale, arguments, num_examples):
-    """Arguments of the scale, with N where a posterior weighs its KL by 1 / N."""
-    if num_examples is None or scale not in ("stochastic", "pruning"):
-        return arguments
-    return {"num_examples": num_examples, **arguments}

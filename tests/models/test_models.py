@@ -252,6 +252,31 @@ def test_the_fully_connected_network():
         models.mlp(units=(300, 0))
 
 
+@pytest.mark.parametrize("norm", [None, "weight"])
+@pytest.mark.parametrize("name", ["lenet5", "mlp"])
+def test_every_weight_of_a_small_network_has_its_prior(name, norm, rng):
+    arguments = {"padding": "same"} if name == "lenet5" else {"units": (4, 3)}
+    model = getattr(models, name)(
+        (8, 8, 1), 3, norm, width=0.1, num_examples=7, prior_stddev=0.6, **arguments
+    )
+    truth = 0.0
+    for variable in model.trainable_variables:
+        variable.assign(x := rng.normal(size=variable.shape))
+        kind = variable.path.rsplit("/", 1)[-1]
+        if norm is None or kind == "bias" or "logits" in variable.path:
+            truth += np.sum(x**2) / (2 * 0.6**2)
+        elif kind == "scale":
+            truth += np.sum(np.abs(x)) / 5
+        else:
+            axes = tuple(range(x.ndim - 1))
+            d = np.prod(x.shape[:-1])
+            truth += d / 2 * np.sum((np.sum(x**2, axes) - 1) ** 2)
+    np.testing.assert_allclose(7 * float(sum(model.losses)), truth, rtol=1e-5)
+    assert not getattr(models, name)((8, 8, 1), norm=norm, **arguments).losses
+    with pytest.raises(ValueError, match=r"norm=None.*Received: norm='batch'"):
+        getattr(models, name)((8, 8, 1), 3, "batch", num_examples=7, **arguments)
+
+
 def test_vgg_like_is_the_pruning_papers_network():
     widths = [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
     plain = models.vgg_like(dropout=1.0)

@@ -326,7 +326,6 @@ def test_it_prunes_within_its_blocks(rng):
         ({"depth": 57}, r"9 n \+ 2.*one of \(50, 101, 152\)"),
         ({"depth": 2}, r"9 n \+ 2"),
         ({"norm": "batch", "num_examples": N}, "'weight', 'analytic'.*norm='batch'"),
-        ({"norm": None, "num_examples": N}, "`regularizer` of `bayesnorm.priors`"),
         ({"norm": None, "last_scale": 0.1}, "no last scale with norm=None"),
         ({"last_scale": -0.1}, "`last_scale` must be a finite number from 0"),
         ({"activation": "gelu"}, "'relu', 'selu'"),
