@@ -1,34 +1,49 @@
-"""Samples the posterior of residual networks without batch normalization.
+"""Samples the posterior of networks without batch normalization.
 
     python -m trainers.atmc
+    python -m trainers.atmc --runs=atmc_small --seeds=0,1,2
     python -m trainers.atmc --dataset=cifar10 --data_dir=DIR
     python -m trainers.atmc --dataset=cifar10 --data_dir=DIR --sampler=sgd --norm=batch
     python -m trainers.atmc --dataset=cifar10 --data_dir=DIR --runs=atmc --seeds=0,1
     python -m trainers.atmc --dataset=imagenet2012 --data_dir=DIR
     python -m trainers.atmc --chains=4 --jobs=2
 
-Runs `--chains` chains of a sampler (`bayesnorm.samplers`) over the weights of ResNet++
+Runs `--chains` chains of a sampler (`bayesnorm.samplers`) over the weights of a network
 with its priors, keeps a sample at the end of each cycle of the learning rate after
 `--burn_in_epochs`, and compares one sample, the last, with the average prediction of
-all. `--sampler=sgd` trains as usual: the baselines, with `--norm=batch` the one with
-batch normalization. Chains are independent jobs; each can be stopped and goes on. With
-no flags: the digits of scikit-learn, some minutes on two cores. Defaults:
+all. `--sampler=sgd` trains as usual, with the priors as weight decay: the baselines,
+with `--norm=batch` the one with batch normalization. Chains are independent jobs; each
+can be stopped and goes on. With no flags: the digits of scikit-learn, some minutes on
+two cores. Defaults:
 
     --dataset          digits   mnist    cifar10   imagenet2012   npz, image_folder
-    --depth            11       11       56        50             20
+    --network          lenet5   resnet_plus_plus
+    --depth                     11       56        50             20
     --width            0.5      0.5      2         1              1
-    --batch_size       32       128      128       256            32
-    --epochs           90       60       1000      300            300
-    --burn_in_epochs   30       20       150       100            100
-    --cycle_epochs     5        5        50        20             20
-    --rms_step         0.003    0.001    0.0003    0.0003         0.001
+    --batch_size       64       128      128       256            32
+    --epochs           1000     60       1000      300            300
+    --burn_in_epochs   300      20       150       100            100
+    --cycle_epochs     10       5        50        20             20
+    --rms_step         0.002    0.001    0.0003    0.0003         0.001
+    --momentum         0.98     0.9      0.9       0.9            0.9
     --thermostat_mass  0.01     0.01     1         1              0.01
     --augment          false    false    true      true           true
 
 A step at the first learning rate has the root mean square `--rms_step` at temperature 1
-and is that of SGD with momentum 0.9 and learning rate `0.95 N rms_step^2`, for N
-training examples: the fewer there are, the wider the posterior, and the longer the
-steps. `npz` and `image_folder` are images of yours, as for `trainers.all_cnn`.
+and is that of SGD with the momentum `--momentum` and a learning rate of about `N
+rms_step^2`, for N training examples: the fewer there are, the wider the posterior, and
+the longer the steps. `npz` and `image_folder` are images of yours, as for
+`trainers.all_cnn`.
+
+To sample a small network of yours, say `--network=lenet5` or `mlp`:
+
+1. Give it a wide prior (`--prior_stddev=1`, on a thousand images): under a narrow one,
+   as weight normalization has, the average is not confident enough.
+2. Take the longest steps that keep both temperatures at 1. Where the kinetic one rises,
+   halve `--rms_step`; where the configurational one is below, the weights have not yet
+   spread: more epochs of burn-in, or more momentum.
+3. Take many samples, 50 or more: each fits the training data, errs elsewhere with
+   confidence, and is by itself worse than SGD. What is good is their average.
 
 Reference:
     Heek & Kalchbrenner, 2019, "Bayesian Inference for Large Scale Image
@@ -136,15 +151,15 @@ _OWN = {
     "augment": True,
 }
 _DEFAULTS = {
-    # A thousand images, and twenty thousand steps.
+    # A thousand images, and fifteen thousand steps.
     "digits": {
         "network": "lenet5",
         "momentum": 0.98,
         "depth": 11,
         "width": 0.5,
         "batch_size": 64,
-        "epochs": 1500,
-        "burn_in_epochs": 500,
+        "epochs": 1000,
+        "burn_in_epochs": 300,
         "cycle_epochs": 10,
         "rms_step": 0.002,
         "thermostat_mass": 0.01,

@@ -126,7 +126,7 @@ COMPARISON = (
         "Instead of one run, those that a file lists, side by side; other flags hold "
         "for all of them. With the package come, for all_cnn, 'table1', 'batch_size' "
         "and 'normalization_batch', for cell_fcn 'segmentation' and 'activations', and "
-        "for atmc 'atmc' and 'atmc_imagenet'.",
+        "for atmc 'atmc', 'atmc_imagenet' and 'atmc_small'.",
         **_WHOLE,
     ),
     Flag(

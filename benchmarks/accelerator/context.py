@@ -23,12 +23,14 @@ _ALL_CNN = {
 _SBN = {"width": "1", "epochs": "200", "members": "6", "augment": "true"}
 # Not of the paper, whose 1000 epochs of 56 layers are some hours: a size that fits.
 _ATMC = {
+    "network": "resnet_plus_plus",
     "depth": "20",
     "width": "1",
     "epochs": "200",
     "batch_size": "128",
     "rms_step": "0.0003",
     "thermostat_mass": "0.01",
+    "momentum": "0.9",
     "augment": "true",
 }
 _PROTOCOLS = {"all_cnn": _ALL_CNN, "sbn": _SBN, "atmc": _ATMC}

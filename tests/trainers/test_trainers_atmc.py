@@ -16,11 +16,16 @@ from trainers.report import run as report
 pytestmark = pytest.mark.slow
 
 SMALL = {
+    "network": "resnet_plus_plus",
     "width": 0.25,
+    "batch_size": 32,
     "epochs": 9,
     "burn_in_epochs": 1,
     "cycle_epochs": 2,
+    "rms_step": 0.003,
+    "momentum": 0.9,
     "samples": 3,
+    "checkpoint_every": 1,
 }
 
 

@@ -81,7 +81,7 @@ CONFIGS = pathlib.Path(comparison.__file__).parents[1] / "configs"
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.ini")))
 def test_the_files_of_the_package_are_right(name):
     others = {"segmentation": cell_fcn, "activations": cell_fcn}
-    others |= dict.fromkeys(("atmc", "atmc_imagenet"), atmc)
+    others |= dict.fromkeys(("atmc", "atmc_imagenet", "atmc_small"), atmc)
     program = others.get(name, all_cnn).PROGRAM
     plan = read_plan(name, program.flags())
     assert plan.figures
