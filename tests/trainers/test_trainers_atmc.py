@@ -135,6 +135,32 @@ def test_chains_are_independent_jobs(jobs, tmp_path, monkeypatch):
     assert figures["samples/nll/4"] == pytest.approx(figures["test/nll_posterior"])
 
 
+@pytest.mark.parametrize("network", ["mlp", "lenet5"])
+def test_small_networks_have_a_normal_prior(network, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "_export", lambda *args: "")
+    values = {"network": network, "width": 0.1, "prior_stddev": 0.5, "epochs": 3}
+    figures = run_main(tmp_path, **values)
+    assert np.isfinite(figures["test/nll_posterior"])
+    model = keras.models.load_model(tmp_path / "model.keras")
+    flags = atmc.PROGRAM.flags(values)
+    number = len(session.load_data(flags).train)
+    # `-log p` of all weights, biases too.
+    truth = sum(
+        np.sum(np.square(keras.ops.convert_to_numpy(v), dtype="float64"))
+        for v in model.trainable_variables
+    ) / (2 * 0.5**2)
+    np.testing.assert_allclose(number * float(sum(model.losses)), truth, rtol=1e-5)
+    assert f"{'LeNet-5' if network == 'lenet5' else 'Dense network'}" in (
+        tmp_path / "report.md"
+    ).read_text("utf-8")
+
+
+def test_momentum_is_what_a_step_leaves():
+    flags = atmc.PROGRAM.flags({"momentum": 0.95, "network": "mlp"})
+    sampler = atmc.make_sampler(flags, session.load_data(flags), 0)
+    assert sampler.equivalent_sgd()[1] == pytest.approx(0.95)
+
+
 def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no cycle after the burn-in"):
         run_main(tmp_path / "a", epochs=2)

@@ -1,0 +1,92 @@
+"""README's recipe on digits: what makes an average of samples a good prediction."""
+
+import keras
+import pytest
+
+import bayesnorm
+from bayesnorm import datasets, metrics, models, samplers
+from bayesnorm.training.loop import Config, Loop, fit
+from bayesnorm.training.parts import of_splits
+
+# Chains of eight thousand steps.
+pytestmark = pytest.mark.slow
+
+CYCLE, BATCH, BURN_IN, EPOCHS = 10, 64, 100, 400
+
+
+def _network(digits, **priors):
+    keras.utils.set_random_seed(0)
+    return models.mlp(
+        digits.image_shape,
+        digits.num_classes,
+        units=(100, 100),
+        input_mean=digits.channel_mean,
+        input_variance=digits.channel_stddev**2,
+        seed=0,
+        **priors,
+    )
+
+
+def _sampled(digits, folder, stddev, rms_step):
+    """Returns NLL and ECE (%) of the average of 30 samples, and their mean NLL."""
+    number = len(digits.train)
+    model = _network(digits, num_examples=number, prior_stddev=stddev)
+    sampler = samplers.ATMC(
+        number,
+        samplers.CyclicalCosine(0.001, CYCLE * (number // BATCH)),
+        mass=(0.001 / rms_step) ** 2,
+        friction=20.0,
+        thermostat_mass=0.01,
+        seed=0,
+        verbose=False,
+    )
+    config = Config(epochs=EPOCHS, batch_size=BATCH, learning_rate=0.001)
+    fit(
+        Loop(model, sampler, of_splits(digits), config),
+        callbacks=[samplers.PosteriorSamples(folder, CYCLE, BURN_IN)],
+    )
+    posterior = samplers.PosteriorSamples.load(folder, model)
+    assert len(posterior) == (EPOCHS - BURN_IN) // CYCLE
+    prediction = bayesnorm.predict(
+        posterior,
+        digits.inputs(digits.test.images),
+        method="mean",
+        from_logits=True,
+        keep_samples=True,
+    )
+    labels = digits.test.labels
+    singles = [metrics.nll(probs, labels) for probs in prediction.samples]
+    return *_scores(prediction.probs, labels), sum(singles) / len(singles)
+
+
+def _scores(probs, labels):
+    return metrics.nll(probs, labels), metrics.ece_equal_width(probs, labels)
+
+
+def _trained(digits):
+    """Returns NLL and ECE (%) of the network by SGD, with weight decay."""
+    # A learning rate and a prior that were tuned on validation data.
+    model = _network(digits, num_examples=len(digits.train), prior_stddev=1.0)
+    config = Config(epochs=60, batch_size=32, learning_rate=0.03, schedule="cosine")
+    optimizer = keras.optimizers.SGD(momentum=0.9, nesterov=True)
+    fit(Loop(model, optimizer, of_splits(digits), config))
+    probs = keras.ops.softmax(model(digits.inputs(digits.test.images)))
+    return _scores(keras.ops.convert_to_numpy(probs), digits.test.labels)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return datasets.load("digits", held_out=())
+
+
+def test_an_average_under_a_wide_prior_is_what_predicts_well(digits, tmp_path):
+    nll, ece, of_one = _sampled(digits, tmp_path / "wide", 1.0, 0.004)
+    narrow, narrow_ece, _ = _sampled(digits, tmp_path / "narrow", 0.15, 0.002)
+    sgd, sgd_ece = _trained(digits)
+    print("\n", nll, ece, of_one, narrow, narrow_ece, sgd, sgd_ece)
+    # One sample is far worse.
+    assert nll < 0.5 * of_one
+    # Under a narrow prior the average is not confident.
+    assert nll < 0.7 * narrow
+    assert ece < 0.7 * narrow_ece
+    assert nll < sgd
