@@ -75,7 +75,11 @@ def number_of_samples(evaluation, counts):
         f"{len(order)}, the accuracy goes from {accuracy[0]:.2f} to "
         f"{accuracy[-1]:.2f} %.",
         plots.run_curves(
-            {"NLL, nats": {"average": nll}, "accuracy, %": {"average": accuracy}},
+            {
+                # Infinite where the right class has no probability in any sample yet.
+                "NLL, nats": {"average": np.where(np.isfinite(nll), nll, np.nan)},
+                "accuracy, %": {"average": accuracy},
+            },
             "",
             log=False,
             xlabel="samples",
@@ -87,6 +91,7 @@ def number_of_samples(evaluation, counts):
                 ("accuracy", "%", accuracy),
             )
             for n, value in zip(sizes, values, strict=True)
+            if np.isfinite(value)
         ],
     )
 
