@@ -10,6 +10,7 @@ import bayesnorm
 from bayesnorm.samplers import PosteriorSamples
 from tests.datasets.test_imagenet import make_imagenet
 from trainers import atmc, session
+from trainers.comparison.plan import read_plan
 from trainers.report import run as report
 
 # To compile a step of the network takes half a minute.
@@ -153,6 +154,24 @@ def test_small_networks_have_a_normal_prior(network, tmp_path, monkeypatch):
     assert f"{'LeNet-5' if network == 'lenet5' else 'Dense network'}" in (
         tmp_path / "report.md"
     ).read_text("utf-8")
+
+
+def test_the_recipe_is_better_than_sgd(tmp_path, monkeypatch):
+    # 0.039 and 0.088 nats where it was measured, 1.1 and 1.4 %: in some minutes.
+    monkeypatch.setattr(report, "_export", lambda *args: "")
+    runs = read_plan("atmc_small", atmc.PROGRAM.flags()).runs
+    sgd, posterior = (
+        atmc.main(
+            atmc.PROGRAM.flags({"workdir": tmp_path / name, **runs[name].flags})
+        ).values
+        for name in ("SGD", "ATMC")
+    )
+    assert posterior["test/nll_posterior"] < 0.8 * sgd["test/nll_one_pass"]
+    assert (
+        posterior["test/ece_equal_width_posterior"]
+        < (sgd["test/ece_equal_width_one_pass"])
+    )
+    assert posterior["test/brier_posterior"] < 0.7 * posterior["test/brier_one_pass"]
 
 
 def test_momentum_is_what_a_step_leaves():
