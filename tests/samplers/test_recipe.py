@@ -28,7 +28,7 @@ def _network(digits, **priors):
 
 
 def _sampled(digits, folder, stddev, rms_step):
-    """Returns Brier score and ECE of the average of 30 samples, and their mean score."""
+    """Returns Brier score and ECE of the average of 30 samples; their mean score."""
     number = len(digits.train)
     model = _network(digits, num_examples=number, prior_stddev=stddev)
     sampler = samplers.ATMC(
