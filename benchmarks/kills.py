@@ -52,7 +52,7 @@ BINARIES = {
     "sbn": f"trainers.sbn --epochs=3 --members=2 {_SMALL}",
     "sbp": f"trainers.sbp --pretrain_epochs=2 --epochs=4 --finetune_epochs=2 {_SMALL}",
     "atmc": "trainers.atmc --epochs=6 --cycle_epochs=2 --burn_in_epochs=2 --samples=3 "
-    "--width=0.25",
+    "--network=resnet_plus_plus --batch_size=32 --checkpoint_every=1 --width=0.25",
 }
 _COMMANDS = BINARIES | {
     "comparison": f"trainers.all_cnn --runs={{runs}} --epochs=3 {_SMALL}",
