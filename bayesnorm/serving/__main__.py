@@ -61,9 +61,7 @@ def _options(ray_serve):
 def main(argv):
     """Serves until it is told to stop."""
     if len(argv) != 2:
-        raise app.UsageError(
-            f"Expected the folder of one model. Received: {argv[1:]}"
-        )
+        raise app.UsageError(f"Expected the folder of one model. Received: {argv[1:]}")
     # Ray reports its use to its makers unless it is told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:

@@ -167,9 +167,7 @@ def main(path):
         raise RuntimeError("The server must not import TensorFlow's Python or Keras.")
     print(port, flush=True)
     over = threading.Event()
-    threading.Thread(
-        target=lambda: (sys.stdin.read(), over.set()), daemon=True
-    ).start()
+    threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
     while not over.wait(_POLL_SECONDS):
         service.refresh()
     server.stop(None)
