@@ -1,4 +1,4 @@
-"""A client's view: the official stubs against TensorFlow's C library, on the network."""
+"""A client's view: the official stubs against TensorFlow's C library, over gRPC."""
 
 import shutil
 import time
