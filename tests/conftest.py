@@ -23,6 +23,8 @@ def pytest_configure(config):
 _ONE_RUN = (
     "test_accelerator_plan.py",
     "test_export_ensembles.py",
+    "test_prediction_service.py",
+    "test_ray_serve.py",
     "test_trainers_all_cnn.py",
     "test_trainers_atmc.py",
     "test_trainers_cell_fcn.py",
