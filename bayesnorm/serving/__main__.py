@@ -70,10 +70,10 @@ def main(argv):
         raise app.UsageError(
             f'{error}. Serving needs Ray: pip install "bayesnorm[serve]"'
         ) from error
-    over = threading.Event()
+    path, over = pathlib.Path(argv[1]).absolute(), threading.Event()
     try:
         address = ray_serve.start(
-            pathlib.Path(argv[1]).absolute(),
+            path,
             _NAME.value,
             _REPLICAS.value,
             _options(ray_serve),
@@ -88,7 +88,7 @@ def main(argv):
         print(f"Serving at {address}:predict", flush=True)
         over.wait()
     finally:
-        ray_serve.stop()
+        ray_serve.stop(path, _NAME.value)
 
 
 if __name__ == "__main__":

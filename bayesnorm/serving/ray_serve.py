@@ -17,6 +17,7 @@ from bayesnorm.serving import rest
 from bayesnorm.serving.versions import Versions, name_of, versions_in
 
 _ADDRESS = "127.0.0.1"
+_LOG = logging.getLogger(__name__)
 # Requests that wait in a proxy; those above are answered with status 503 at once.
 _WAITING = 1000
 
@@ -113,7 +114,8 @@ class Replica:
         # TensorFlow is the replica's alone: the process that deploys needs none.
         from bayesnorm.serving.servable import Servable, use_threads
 
-        logging.getLogger().setLevel(logging.INFO)
+        logging.basicConfig()
+        logging.getLogger("bayesnorm").setLevel(logging.INFO)
         if options.threads:
             use_threads(options.threads)
         self._name, self._options = name, options
@@ -187,7 +189,7 @@ class Replica:
         if isinstance(outputs, ValueError):
             raise rest.RequestError(str(outputs))
         if isinstance(outputs, Exception):
-            logging.error("A request failed.", exc_info=outputs)
+            _LOG.error("A request failed.", exc_info=outputs)
             raise rest.RequestError(f"The model failed: {outputs}", 500)
         return outputs
 
@@ -210,7 +212,7 @@ class Replica:
             try:
                 await asyncio.to_thread(self._versions.refresh)
             except OSError:
-                logging.exception("The model's folder cannot be read.")
+                _LOG.exception("The model's folder cannot be read.")
 
 
 def _json(content, status=200):
@@ -269,14 +271,25 @@ def start(
         max_ongoing_requests=max(16, 2 * options.max_batch_size),
         max_queued_requests=_WAITING,
     )
-    serve.run(deployment.bind(name, str(path), options), name=name)
+    # A line for each request would cost more than the request of a small model.
+    serve.run(
+        deployment.bind(name, str(path), options),
+        name=name,
+        logging_config={"enable_access_log": False},
+    )
     return f"http://{host}:{port}/v1/models/{name}"
 
 
-def stop():
-    """Ends what `start` began."""
-    serve.shutdown()
-    ray.shutdown()
+def stop(path, name=None):
+    """Ends what `start` began, and leaves a cluster of others running.
+
+    Args:
+        path: As of `start`.
+        name: As of `start`.
+    """
+    if ray.is_initialized():
+        serve.delete(name or name_of(path))
+        ray.shutdown()
 
 
 def _check_versions(path, versions):

@@ -4,6 +4,7 @@ import logging
 import pathlib
 
 _FILE = "saved_model.pb"
+_LOG = logging.getLogger(__name__)
 
 
 def versions_in(path):
@@ -63,11 +64,11 @@ class Versions:
                     # A dict of its own: requests read the other meanwhile.
                     loaded = self._load(found[version])
                     self._loaded = self._loaded | {version: loaded}
-                    logging.info("Version %d of %s is loaded.", version, self._path)
+                    _LOG.info("Version %d of %s is loaded.", version, self._path)
                 except Exception as error:
                     failed[version] = f"{type(error).__name__}: {error}"
                     if self._failed.get(version) != failed[version]:
-                        logging.exception("Version %d cannot be loaded.", version)
+                        _LOG.exception("Version %d cannot be loaded.", version)
         self._failed = failed
         good = [version for version in wanted if version in self._loaded]
         if good and not failed:
