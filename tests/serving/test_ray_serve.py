@@ -72,6 +72,7 @@ def at_once(server, work, items):
         return list(pool.map(run, items))
 
 
+@pytest.mark.slow
 def test_answers(client, models, x):
     model = models[1][1]
     # More examples than go into a batch, too.
@@ -95,6 +96,7 @@ def test_answers(client, models, x):
     np.testing.assert_allclose(rows, mean["probs"][:3], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_clients_at_once_get_their_own_answers_and_noise(server, models, x):
     """Requests of several lengths and signatures, some of them wrong, go together."""
     model = models[1][1]
@@ -116,6 +118,7 @@ def test_clients_at_once_get_their_own_answers_and_noise(server, models, x):
     assert len(np.unique(np.concatenate(found)[:, 0])) == 8 * 5 * 2
 
 
+@pytest.mark.slow
 def test_bad_requests_are_told_what_is_wrong(client, x):
     good = x[:1].tolist()
     for method, path, body, status, message in (
@@ -138,6 +141,7 @@ def test_bad_requests_are_told_what_is_wrong(client, x):
     assert "'small'" in content["error"]
 
 
+@pytest.mark.slow
 def test_metadata_and_health(client):
     status, content = client.ask("GET", "/versions/1/metadata")
     assert status == 200
@@ -153,6 +157,7 @@ def test_metadata_and_health(client):
     assert (answer.status, answer.read()) == (200, b"success")
 
 
+@pytest.mark.slow
 def test_a_new_version_is_served_beside_the_old_one(server, client, models, folder, x):
     means = {
         version: predict(model, x[:3], method="mean", from_logits=True).probs
@@ -203,5 +208,12 @@ def test_batches_are_of_one_kind_and_fail_alone():
 
 
 def test_what_cannot_be_served_is_said(tmp_path):
-    with pytest.raises(RuntimeError, match="folder for each version"):
-        RayServer(tmp_path)
+    from bayesnorm.serving import ray_serve
+
+    with pytest.raises(ValueError, match=r"folder for each version.*versions \[\]"):
+        ray_serve.start(tmp_path)
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3" / "saved_model.pb").touch()
+    with pytest.raises(ValueError, match=r"versions \[3\] and without \[1\]"):
+        ray_serve.start(tmp_path, options=ray_serve.Options(versions=(1, 3)))
+    assert not ray_serve.ray.is_initialized()
