@@ -125,8 +125,12 @@ class Replica:
         servable.probe()
         # One thread: a batch after the other. JSON is read in others.
         self._runner = concurrent.futures.ThreadPoolExecutor(1)
-        self._batched.set_max_batch_size(options.max_batch_size)
-        self._batched.set_batch_wait_timeout_s(options.batch_wait_timeout_ms / 1000)
+        # A decorated method would share its queue with all objects of the class.
+        self._batched = serve.batch(
+            max_batch_size=options.max_batch_size,
+            batch_wait_timeout_s=options.batch_wait_timeout_ms / 1000,
+            batch_size_fn=_examples,
+        )(self._run)
         self._watch = None
 
     async def __call__(self, request):
@@ -192,10 +196,6 @@ class Replica:
             _LOG.error("A request failed.", exc_info=outputs)
             raise rest.RequestError(f"The model failed: {outputs}", 500)
         return outputs
-
-    @serve.batch(batch_size_fn=_examples)
-    async def _batched(self, calls):
-        return await self._run(calls)
 
     async def _run(self, calls):
         loop = asyncio.get_running_loop()
