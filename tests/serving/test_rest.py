@@ -170,3 +170,7 @@ def test_versions_side_by_side(tmp_path):
         assert versions.status() == dict.fromkeys(expected)
         assert versions.get() == (3, "3")
         assert versions.get(min(expected))[1] == str(min(expected))
+    # One that does not load takes no other's place.
+    make_version(tmp_path, 4, "broken")
+    latest.refresh()
+    assert latest.status() == {2: None, 3: None, 4: "OSError: no model"}
