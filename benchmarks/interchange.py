@@ -21,7 +21,7 @@ from absl import app, flags
 
 import bayesnorm
 from bayesnorm.pruning import cost
-from benchmarks import timing
+from benchmarks import runtimes, timing
 from trainers.flags import command
 from trainers.report import tables
 
@@ -87,33 +87,14 @@ def _mean(model):
     return step
 
 
-def in_onnxruntime(path):
-    """Returns the function of ONNX Runtime, on one thread."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options)
-    return lambda x: session.run(["probs"], {"inputs": x})[0]
-
-
-def in_openvino(path):
-    """Returns the function of OpenVINO, on one thread and in float32."""
-    import openvino
-
-    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    request = openvino.compile_model(path, "CPU", options).create_infer_request()
-    return lambda x: request.infer({"inputs": x})["probs"]
-
-
 def measure(model, folder):
     """Returns `{runtime: {"error": ..., batch: seconds}}` of a network."""
     path = pathlib.Path(folder) / "model.onnx"
     bayesnorm.export_onnx(model, path, from_logits=True)
-    runtimes = {
+    runs = {
         "TensorFlow": compiled(model),
-        "ONNX Runtime": in_onnxruntime(path),
-        "OpenVINO": in_openvino(path),
+        "ONNX Runtime": runtimes.in_onnxruntime(path),
+        "OpenVINO": runtimes.in_openvino(path),
     }
     shape = model.input_shape[1:]
     x = np.random.default_rng(1).normal(size=(max(_BATCHES), *shape)).astype("float32")
@@ -122,10 +103,10 @@ def measure(model, folder):
     ).probs
     found = {
         name: {"error": float(np.abs(np.asarray(run(x)) - truth).max())}
-        for name, run in runtimes.items()
+        for name, run in runs.items()
     }
     for batch in _BATCHES:
-        seconds = cost.best({k: (run, x[:batch]) for k, run in runtimes.items()})
+        seconds = cost.best({k: (run, x[:batch]) for k, run in runs.items()})
         for name, value in seconds.items():
             found[name][batch] = value
     return found
@@ -133,31 +114,31 @@ def measure(model, folder):
 
 def table(results):
     """Returns the tables."""
-    runtimes = list(next(iter(results.values())))
-    head = ["ms a call", "batch", *runtimes, "largest difference to Keras"]
+    names = list(next(iter(results.values())))
+    head = ["ms a call", "batch", *names, "largest difference to Keras"]
     rows = []
     for title, found in results.items():
-        error = max(found[name]["error"] for name in runtimes)
+        error = max(found[name]["error"] for name in names)
         for batch in _BATCHES:
-            times = [f"{1e3 * found[name][batch]:.3f}" for name in runtimes]
+            times = [f"{1e3 * found[name][batch]:.3f}" for name in names]
             rows.append([title, str(batch), *times, f"{error:.0e}"])
     text = tables.table(head, rows)
     rows = []
     for batch in _BATCHES:
         dense, pruned = results[_DENSE], results[_PRUNED]
-        ratios = [dense[name][batch] / pruned[name][batch] for name in runtimes]
+        ratios = [dense[name][batch] / pruned[name][batch] for name in names]
         against = dense["TensorFlow"][batch]
         rows.append(
             [
                 f"batch {batch}",
                 *(f"{ratio:.1f}" for ratio in ratios),
-                *(f"{against / pruned[name][batch]:.1f}" for name in runtimes),
+                *(f"{against / pruned[name][batch]:.1f}" for name in names),
             ]
         )
     head = [
         "times faster when pruned",
-        *runtimes,
-        *(f"{name}, than unpruned in TensorFlow" for name in runtimes),
+        *names,
+        *(f"{name}, than unpruned in TensorFlow" for name in names),
     ]
     return f"{text}\n\n{tables.table(head, rows)}"
 

@@ -29,6 +29,7 @@ import numpy as np
 from absl import app, flags
 
 from bayesnorm.storage import write_atomically
+from benchmarks.small_runs import BINARIES, SMALL
 from trainers import flags as trainer_flags
 from trainers.report.tables import table
 
@@ -43,19 +44,8 @@ scale = plain
 [AN]
 norm = analytic
 """
-_SMALL = "--samples=3 --width=0.1"
-# What takes some ten seconds, half of them training: sbn calibrates, sbp prunes, atmc
-# samples the posterior, and all of them export.
-BINARIES = {
-    "all_cnn": f"trainers.all_cnn --epochs=8 {_SMALL}",
-    "cell_fcn": f"trainers.cell_fcn --epochs=6 --train_examples=16 {_SMALL}",
-    "sbn": f"trainers.sbn --epochs=3 --members=2 {_SMALL}",
-    "sbp": f"trainers.sbp --pretrain_epochs=2 --epochs=4 --finetune_epochs=2 {_SMALL}",
-    "atmc": "trainers.atmc --epochs=6 --cycle_epochs=2 --burn_in_epochs=2 --samples=3 "
-    "--network=resnet_plus_plus --batch_size=32 --checkpoint_every=1 --width=0.25",
-}
 _COMMANDS = BINARIES | {
-    "comparison": f"trainers.all_cnn --runs={{runs}} --epochs=3 {_SMALL}",
+    "comparison": f"trainers.all_cnn --runs={{runs}} --epochs=3 {SMALL}",
 }
 
 

@@ -24,7 +24,7 @@ import keras
 from absl import app, flags
 
 from bayesnorm.storage import write_atomically
-from benchmarks.kills import BINARIES
+from benchmarks.small_runs import BINARIES
 from trainers.evaluation.records import Records
 from trainers.flags import command
 from trainers.report.tables import table

@@ -9,10 +9,12 @@ Of finished runs of `trainers.sbp`: what each criterion keeps (signal-to-noise r
 evidence), and its test error; the network that pruning started from without its
 filters of smallest norms, as many as to have no more multiplications, trained on for
 `--epochs` as a plain network, with the run's optimizer and its rate falling to 0 in a
-line; and the time of a call, compiled and as an exported SavedModel, of one example and
-of 100.
+line; and the time of a call, compiled, as an exported SavedModel and in ONNX Runtime on
+one thread, of one example and of 100 (`TF_NUM_INTRAOP_THREADS=1` and
+`TF_NUM_INTEROP_THREADS=1` give TensorFlow one thread as well).
 """
 
+import importlib.util
 import json
 import pathlib
 import statistics
@@ -25,7 +27,7 @@ from absl import app, flags
 
 import bayesnorm
 from bayesnorm.pruning import cost, magnitude_masks
-from benchmarks import timing
+from benchmarks import runtimes, timing
 from trainers import sbp, session
 from trainers.flags import command
 from trainers.report import tables
@@ -104,6 +106,18 @@ def served_seconds(models, batch):
         return cost.best(runs)
 
 
+def onnx_seconds(models, batch):
+    """Returns the seconds of a call of models in ONNX Runtime, one thread, in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {}
+        for name, model in models.items():
+            path = f"{folder}/{name}.onnx"
+            bayesnorm.export_onnx(model, path, from_logits=True)
+            x = cost.random_inputs(model, batch)
+            runs[name] = runtimes.in_onnxruntime(path), np.asarray(x)
+        return cost.best(runs)
+
+
 def measure(folder):
     """Returns the figures of a run, and the networks whose times are compared."""
     run = sbp.PROGRAM.flags({"config": f"{folder}/flags.txt", "workdir": folder})
@@ -132,6 +146,8 @@ def times(pair):
     found = {"compiled": {b: cost.latencies(pair, b) for b in _BATCHES}}
     if keras.backend.backend() == "tensorflow":
         found["served"] = {b: served_seconds(pair, b) for b in _BATCHES}
+        if importlib.util.find_spec("onnxruntime"):
+            found["ONNX Runtime"] = {b: onnx_seconds(pair, b) for b in _BATCHES}
     return found
 
 
@@ -163,7 +179,7 @@ def table(results):
         cells = [f"{wrong:.2f} %, {factor:.1f} x, {widths}"]
         rows.append([method, *[""] * len(results), *cells])
     text = tables.table(head, rows)
-    kinds = [k for k in ("compiled", "served") if k in first]
+    kinds = [k for k in ("compiled", "served", "ONNX Runtime") if k in first]
     head = ["times faster", *(f"seed {r['seed']}" for r in results), "before, ms"]
     rows = []
     for kind in kinds:
