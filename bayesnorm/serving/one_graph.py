@@ -3,6 +3,8 @@
 Imported only to export, with the TensorFlow backend.
 """
 
+import re
+
 import keras
 import tensorflow as tf
 from keras import ops
@@ -131,9 +133,17 @@ class OneGraph:
         scopes = [(node.op, node.name.split("/")[:-1]) for node in nodes]
         every = {name for _, names in scopes for name in names}
         own = {name for kind, names in scopes if kind in kinds for name in names}
-        layers = [layer.name for layer in layers_of(self.model)]
+        layers = [
+            layer.name
+            for layer in layers_of(self.model)
+            if not isinstance(layer, keras.Model)
+        ]
         # TensorFlow counts scopes of a name, those of all layers alike.
-        suffix = max(
-            ("", "_1", "_2"), key=lambda end: sum(x + end in every for x in layers)
-        )
+        suffixes = {re.search(r"(_\d+)?$", name)[0] for name in every}
+
+        def found(suffix):
+            ours = [name + suffix for name in layers]
+            return len(every.intersection(ours)), len(own.intersection(ours))
+
+        suffix = max(sorted({"", *suffixes}), key=found)
         return [name for name in layers if name + suffix in own]

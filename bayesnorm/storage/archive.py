@@ -82,10 +82,14 @@ def read_archive(path):
 
 
 def _checksums(arrays):
-    """The CRC-32 of arrays, their types and shapes, by name."""
+    """The CRC-32 of arrays with their types and shapes, by name."""
     return {
-        name: zlib.crc32(
-            array.tobytes(), zlib.crc32(f"{array.dtype.str}{array.shape}".encode())
-        )
+        name: zlib.crc32(array.tobytes(), zlib.crc32(_form(array).encode()))
         for name, array in arrays.items()
     }
+
+
+def _form(array):
+    # NumPy stores types that are none of its own, as bfloat16, as bytes of their size.
+    own = np.dtype(array.dtype.str) == array.dtype
+    return f"{array.dtype.str if own else f'|V{array.dtype.itemsize}'} {array.shape}"

@@ -8,35 +8,35 @@ import pytest
 
 from bayesnorm.storage import ArchiveError, read_archive, write_archive
 from bayesnorm.streams.arrays import as_arrays
-from benchmarks import hostile
+from benchmarks import attack
 
 
 @pytest.mark.parametrize(
     ("call", "way"),
     [
-        (lambda: True, hostile.ANSWER),
-        (lambda: False, hostile.FAULT),
-        (lambda: {}["x"], hostile.PASSED_ON),
+        (lambda: True, attack.ANSWER),
+        (lambda: False, attack.FAULT),
+        (lambda: {}["x"], attack.PASSED_ON),
         # As of NumPy: the words are not ours, whatever the type.
-        (lambda: np.zeros(2) + np.zeros(3), hostile.PASSED_ON),
-        (lambda: write_archive("x.npz", {"header": 1}, {}), hostile.REFUSAL),
+        (lambda: np.zeros(2) + np.zeros(3), attack.PASSED_ON),
+        (lambda: write_archive("x.npz", {"header": 1}, {}), attack.REFUSAL),
     ],
 )
 def test_ways_to_end(call, way):
-    assert hostile.ended(call).way == way
+    assert attack.ended(call).way == way
 
 
 def test_code_in_a_file_is_seen_when_it_runs(tmp_path):
-    payload = hostile.Payload(tmp_path / "ran")
+    payload = attack.Payload(tmp_path / "ran")
     pickle.loads(pickle.dumps(payload))
     assert os.path.isdir(tmp_path / "ran")
 
 
 def test_no_input_ends_in_a_fault(tmp_path):
-    found = hostile.attacked(90, tmp_path)
+    found = attack.attacked(90, tmp_path)
     assert len(found) == 9
     for title, ends in found.items():
-        faults = [end for end in ends if end.way == hostile.FAULT]
+        faults = [end for end in ends if end.way == attack.FAULT]
         assert len(ends) == 10
         assert not faults, title
 
