@@ -21,7 +21,7 @@ def calibrated(evaluation):
         return None  # The pixels of an image are not exchangeable.
     held, labels = splits.validation, splits.test.labels
     alphas = [a for a in _ALPHAS if len(held.labels) >= 1 / a - 1]
-    rows, records = [], []
+    rows, records, right = [], [], []
     for key, method in evaluation.methods.items():
         validation = predict(
             method.runs[0],
@@ -29,6 +29,8 @@ def calibrated(evaluation):
             from_logits=True,
             **method.arguments,
         ).probs
+        if (validation.argmax(-1) == held.labels).all():
+            right.append(method.title)
         test = evaluation.predictions["test"][key][0].probs
         found = [
             *_tempered(key, validation, held.labels, test, labels),
@@ -61,8 +63,19 @@ def calibrated(evaluation):
         "contain the right class of a test example (in per cent), and their mean "
         "number of classes. The expected coverage exceeds the stated one by "
         f"1 / {n + 1} at most; where the network errs less often than that, sets may "
-        f"be empty.\n\n{table(head, rows)}",
+        f"be empty.{_without_errors(right)}\n\n{table(head, rows)}",
         records=records,
+    )
+
+
+def _without_errors(titles):
+    """Says of which methods validation has no temperature to say, if of any."""
+    if not titles:
+        return ""
+    return (
+        f" **Not of {', '.join(titles)}**: all validation examples are right, so that "
+        "the NLL falls with T as far as it is let. Take no temperature, or more "
+        "validation data."
     )
 
 
