@@ -142,6 +142,19 @@ def histories(folder):
     return found
 
 
+def check_same(found, expected):
+    """All figures are equal but times; those of moments of pooling to rounding.
+
+    TensorFlow adds up their matrix products in an order that depends on its threads.
+    """
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        if key.endswith("_moments"):
+            assert found[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
+        else:
+            assert key.startswith("seconds/") or found[key] == value, key
+
+
 @pytest.mark.parametrize(
     ("phase", "after"), [long("without pruning", 2), long("with pruning", 3)]
 )
@@ -164,10 +177,7 @@ def test_a_killed_run_goes_on_to_the_same_figures(
     resumed = run_main(tmp_path)
     path, figures = finished
 
-    def without_times(values):
-        return {k: v for k, v in values.items() if not k.startswith("seconds/")}
-
-    assert without_times(resumed) == without_times(figures)
+    check_same(resumed, figures)
     assert histories(tmp_path) == histories(path)
 
 
@@ -187,8 +197,7 @@ def test_training_goes_on_in_what_is_left(finished, tmp_path, monkeypatch, no_ex
             run_main(tmp_path / "run", **changes)
     resumed = run_main(tmp_path / "run", **changes)
     whole = run_main(tmp_path / "whole", **changes)
-    for key, value in whole.items():
-        assert key.startswith("seconds/") or resumed[key] == value, key
+    check_same(resumed, whole)
     path, figures = finished
     assert whole["pruning/macs_before"] == figures["pruning/macs_before"]
     assert whole["pruning/macs_factor"] > 1.05
