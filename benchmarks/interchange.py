@@ -168,11 +168,7 @@ def main(argv):
         f"{versions}.\n\n{table(results)}\n"
     )
     print(text)
-    if _OUTPUT.value:
-        folder = pathlib.Path(_OUTPUT.value)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.md").write_text(text)
-        (folder / "metrics.json").write_text(json.dumps(results, indent=1) + "\n")
+    timing.write_report(_OUTPUT.value, text, results)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ fastest epoch beside that of float32. On a CPU half precision is emulated, and X
 the convolutions inside of a loop on one thread: what they are for is an accelerator.
 """
 
-import csv
 import os
 import pathlib
 import platform
@@ -25,7 +24,7 @@ from absl import app, flags
 
 from bayesnorm.storage import write_atomically
 from benchmarks.small_runs import BINARIES
-from trainers.evaluation.records import Records
+from trainers.comparison import execution
 from trainers.flags import command
 from trainers.report.tables import table
 
@@ -49,11 +48,11 @@ def run(words, folder):
     )
     if done.returncode:
         return (done.stderr or done.stdout).strip().splitlines()[-1]
-    records = Records.read(folder / "metrics.json")
-    found = {r.figure: r.value for r in reversed(list(records)) if r.part == "test"}
-    with open(folder / "history.csv", encoding="utf-8") as file:
-        seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
-    return found["nll"], found["error"], min(seconds)
+    ended = execution.read_outcome(folder)
+    found = {
+        r.figure: r.value for r in reversed(list(ended.records)) if r.part == "test"
+    }
+    return found["nll"], found["error"], min(ended.history["seconds"])
 
 
 def main(argv):

@@ -16,7 +16,6 @@ one thread, of one example and of 100 (`TF_NUM_INTRAOP_THREADS=1` and
 
 import importlib.util
 import json
-import pathlib
 import statistics
 import tempfile
 import warnings
@@ -224,11 +223,7 @@ def main(argv):
     ]
     text = "\n".join(lines)
     print(text)
-    if _OUTPUT.value:
-        folder = pathlib.Path(_OUTPUT.value)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.md").write_text(text)
-        (folder / "metrics.json").write_text(json.dumps(results, indent=1) + "\n")
+    timing.write_report(_OUTPUT.value, text, results)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 
 import json
 import os
+import pathlib
 import platform
 import sys
 import time
@@ -96,6 +97,21 @@ def write(path, results):
     if path:
         with open(path, "w") as file:
             json.dump(results, file, indent=2)
+
+
+def write_report(folder, page, results):
+    """Writes `report.md` and `metrics.json`, if there is a folder.
+
+    Args:
+        folder: Path of the folder, made if missing; None for nothing.
+        page: The text of the one.
+        results: What JSON takes, of the other.
+    """
+    if folder:
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.md").write_text(page)
+        (folder / "metrics.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 def main(paths):

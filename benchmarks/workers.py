@@ -15,7 +15,6 @@ Without accelerators the devices are parts of the CPU: that the figures are righ
 measured, not that it is faster.
 """
 
-import csv
 import os
 import pathlib
 import platform
@@ -31,7 +30,7 @@ import numpy as np
 from absl import app, flags
 
 from bayesnorm.storage import write_atomically
-from trainers.evaluation.records import Records
+from trainers.comparison import execution
 from trainers.flags import command
 from trainers.report.tables import table
 
@@ -66,11 +65,7 @@ def _children(parent):
 def _kill_one(process, folder, epochs):
     """Kills the youngest worker once the run has come so far; returns the epoch."""
     while process.poll() is None:
-        history = folder / "history.csv"
-        done = (
-            len(history.read_text("utf-8").splitlines()) - 1 if history.exists() else 0
-        )
-        if done >= epochs:
+        if (done := _epochs(folder)) >= epochs:
             os.kill(_children(process.pid)[-1], signal.SIGKILL)
             return done
         time.sleep(_POLL_SECONDS)
@@ -107,19 +102,16 @@ def run(words, place, seed, folder, rng):
     }
 
 
-def _losses(folder):
-    """Returns the training loss of each epoch so far."""
+def _epochs(folder):
+    """Returns how many epochs of a run have ended."""
     path = folder / "history.csv"
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8") as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
+    return len(path.read_text("utf-8").splitlines()) - 1 if path.exists() else 0
 
 
 def _figures(folder):
-    records = Records.read(folder / "metrics.json")
-    found = {name: records.value("test", name, "one_pass") for name in _FIGURES}
-    return {"losses": _losses(folder), **found}
+    ended = execution.read_outcome(folder)
+    found = {name: ended.records.value("test", name, "one_pass") for name in _FIGURES}
+    return {"losses": ended.history["loss"], **found}
 
 
 def _row(name, place, runs, alone):

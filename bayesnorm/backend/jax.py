@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import keras
 
+from bayesnorm.backend.rules import total
+
 __all__ = [
     "MEMORY_OVERHEAD",
     "add_bias",
@@ -186,28 +188,6 @@ def fused(function):
         A function of the same signature. JAX fuses what it compiles by itself.
     """
     return function
-
-
-def total(terms, like, *values):
-    """Sums terms over the nodes of a rule.
-
-    Args:
-        terms: Function of one number of each of `values` to a tuple of tensors, element
-            by element: it may be given several numbers as a first axis more.
-        like: A tensor of the rank of the terms.
-        *values: Arrays `[nodes]`.
-
-    Returns:
-        Tuple of tensors.
-    """
-    del like
-    sums = None
-    for numbers in zip(*values, strict=True):
-        found = terms(*numbers)
-        sums = (
-            found if sums is None else [a + b for a, b in zip(sums, found, strict=True)]
-        )
-    return tuple(sums)
 
 
 def scan(produce, merge, carry, steps, collect=None):

@@ -7,6 +7,7 @@ import functools
 import numpy as np
 import tensorflow as tf
 
+from bayesnorm.backend import rules
 from bayesnorm.backend.tensorflow_replicas import replicas, spread
 
 __all__ = [
@@ -208,24 +209,10 @@ def fused(function):
 
 
 def total(terms, like, *values):
-    """Sums terms over the nodes of a rule.
-
-    Args:
-        terms: Function of one number of each of `values` to a tuple of tensors, element
-            by element: it may be given several numbers as a first axis more.
-        like: A tensor of the rank of the terms.
-        *values: Arrays `[nodes]`.
-
-    Returns:
-        Tuple of tensors.
-    """
+    """Sums terms over the nodes of a rule, as `rules.total`."""
     if _portable.get():
         return _total_of_parts(terms, like, values)
-    sums = None
-    for numbers in zip(*values, strict=True):
-        found = terms(*numbers)
-        sums = found if sums is None else _added(sums, found)
-    return tuple(sums)
+    return rules.total(terms, like, *values)
 
 
 def _total_of_parts(terms, like, values):
@@ -235,12 +222,8 @@ def _total_of_parts(terms, like, values):
         parts = (np.reshape(value[i : i + _NODES], shape) for value in values)
         found = terms(*(tf.constant(part, like.dtype) for part in parts))
         found = [tf.reduce_sum(x, 0) for x in found]
-        sums = found if sums is None else _added(sums, found)
+        sums = found if sums is None else rules.added(sums, found)
     return tuple(sums)
-
-
-def _added(sums, terms):
-    return [a + b for a, b in zip(sums, terms, strict=True)]
 
 
 def scan(produce, merge, carry, steps, collect=None):

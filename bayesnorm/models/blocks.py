@@ -99,13 +99,6 @@ def weight_priors(norm, num_examples, stddev):
     )
 
 
-def with_examples(scale, arguments, num_examples):
-    """Arguments of the scale, with N where a posterior weighs its KL by 1 / N."""
-    if num_examples is None or scale not in ("stochastic", "pruning"):
-        return arguments
-    return {"num_examples": num_examples, **arguments}
-
-
 class NormalizedBlocks:
     """Makes `linear layer -> normalization -> scale and bias` blocks.
 
@@ -319,3 +312,39 @@ class NormalizedBlocks:
         # takes theta's mean out again, and its averages would have theta's variance,
         # which evaluation has not.
         return self.prune(x, name, use_bias=not scaled) if pruning else x
+
+
+def blocks_with_priors(
+    norm,
+    scale,
+    projection,
+    seed,
+    scale_arguments,
+    num_examples,
+    prior_stddev,
+    **arguments,
+):
+    """Returns `NormalizedBlocks` whose weights have the priors of `weight_priors`.
+
+    Args:
+        norm: As of `NormalizedBlocks`.
+        scale: As of `NormalizedBlocks`.
+        projection: As of `NormalizedBlocks`.
+        seed: As of `NormalizedBlocks`.
+        scale_arguments: Dict of arguments of the scale, which gets N where a posterior
+            weighs its KL by 1 / N.
+        num_examples: As of `weight_priors`.
+        prior_stddev: As of its `stddev`.
+        **arguments: Others of `NormalizedBlocks`.
+    """
+    if num_examples is not None and scale in ("stochastic", "pruning"):
+        scale_arguments = {"num_examples": num_examples, **scale_arguments}
+    return NormalizedBlocks(
+        norm,
+        scale,
+        projection,
+        seed,
+        scale_arguments,
+        regularizers=weight_priors(norm, num_examples, prior_stddev),
+        **arguments,
+    )

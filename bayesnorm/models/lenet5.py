@@ -4,11 +4,9 @@ import keras
 
 from bayesnorm.arguments import check_choice
 from bayesnorm.models.blocks import (
-    NormalizedBlocks,
+    blocks_with_priors,
     image_inputs,
     scaled_widths,
-    weight_priors,
-    with_examples,
 )
 
 _WIDTHS = (20, 50, 500)
@@ -78,13 +76,14 @@ def lenet5(
             "Without padding the network needs images of 16 pixels or more a side: "
             f"pass padding='same'. Received: input_shape={input_shape}"
         )
-    block = NormalizedBlocks(
+    block = blocks_with_priors(
         norm,
         scale,
         projection,
         seed,
-        with_examples(scale, scale_arguments, num_examples),
-        regularizers=weight_priors(norm, num_examples, prior_stddev),
+        scale_arguments,
+        num_examples,
+        prior_stddev,
     )
     *filters, units = scaled_widths(_WIDTHS, width)
     inputs, x = image_inputs(input_shape, input_mean, input_variance)

@@ -4,11 +4,9 @@ import keras
 
 from bayesnorm.arguments import positive_integer
 from bayesnorm.models.blocks import (
-    NormalizedBlocks,
+    blocks_with_priors,
     image_inputs,
     scaled_widths,
-    weight_priors,
-    with_examples,
 )
 
 
@@ -68,13 +66,14 @@ def mlp(
     """
     for number in units:
         positive_integer("units", number)
-    block = NormalizedBlocks(
+    block = blocks_with_priors(
         norm,
         scale,
         projection,
         seed,
-        with_examples(scale, scale_arguments, num_examples),
-        regularizers=weight_priors(norm, num_examples, prior_stddev),
+        scale_arguments,
+        num_examples,
+        prior_stddev,
     )
     inputs, x = image_inputs(input_shape, input_mean, input_variance)
     x = block.prune(keras.layers.Flatten(name="flatten")(x), "flatten")

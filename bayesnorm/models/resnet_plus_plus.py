@@ -4,11 +4,9 @@ import keras
 
 from bayesnorm.arguments import check_number
 from bayesnorm.models.blocks import (
-    NormalizedBlocks,
+    blocks_with_priors,
     image_inputs,
     scaled_widths,
-    weight_priors,
-    with_examples,
 )
 from bayesnorm.models.resnet import BOTTLENECK, residual_stages
 
@@ -104,15 +102,16 @@ def resnet_plus_plus(
             f"...), or one of {tuple(_LARGE_BLOCKS)}. Received: depth={depth!r}"
         )
     in_batches = norm in ("batch", "stochastic_batch")
-    block = NormalizedBlocks(
+    block = blocks_with_priors(
         norm,
         scale,
         projection,
         seed,
-        with_examples(scale, scale_arguments, num_examples),
+        scale_arguments,
+        num_examples,
+        prior_stddev,
         activation=activation or ("relu" if in_batches else "selu"),
         kernel_initializer=keras.initializers.LecunNormal,
-        regularizers=weight_priors(norm, num_examples, prior_stddev),
     )
     unscaled = norm is None and scale in ("plain", "pruning")
     if last_scale is None:
