@@ -114,6 +114,26 @@ def test_every_room_is_in_the_list_and_on_the_page():
         assert f"`{room}`" in page, room
 
 
+def test_what_tests_import_of_the_benchmarks_defines_no_flags():
+    # Programs have flags of the same names: two in one process are an error, which
+    # shows only when both happen to be imported by the same worker.
+    modules = {module_of(path): path for path in FILES}
+    tests = (ROOT / "tests").rglob("*.py")
+    found, ahead = {}, [(name, path) for path in tests for name in imports_of(path)]
+    while ahead:
+        name, path = ahead.pop()
+        name = name if name in modules else name.rpartition(".")[0]
+        if name.startswith("benchmarks.") and name not in found:
+            found[name] = path
+            ahead += [(other, path) for other in imports_of(modules[name])]
+    assert found
+    assert not {
+        f"{name} of {path.name}"
+        for name, path in found.items()
+        if "flags.DEFINE" in modules[name].read_text("utf-8")
+    }
+
+
 def test_private_names_of_keras_are_in_one_file():
     found = {
         str(path.relative_to(ROOT))

@@ -300,7 +300,7 @@ def test_one_item_is_made_ahead_and_the_thread_ends_with_its_consumer():
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_stream():
-    from benchmarks.streams import STEP_BYTES, peak
+    from benchmarks.stream_jobs import STEP_BYTES, peak
 
     short, long = (peak("PyDataset", steps) for steps in (50, 500))
     assert 2**20 * (long - short) < 0.1 * 450 * STEP_BYTES

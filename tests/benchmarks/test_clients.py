@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 
-from benchmarks import serving
+from benchmarks import clients
 
 
 class Fake:
@@ -38,18 +38,18 @@ class Fake:
 
 def test_failures_and_repeats_are_counted():
     server = Fake()
-    row = serving.load(server, 3, {}, 0.5, serving.Answers())
+    row = clients.load(server, 3, {}, 0.5, clients.Answers())
     assert row["failed"] == server.failed > 0
     assert row["repeated"] == server.repeated > 0
     # Three requests of each client are before the time.
     assert row["requests"] == next(server._numbers) - 1 - 9
     assert row["failures"] == ["ConnectionError: gone"]
     assert 0 < row["p50_ms"] <= row["p99_ms"] < 500
-    assert "| fake | 3 |" in serving.table([row])
+    assert "| fake | 3 |" in clients.table([row])
 
 
 def test_without_answers_there_is_no_latency():
     server = Fake()
-    row = serving.load(server, 1, {}, 1e-9, serving.Answers())
+    row = clients.load(server, 1, {}, 1e-9, clients.Answers())
     assert (row["requests"], row["p50_ms"], row["repeated"]) == (0, None, 0)
-    assert "| - | - |" in serving.table([row])
+    assert "| - | - |" in clients.table([row])
