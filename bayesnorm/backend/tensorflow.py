@@ -209,10 +209,17 @@ def fused(function):
 
 
 def total(terms, like, *values):
-    """Sums terms over the nodes of a rule, as `rules.total`."""
+    """Sums weighted terms over the nodes of a rule, as `rules.total`."""
     if _portable.get():
         return _total_of_parts(terms, like, values)
-    return rules.total(terms, like, *values)
+    sums = None
+    for numbers in zip(*values, strict=True):
+        # One node after the other. Free to choose, TensorFlow makes all terms, which
+        # takes the memory of all, and rewrites the chain of additions as one operation,
+        # whose order, and the last digit with it, depends on the threads.
+        with tf.control_dependencies(sums or []):
+            sums = rules.added(sums, *terms(*numbers))
+    return tuple(sums)
 
 
 def _total_of_parts(terms, like, values):
@@ -220,9 +227,9 @@ def _total_of_parts(terms, like, values):
     shape, sums = [-1] + [1] * len(like.shape), None
     for i in range(0, len(values[0]), _NODES):
         parts = (np.reshape(value[i : i + _NODES], shape) for value in values)
-        found = terms(*(tf.constant(part, like.dtype) for part in parts))
-        found = [tf.reduce_sum(x, 0) for x in found]
-        sums = found if sums is None else rules.added(sums, found)
+        weight, found = terms(*(tf.constant(part, like.dtype) for part in parts))
+        found = [tf.reduce_sum(weight * x, 0) for x in found]
+        sums = rules.added(sums, 1.0, found)
     return tuple(sums)
 
 

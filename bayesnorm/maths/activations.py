@@ -138,8 +138,7 @@ def elementwise_moments(fn, mean, variance, points=32, kink=None):
             x, weight = place(node, weight)
             # About fn(mean): no cancellation where the variance is small.
             difference = fn(x) - centre
-            weighted = weight * difference
-            return weighted, weighted * difference
+            return weight, (difference, ops.square(difference))
 
         sums = backend.total(terms, centre, *rule)
         first, second = first + sums[0], second + sums[1]

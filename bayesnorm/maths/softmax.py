@@ -171,9 +171,9 @@ def _integrals(mean, variance):
 
     def terms(node, weight):
         r = ops.exp(ops.minimum(centre + stddev * node, 7.0))
-        none = weight * ops.exp(-r)
+        none = ops.exp(-r)
         some = none * r
-        return none, some, some * r
+        return weight, (none, some, some * r)
 
     sums = backend.total(terms, centre, nodes, weights)
     zero, one, two = (

@@ -133,6 +133,17 @@ def test_moments_agree_with_many_samples(x):
     assert error.mean() < 0.15 * truth.mutual_information.mean()
 
 
+def test_moments_repeat_to_the_last_digit(rng):
+    # Sums over the nodes of a rule: their order must not depend on threads.
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, scale_norm()(inputs))
+    x = 3 * rng.normal(size=(300, 8)).astype("float32")
+    first, *others = (
+        predict(model, x, method="moments", from_logits=True) for _ in range(4)
+    )
+    assert all(np.array_equal(first.probs, each.probs) for each in others)
+
+
 @pytest.mark.parametrize("concentration", [0.3, 3.0, 100.0])
 def test_mutual_information_of_moments_for_two_classes(concentration):
     """A Beta law of the probability, whose mean entropy is known exactly."""

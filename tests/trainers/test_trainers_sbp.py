@@ -143,16 +143,10 @@ def histories(folder):
 
 
 def check_same(found, expected):
-    """All figures are equal but times; those of moments of pooling to rounding.
-
-    TensorFlow adds up their matrix products in an order that depends on its threads.
-    """
+    """All figures but times are equal, to the last digit."""
     assert found.keys() == expected.keys()
     for key, value in expected.items():
-        if key.endswith("_moments"):
-            assert found[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
-        else:
-            assert key.startswith("seconds/") or found[key] == value, key
+        assert key.startswith("seconds/") or found[key] == value, key
 
 
 @pytest.mark.parametrize(
