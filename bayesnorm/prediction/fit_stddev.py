@@ -131,6 +131,13 @@ def fit_stddev(
         raise ValueError(
             f"`y` must be an array of labels [n, ...]. Received: {type(y).__name__}"
         )
+    if not np.array_equal(labels, np.round(labels)):
+        raise ValueError(
+            "`y` must be integers, the classes: deviations are looked for by the NLL of "
+            f"a classifier. Received numbers between, of dtype {labels.dtype}. Those of "
+            "a regression are learned by `fit`, or set by to_posterior(model, "
+            "initial_stddev=...)."
+        )
     if len(labels) < 2:
         raise ValueError(
             "Deviations need examples that differ: give 2 or more, some hundreds for "

@@ -674,6 +674,7 @@ def test_all_cnn_on_own_images(own, form):
         run(all_cnn, own, form[0], "moved", **SMALL)
 
 
+@pytest.mark.slow
 def test_sbn_on_own_images(own):
     small = {"width": 0.1, "members": 2, "dropout": 0.0, "minibatch": False}
     figures, _ = run(sbn, own, "npz", "own.npz", flip=True, **small)

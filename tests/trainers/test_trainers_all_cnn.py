@@ -62,6 +62,7 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_to_the_same_figures(
     finished, tmp_path, monkeypatch, no_export
 ):
