@@ -133,10 +133,10 @@ def fit_stddev(
         )
     if not np.array_equal(labels, np.round(labels)):
         raise ValueError(
-            "`y` must be integers, the classes: deviations are looked for by the NLL of "
-            f"a classifier. Received numbers between, of dtype {labels.dtype}. Those of "
-            "a regression are learned by `fit`, or set by to_posterior(model, "
-            "initial_stddev=...)."
+            "`y` must be integers, the classes: deviations are looked for by the NLL "
+            f"of a classifier. Received other numbers, of dtype {labels.dtype}. A "
+            "regression learns its deviations by `fit`, or has them set by "
+            "to_posterior(model, initial_stddev=...)."
         )
     if len(labels) < 2:
         raise ValueError(

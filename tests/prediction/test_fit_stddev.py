@@ -168,7 +168,7 @@ def test_errors():
     model = to_posterior(plain, initial_stddev=0.3)
     with pytest.raises(ValueError, match=r"2 or more.*Received: 1"):
         fit_stddev(model, x[:1], y[:1])
-    with pytest.raises(ValueError, match="integers.*float.*regression.*`fit`"):
+    with pytest.raises(ValueError, match=r"integers.*float.*regression.*`fit`"):
         fit_stddev(model, x, y + 0.5)
     with pytest.raises(ValueError, match="criterion"):
         fit_stddev(model, x, y, criterion="widest")
