@@ -1,13 +1,17 @@
 """Checks of arguments."""
 
+from __future__ import annotations
+
 import math
 import operator
 import secrets
+from collections.abc import Collection
+from typing import Any
 
 import keras
 
 
-def check_model(model):
+def check_model(model: keras.Model) -> None:
     """Raises a TypeError if `model` is not a Keras model."""
     if not isinstance(model, keras.Model):
         raise TypeError(
@@ -15,13 +19,13 @@ def check_model(model):
         )
 
 
-def check_choice(name, value, choices):
+def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
     """Raises a ValueError if `value` is not one of `choices`."""
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {choices}. Received: {value!r}")
 
 
-def check_both_or_neither(**values):
+def check_both_or_neither(**values: Any) -> None:
     """Raises a ValueError if one of two values is None and the other is not."""
     if len({value is None for value in values.values()}) > 1:
         names = " and ".join(f"`{name}`" for name in values)
@@ -31,7 +35,7 @@ def check_both_or_neither(**values):
         )
 
 
-def check_number(name, value, positive=False):
+def check_number(name: str, value: Any, positive: bool = False) -> None:
     """Raises a ValueError if `value` is not a finite number from (or above) 0."""
     try:
         number = float(value)
@@ -44,7 +48,7 @@ def check_number(name, value, positive=False):
         )
 
 
-def positive_integer(name, value):
+def positive_integer(name: str, value: Any) -> int:
     """Returns an integer from 1, or raises a ValueError."""
     try:
         number = operator.index(value)
@@ -55,7 +59,7 @@ def positive_integer(name, value):
     return number
 
 
-def seed_integer(seed, bits=63):
+def seed_integer(seed: Any, bits: int = 63) -> int:
     """Returns an integer seed, a random one for None, or raises a ValueError."""
     if seed is None:
         return secrets.randbits(bits - 1)

@@ -22,24 +22,46 @@ Reference:
     - [Romano, Sesia & Candes, 2020](https://arxiv.org/abs/2006.02544): `"aps"`
 """
 
+from __future__ import annotations
+
 import math
 import warnings
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from scipy import stats
 
 from bayesnorm import metrics
 from bayesnorm.arguments import check_choice, seed_integer
+from bayesnorm.types import ArrayLike
 
 __all__ = ["ConformalIntervals", "ConformalSets"]
 
 _SCORES = ("lac", "aps", "randomized_aps")
 
 
+class _Classified(Protocol):
+    """A `Prediction` of classes, as far as it counts here."""
+
+    @property
+    def probs(self) -> Any: ...
+    @property
+    def entropy(self) -> Any: ...
+
+
+class _Regressed(Protocol):
+    """A `Prediction` of a regression."""
+
+    @property
+    def mean(self) -> Any: ...
+    @property
+    def variance(self) -> Any: ...
+
+
 class _Conformal:
     """The quantile of scores `[n, ...]`, one for each entry of `...`."""
 
-    def __init__(self, scores, alpha, full):
+    def __init__(self, scores: np.ndarray, alpha: float, full: str) -> None:
         self.alpha, self.examples = alpha, len(scores)
         n = self.examples
         # A product that is an integer must not be rounded to above it.
@@ -57,7 +79,7 @@ class _Conformal:
             self.threshold = np.sort(scores, axis=0)[self._rank - 1]
 
     @property
-    def coverage_bounds(self):
+    def coverage_bounds(self) -> tuple[float, float]:
         """The least and the most of the expected coverage, in [0, 1].
 
         The latter if no two scores are equal, as with continuous outputs.
@@ -65,7 +87,7 @@ class _Conformal:
         return 1 - self.alpha, min(1.0, 1 - self.alpha + 1 / (self.examples + 1))
 
     @property
-    def coverage_law(self):
+    def coverage_law(self) -> Any:
         """The law of the coverage of new examples over calibration sets of this size.
 
         A frozen distribution of SciPy; None where all is covered.
@@ -117,8 +139,14 @@ class ConformalSets(_Conformal):
     """
 
     def __init__(
-        self, validation, labels, alpha=0.1, score="lac", allow_empty=True, seed=0
-    ):
+        self,
+        validation: _Classified | ArrayLike,
+        labels: ArrayLike,
+        alpha: float = 0.1,
+        score: Literal["lac", "aps", "randomized_aps"] = "lac",
+        allow_empty: bool = True,
+        seed: int = 0,
+    ) -> None:
         _check_alpha(alpha)
         check_choice("score", score, _SCORES)
         self.score, self._seed = score, seed_integer(seed)
@@ -129,7 +157,7 @@ class ConformalSets(_Conformal):
         self.classes = probs.shape[-1]
         super().__init__(scores, alpha, "the sets hold all classes")
 
-    def sets(self, prediction):
+    def sets(self, prediction: _Classified | ArrayLike) -> np.ndarray:
         """Returns which classes are in the sets, `[m, K]` booleans.
 
         Args:
@@ -147,7 +175,9 @@ class ConformalSets(_Conformal):
             sets[np.arange(len(sets)), probs.argmax(-1)] = True
         return sets
 
-    def summary(self, prediction, labels):
+    def summary(
+        self, prediction: _Classified | ArrayLike, labels: ArrayLike
+    ) -> dict[str, float]:
         """How often sets contain the label, and how large they are.
 
         Args:
@@ -215,7 +245,13 @@ class ConformalIntervals(_Conformal):
         UserWarning: If the calibration examples are too few for alpha.
     """
 
-    def __init__(self, validation, targets, alpha=0.1, scaled=True):
+    def __init__(
+        self,
+        validation: _Regressed,
+        targets: ArrayLike,
+        alpha: float = 0.1,
+        scaled: bool = True,
+    ) -> None:
         _check_alpha(alpha)
         self.scaled = scaled
         mean, deviation = self._parts(validation)
@@ -223,7 +259,7 @@ class ConformalIntervals(_Conformal):
         scores = np.abs(targets - mean) / deviation
         super().__init__(scores, alpha, "the intervals are infinite")
 
-    def intervals(self, prediction):
+    def intervals(self, prediction: _Regressed) -> tuple[np.ndarray, np.ndarray]:
         """Returns the ends `(low, high)`, `[m, ...]` both, of new examples."""
         mean, deviation = self._parts(prediction)
         if mean.shape[1:] != self.threshold.shape:
@@ -234,7 +270,7 @@ class ConformalIntervals(_Conformal):
         half = self.threshold * deviation
         return mean - half, mean + half
 
-    def summary(self, prediction, targets):
+    def summary(self, prediction: _Regressed, targets: ArrayLike) -> dict[str, float]:
         """How often intervals contain the target, and how long they are.
 
         Returns:

@@ -16,10 +16,14 @@ Reference:
     - [Houlsby et al., 2011](https://arxiv.org/abs/1112.5745): mutual information
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import numpy as np
 from scipy import optimize, special
+
+from bayesnorm.types import ArrayLike
 
 __all__ = [
     "ReliabilityBins",
@@ -68,37 +72,39 @@ class ReliabilityBins(NamedTuple):
     count: np.ndarray
 
     @property
-    def calibration_error(self):
+    def calibration_error(self) -> float:
         """`sum_b n_b / n |confidence_b - accuracy_b|`."""
         return _calibration_error(self.confidence, self.accuracy, self.count)
 
 
-def nll(probs, labels):
+def nll(probs: ArrayLike, labels: ArrayLike) -> float:
     """Mean negative log-likelihood `-log p_y`, nats; infinite where some `p_y` is 0."""
     probs, labels = _classification(probs, labels)
     with np.errstate(divide="ignore"):
         return float(-np.log(probs[np.arange(len(labels)), labels]).mean())
 
 
-def accuracy(probs, labels):
+def accuracy(probs: ArrayLike, labels: ArrayLike) -> float:
     """Share of examples whose predicted class is the label, in [0, 1]."""
     probs, labels = _classification(probs, labels)
     return float((probs.argmax(-1) == labels).mean())
 
 
-def error(probs, labels):
+def error(probs: ArrayLike, labels: ArrayLike) -> float:
     """Share of examples whose predicted class is not the label, in [0, 1]."""
     return 1.0 - accuracy(probs, labels)
 
 
-def brier(probs, labels):
+def brier(probs: ArrayLike, labels: ArrayLike) -> float:
     """Brier score `sum_k (p_k - [k = y])^2`, mean over examples, in [0, 2]."""
     probs, labels = _classification(probs, labels)
     target = np.arange(probs.shape[-1]) == labels[:, None]
     return float(np.square(probs - target).sum(-1).mean())
 
 
-def reliability_bins(probs, labels, bins=15):
+def reliability_bins(
+    probs: ArrayLike, labels: ArrayLike, bins: int = 15
+) -> ReliabilityBins:
     """Confidence and accuracy in `bins` bins of equal width on [0, 1].
 
     Args:
@@ -123,7 +129,7 @@ def reliability_bins(probs, labels, bins=15):
         )
 
 
-def ece_equal_width(probs, labels, bins=15):
+def ece_equal_width(probs: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
     """Expected calibration error over bins of equal width, in [0, 1].
 
     `sum_b n_b / n |confidence_b - accuracy_b|` over the bins of `reliability_bins`.
@@ -131,7 +137,9 @@ def ece_equal_width(probs, labels, bins=15):
     return reliability_bins(probs, labels, bins).calibration_error
 
 
-def equal_mass_bins(probs, labels, bins=8):
+def equal_mass_bins(
+    probs: ArrayLike, labels: ArrayLike, bins: int = 8
+) -> ReliabilityBins:
     """Confidence and accuracy in bins of equally many examples.
 
     Examples are sorted by confidence and cut into bins of `n // bins`, the first
@@ -162,7 +170,7 @@ def equal_mass_bins(probs, labels, bins=8):
     )
 
 
-def ece_equal_mass(probs, labels, bins=8):
+def ece_equal_mass(probs: ArrayLike, labels: ArrayLike, bins: int = 8) -> float:
     """Expected calibration error over bins of equally many examples, in [0, 1].
 
     `sum_b n_b / n |confidence_b - accuracy_b|` over the bins of `equal_mass_bins`.
@@ -170,7 +178,7 @@ def ece_equal_mass(probs, labels, bins=8):
     return equal_mass_bins(probs, labels, bins).calibration_error
 
 
-def predictive_entropy(probs):
+def predictive_entropy(probs: ArrayLike) -> np.ndarray:
     """Entropy `-sum_k p_k log p_k` of each prediction, nats.
 
     Args:
@@ -182,7 +190,7 @@ def predictive_entropy(probs):
     return _entropy(_probabilities("probs", probs, 2))
 
 
-def mutual_information(samples):
+def mutual_information(samples: ArrayLike) -> np.ndarray:
     """Mutual information of label and network, `H(mean p) - mean H(p)`, nats.
 
     Args:
@@ -196,7 +204,9 @@ def mutual_information(samples):
     return np.maximum(gap, 0.0)
 
 
-def entropy_cdf(entropy, at=None):
+def entropy_cdf(
+    entropy: ArrayLike, at: ArrayLike | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Empirical distribution function `F(h) = #{H <= h} / n`.
 
     Args:
@@ -211,7 +221,7 @@ def entropy_cdf(entropy, at=None):
     return at, np.searchsorted(entropy, at, side="right") / len(entropy)
 
 
-def auroc(score, positive):
+def auroc(score: ArrayLike, positive: ArrayLike) -> float:
     """Area under the ROC curve, `P(s+ > s-) + P(s+ = s-) / 2`, in [0, 1].
 
     Args:
@@ -224,7 +234,7 @@ def auroc(score, positive):
     return float(metrics.roc_auc_score(positive, score))
 
 
-def aupr(score, positive):
+def aupr(score: ArrayLike, positive: ArrayLike) -> float:
     """Average precision `sum_i (recall_i - recall_{i-1}) precision_i`, in [0, 1].
 
     The sum runs over the different scores as thresholds, from the highest down.
@@ -239,7 +249,7 @@ def aupr(score, positive):
     return float(metrics.average_precision_score(positive, score))
 
 
-def fpr_at_tpr(score, positive, tpr=0.95):
+def fpr_at_tpr(score: ArrayLike, positive: ArrayLike, tpr: float = 0.95) -> float:
     """Smallest false positive rate of a threshold that finds `tpr` of the positives.
 
     Thresholds are the scores themselves, nothing is interpolated.
@@ -258,7 +268,9 @@ def fpr_at_tpr(score, positive, tpr=0.95):
     return float(false[np.argmax(true >= tpr)])
 
 
-def error_coverage(uncertainty, errors):
+def error_coverage(
+    uncertainty: ArrayLike, errors: ArrayLike
+) -> tuple[np.ndarray, np.ndarray]:
     """Error among the most certain examples, against their share of all.
 
     Args:
@@ -282,7 +294,7 @@ def error_coverage(uncertainty, errors):
     return rank / len(errors), np.cumsum(errors) / rank
 
 
-def intersection_over_union(probs, labels):
+def intersection_over_union(probs: ArrayLike, labels: ArrayLike) -> np.ndarray:
     """Intersection over union (Jaccard index) of the most probable class, per class.
 
     Pooled over everything given: `|predicted and true| / |predicted or true|`.
@@ -306,12 +318,14 @@ def intersection_over_union(probs, labels):
         return both / either
 
 
-def aurc(uncertainty, errors):
+def aurc(uncertainty: ArrayLike, errors: ArrayLike) -> float:
     """Area under the error-coverage curve: the mean over its `n` points."""
     return float(error_coverage(uncertainty, errors)[1].mean())
 
 
-def temperature_scaling(logits, labels, bounds=(0.01, 100.0)):
+def temperature_scaling(
+    logits: ArrayLike, labels: ArrayLike, bounds: tuple[float, float] = (0.01, 100.0)
+) -> float:
     """The temperature `T` that minimizes the mean NLL of `softmax(logits / T)`.
 
     Fit it on validation data, never on the test set. `apply_temperature` applies it.
@@ -351,7 +365,9 @@ def temperature_scaling(logits, labels, bounds=(0.01, 100.0)):
     return float(np.exp(min(candidates, key=loss)))
 
 
-def fit_temperature(probs, labels, bounds=(0.01, 100.0)):
+def fit_temperature(
+    probs: ArrayLike, labels: ArrayLike, bounds: tuple[float, float] = (0.01, 100.0)
+) -> float:
     """The temperature of averaged predictions, for `predict` and `export`.
 
     The T that minimizes the mean NLL of `softmax(log p / T)`, p the average over the
@@ -377,7 +393,7 @@ def fit_temperature(probs, labels, bounds=(0.01, 100.0)):
     return temperature_scaling(logits, labels, bounds)
 
 
-def apply_temperature(logits, temperature):
+def apply_temperature(logits: ArrayLike, temperature: float) -> np.ndarray:
     """Probabilities `softmax(logits / temperature)`, `[n, ..., K]`."""
     if not 0 < temperature < np.inf:
         raise ValueError(
@@ -386,7 +402,9 @@ def apply_temperature(logits, temperature):
     return special.softmax(_logits(logits) / temperature, axis=-1)
 
 
-def classification_summary(probs, labels, samples=None):
+def classification_summary(
+    probs: ArrayLike, labels: ArrayLike, samples: ArrayLike | None = None
+) -> dict[str, float]:
     """The figures of a classifier, as plain numbers for a report.
 
     Args:
@@ -425,7 +443,7 @@ def classification_summary(probs, labels, samples=None):
     return summary
 
 
-def ood_summary(entropy_in, entropy_out):
+def ood_summary(entropy_in: ArrayLike, entropy_out: ArrayLike) -> dict[str, float]:
     """How well a score tells out-of-distribution data, which are the positives.
 
     Args:

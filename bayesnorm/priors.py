@@ -11,12 +11,17 @@ keras.layers.Dense(10, kernel_regularizer=prior)
 ```
 """
 
+from __future__ import annotations
+
 import operator
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
 from bayesnorm.arguments import check_number, positive_integer
+from bayesnorm.types import Tensor
 
 # Below it float32 has no numbers of full precision, and squares and quotients are off.
 _SMALLEST = 1e-37
@@ -34,10 +39,10 @@ class Prior(keras.regularizers.Regularizer):
             such axes.
     """
 
-    def __init__(self, num_examples):
+    def __init__(self, num_examples: int) -> None:
         self.num_examples = positive_integer("num_examples", num_examples)
 
-    def energy(self, x):
+    def energy(self, x: Tensor) -> Tensor:
         """Returns `-log p(x)` up to a constant, in nats.
 
         Args:
@@ -48,13 +53,13 @@ class Prior(keras.regularizers.Regularizer):
         """
         raise NotImplementedError
 
-    def __call__(self, x):
+    def __call__(self, x: Tensor) -> Tensor:
         """Returns `energy(x) / num_examples`, a scalar, float32 at least."""
         x = ops.convert_to_tensor(x)
         x = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
         return self.energy(x) / self.num_examples
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {"num_examples": self.num_examples}
 
@@ -84,19 +89,24 @@ class GroupLaplace(Prior):
         Classification".
     """
 
-    def __init__(self, num_examples, scale=5.0, axis=()):
+    def __init__(
+        self,
+        num_examples: int,
+        scale: float = 5.0,
+        axis: int | Sequence[int] | None = (),
+    ) -> None:
         super().__init__(num_examples)
         check_number("scale", scale, positive=True)
         self.scale, self.axis = float(scale), _given_axes(axis)
 
-    def energy(self, x):
+    def energy(self, x: Tensor) -> Tensor:
         """Returns the sum of the groups' norms over `scale`, a scalar in nats."""
         axes = _axes_of(x, self.axis, range(len(x.shape)))
         # JAX takes 1 for the slope of |x| at 0.
         norms = _norms(x, axes) if axes else x * ops.stop_gradient(ops.sign(x))
         return ops.sum(norms) / self.scale
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "scale": self.scale, "axis": self.axis}
 
@@ -129,7 +139,9 @@ class UnitLength(Prior):
         Classification", eq. (13).
     """
 
-    def __init__(self, num_examples, axis=None):
+    def __init__(
+        self, num_examples: int, axis: int | Sequence[int] | None = None
+    ) -> None:
         super().__init__(num_examples)
         self.axis = _given_axes(axis)
         if self.axis == ():
@@ -138,7 +150,7 @@ class UnitLength(Prior):
                 f"last. Received: axis={axis!r}"
             )
 
-    def energy(self, x):
+    def energy(self, x: Tensor) -> Tensor:
         """Returns `sum (d/2) (||v||^2 - 1)^2`, a scalar in nats."""
         axes = _axes_of(x, self.axis, range(len(x.shape) - 1))
         if not axes:
@@ -153,7 +165,7 @@ class UnitLength(Prior):
         excess = ops.sum(ops.square(x), axes) - 1.0
         return size / 2 * ops.sum(ops.square(excess))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "axis": self.axis}
 
@@ -171,16 +183,16 @@ class Normal(Prior):
         ValueError: If an argument is out of range.
     """
 
-    def __init__(self, num_examples, stddev=1.0):
+    def __init__(self, num_examples: int, stddev: float = 1.0) -> None:
         super().__init__(num_examples)
         check_number("stddev", stddev, positive=True)
         self.stddev = float(stddev)
 
-    def energy(self, x):
+    def energy(self, x: Tensor) -> Tensor:
         """Returns `sum x^2 / (2 stddev^2)`, a scalar in nats."""
         return ops.sum(ops.square(x / self.stddev)) / 2
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "stddev": self.stddev}
 

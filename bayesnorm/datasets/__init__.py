@@ -13,6 +13,10 @@ install, `"image_folder"` of your own images and masks, `"dic_hela"` of a Tensor
 Datasets directory. `from_images` takes images and masks of any size.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 from bayesnorm.arguments import positive_integer
 from bayesnorm.datasets import (
     class_folder,
@@ -48,6 +52,7 @@ from bayesnorm.datasets.splits import (
     with_ood,
 )
 from bayesnorm.datasets.synthetic_cells import make_cells
+from bayesnorm.types import StrPath
 
 __all__ = [
     "NAMES",
@@ -83,14 +88,14 @@ SEGMENTATION_NAMES = ("cells", "dic_hela", "image_folder")
 
 
 def load(
-    name,
-    data_dir=None,
-    split_seed=0,
-    held_out=None,
-    download=False,
-    resize=None,
-    channels=None,
-):
+    name: str,
+    data_dir: StrPath | None = None,
+    split_seed: int = 0,
+    held_out: Sequence[int | str] | None = None,
+    download: bool = False,
+    resize: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+) -> Splits:
     """Loads a data set by name.
 
     What the pixels look like and how each set is divided: `bayesnorm.datasets.digits`,
@@ -169,8 +174,13 @@ def _size(resize):
 
 
 def load_segmentation(
-    name, data_dir=None, split_seed=0, downscale=1, tile=None, download=False
-):
+    name: str,
+    data_dir: StrPath | None = None,
+    split_seed: int = 0,
+    downscale: int = 1,
+    tile: int | None = None,
+    download: bool = False,
+) -> Splits:
     """Loads a segmentation set by name: cells and background, a label for each pixel.
 
     - `cells`: synthetic, `bayesnorm.datasets.synthetic_cells`; needs no files.

@@ -4,8 +4,10 @@ The layers take images, or a dict of `"images"` and `"segmentation_masks"`, whic
 move together.
 """
 
+from __future__ import annotations
+
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -13,6 +15,7 @@ from keras import ops
 
 from bayesnorm.arguments import check_number, positive_integer
 from bayesnorm.seeds import SeededLayer
+from bayesnorm.types import Tensor
 
 
 class Augmentation(NamedTuple):
@@ -34,7 +37,7 @@ class Augmentation(NamedTuple):
     max_displacement: float = 0.0
     spacing: int = 16
 
-    def layers(self, seed):
+    def layers(self, seed: int) -> list[keras.layers.Layer]:
         """Returns the layers that do it, to be put in a `keras.Sequential`.
 
         One that is to take dicts must not be built with the shape of images before.
@@ -67,7 +70,7 @@ _AUGMENTATION = {
 _DENSE_AUGMENTATION = _AUGMENTATION | {"image_folder": _CELLS}
 
 
-def augmentation_for(name, dense=False):
+def augmentation_for(name: str, dense: bool = False) -> Augmentation:
     """The default `Augmentation` of a data set, by its name.
 
     `cifar10` has the one of Shekhovtsov & Flach (2018): shifts by up to 2 pixels and
@@ -92,7 +95,7 @@ def augmentation_for(name, dense=False):
     return known[name]
 
 
-def shift_images(images, offsets, reflect=False):
+def shift_images(images: Tensor, offsets: Tensor, reflect: bool = False) -> Tensor:
     """Shifts each image by its own offset; zeros come in at the edges.
 
     `out[i, r, c] = images[i, r - offsets[i, 0], c - offsets[i, 1]]`, 0 outside.
@@ -127,7 +130,7 @@ def shift_images(images, offsets, reflect=False):
     return ops.take(ops.reshape(flat, (-1, channels)), index, axis=0)
 
 
-def flip_images(images, flipped, vertical=False):
+def flip_images(images: Tensor, flipped: Tensor, vertical: bool = False) -> Tensor:
     """Exchanges left and right, or top and bottom, where asked.
 
     Args:
@@ -143,7 +146,9 @@ def flip_images(images, flipped, vertical=False):
     return ops.where(flipped, ops.flip(images, axis=1 if vertical else 2), images)
 
 
-def deform_images(images, displacements, nearest=False):
+def deform_images(
+    images: Tensor, displacements: Tensor, nearest: bool = False
+) -> Tensor:
     """Moves the pixels of each image by its own displacements.
 
     `out[i, r, c] = images[i, r + displacements[i, r, c, 0], c + displacements[i, r, c,
@@ -192,7 +197,7 @@ def deform_images(images, displacements, nearest=False):
     return ops.cast(deformed, images.dtype)
 
 
-def displacement_field(nodes, height, width, spacing):
+def displacement_field(nodes: Tensor, height: int, width: int, spacing: int) -> Tensor:
     """The smooth field of which `nodes` are the coefficients of cubic B-splines.
 
     The splines are positive and sum to one: the field stays within the range of the
@@ -213,7 +218,7 @@ def displacement_field(nodes, height, width, spacing):
     return ops.einsum("wc,nhcd->nhwd", right, field)
 
 
-def grid_size(size, spacing):
+def grid_size(size: int, spacing: int) -> int:
     """Number of nodes of `displacement_field` along an axis of `size` pixels."""
     return math.ceil((size - 1) / spacing) + 3
 
@@ -239,14 +244,14 @@ class _RandomLayer(SeededLayer):
             and loaded with the weights.
     """
 
-    def __init__(self, seed=None, **kwargs):
+    def __init__(self, seed: int | None = None, **kwargs: Any) -> None:
         # Types of images pass unchanged: uint8 stays uint8.
         super().__init__(seed=seed, autocast=False, **kwargs)
 
-    def call(self, images, training=False):
+    def call(self, images: Tensor, training: bool | None = False) -> Tensor:
         return self.augment(images) if training else images
 
-    def augment(self, images):
+    def augment(self, images: Tensor) -> Any:
         """Images (and masks) changed at random, whatever the mode."""
         if not isinstance(images, dict):
             drawn = self.draw(images)
@@ -261,7 +266,7 @@ class _RandomLayer(SeededLayer):
         }
         return {**images, **changed}
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         shape = input_shape
         if isinstance(input_shape, dict):
             if not {"images", "segmentation_masks"} <= input_shape.keys():
@@ -284,13 +289,13 @@ class _RandomLayer(SeededLayer):
                 )
         self.check_size(*shape[1:3])
 
-    def check_size(self, height, width):
+    def check_size(self, height: int, width: int) -> None:
         """Raises a ValueError if images of that size are too small."""
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
 
-    def compute_output_spec(self, images, training=False):
+    def compute_output_spec(self, images: Tensor, training: bool | None = False) -> Any:
         return keras.tree.map_structure(
             lambda x: keras.KerasTensor(x.shape, dtype=x.dtype), images
         )
@@ -317,7 +322,13 @@ class RandomShift(_RandomLayer):
         training: Whether to shift; images pass unchanged otherwise.
     """
 
-    def __init__(self, max_shift=2, reflect=False, seed=None, **kwargs):
+    def __init__(
+        self,
+        max_shift: int = 2,
+        reflect: bool = False,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(seed=seed, **kwargs)
         if isinstance(max_shift, bool) or not isinstance(max_shift, int):
             raise TypeError(
@@ -328,7 +339,7 @@ class RandomShift(_RandomLayer):
         self.max_shift = max_shift
         self.reflect = reflect
 
-    def check_size(self, height, width):
+    def check_size(self, height: int, width: int) -> None:
         """Checks that the shift leaves something of the image."""
         if self.max_shift >= min(height, width):
             raise ValueError(
@@ -336,7 +347,7 @@ class RandomShift(_RandomLayer):
                 f"{height}x{width} out of sight. Take a smaller one."
             )
 
-    def draw(self, images):
+    def draw(self, images: Tensor) -> Any:
         """Offsets `[n, 2]`."""
         if self.max_shift == 0:
             return None
@@ -347,11 +358,11 @@ class RandomShift(_RandomLayer):
             seed=self.seed_generator,
         )
 
-    def change(self, images, drawn, labels):
+    def change(self, images: Tensor, drawn: Any, labels: bool) -> Tensor:
         """Images shifted by the offsets."""
         return shift_images(images, drawn, self.reflect)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         config = {"max_shift": self.max_shift, "reflect": self.reflect}
         return {**super().get_config(), **config}
@@ -375,7 +386,13 @@ class RandomFlip(_RandomLayer):
         training: Whether to flip; images pass unchanged otherwise.
     """
 
-    def __init__(self, horizontal=True, vertical=False, seed=None, **kwargs):
+    def __init__(
+        self,
+        horizontal: bool = True,
+        vertical: bool = False,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(seed=seed, **kwargs)
         if not (horizontal or vertical):
             raise ValueError(
@@ -384,7 +401,7 @@ class RandomFlip(_RandomLayer):
         self.horizontal = bool(horizontal)
         self.vertical = bool(vertical)
 
-    def draw(self, images):
+    def draw(self, images: Tensor) -> Any:
         """A list of `[n]` booleans, one a direction."""
         shape = (ops.shape(images)[0],)
         return [
@@ -392,14 +409,14 @@ class RandomFlip(_RandomLayer):
             for _ in range(self.horizontal + self.vertical)
         ]
 
-    def change(self, images, drawn, labels):
+    def change(self, images: Tensor, drawn: Any, labels: bool) -> Tensor:
         """Images flipped where drawn."""
         directions = [False] * self.horizontal + [True] * self.vertical
         for flipped, vertical in zip(drawn, directions, strict=True):
             images = flip_images(images, flipped, vertical)
         return images
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         config = {"horizontal": self.horizontal, "vertical": self.vertical}
         return {**super().get_config(), **config}
@@ -434,7 +451,13 @@ class RandomElastic(_RandomLayer):
         conditions of 2D and 3D uniform cubic B-spline functions", Graphical Models 62.
     """
 
-    def __init__(self, max_displacement=6.0, spacing=16, seed=None, **kwargs):
+    def __init__(
+        self,
+        max_displacement: float = 6.0,
+        spacing: int = 16,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(seed=seed, **kwargs)
         check_number("max_displacement", max_displacement)
         self.max_displacement = float(max_displacement)
@@ -446,7 +469,7 @@ class RandomElastic(_RandomLayer):
                 f"{0.48 * self.spacing:g}, or a wider grid."
             )
 
-    def check_size(self, height, width):
+    def check_size(self, height: int, width: int) -> None:
         """Checks that the mirror image reaches far enough."""
         if self.max_displacement > min(height, width) - 2:
             raise ValueError(
@@ -454,7 +477,7 @@ class RandomElastic(_RandomLayer):
                 f"images of {height}x{width}. Take a smaller one."
             )
 
-    def draw(self, images):
+    def draw(self, images: Tensor) -> Any:
         """Displacements `[n, height, width, 2]`."""
         if self.max_displacement == 0:
             return None
@@ -468,11 +491,11 @@ class RandomElastic(_RandomLayer):
         )
         return displacement_field(nodes, height, width, self.spacing)
 
-    def change(self, images, drawn, labels):
+    def change(self, images: Tensor, drawn: Any, labels: bool) -> Tensor:
         """Images deformed by the displacements."""
         return deform_images(images, drawn, nearest=labels)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         config = {"max_displacement": self.max_displacement, "spacing": self.spacing}
         return {**super().get_config(), **config}

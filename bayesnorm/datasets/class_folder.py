@@ -5,14 +5,19 @@ Either `DIR/<class>/...`, at any depth, or parts of it, `DIR/train/<class>/...` 
 out of distribution, with class folders or without. What is hidden is not looked at.
 """
 
+from __future__ import annotations
+
 import itertools
 import os
 import pathlib
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 
 from bayesnorm.datasets import division, pictures, splits
+from bayesnorm.datasets.splits import Splits
+from bayesnorm.types import StrPath
 
 _OOD = "ood"
 _EXPECTED = (
@@ -21,7 +26,13 @@ _EXPECTED = (
 )
 
 
-def load(folder, split_seed=0, held_out=(), resize=None, channels=None):
+def load(
+    folder: StrPath,
+    split_seed: int = 0,
+    held_out: Sequence[int | str] = (),
+    resize: tuple[int, int] | None = None,
+    channels: int | None = None,
+) -> Splits:
     """Reads a folder into memory.
 
     Classes are in alphabetical order. Validation and test are drawn from train where

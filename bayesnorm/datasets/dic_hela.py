@@ -1,9 +1,19 @@
 """DIC-C2DH-HeLa of the Cell Tracking Challenge, through TensorFlow Datasets."""
 
+from __future__ import annotations
+
 from bayesnorm.datasets import segmentation, tfds
+from bayesnorm.datasets.splits import Splits
+from bayesnorm.types import StrPath
 
 
-def load(data_dir=None, split_seed=0, downscale=1, tile=None, download=False):
+def load(
+    data_dir: StrPath | None = None,
+    split_seed: int = 0,
+    downscale: int = 1,
+    tile: int | None = None,
+    download: bool = False,
+) -> Splits:
     """HeLa cells in differential interference contrast, divided by image.
 
     The annotated frames of both sequences. Frames of a sequence show the same cells at

@@ -1,13 +1,18 @@
 """The digits set of scikit-learn, which comes with the install."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import numpy as np
 
 from bayesnorm.datasets import division, splits
+from bayesnorm.datasets.splits import Splits
 
 CLASS_NAMES = tuple("0123456789")
 
 
-def load(split_seed=0, held_out=(8, 9)):
+def load(split_seed: int = 0, held_out: Sequence[int | str] = (8, 9)) -> Splits:
     """Digits: 1,797 grey images of handwritten digits, 8x8x1, stored 0..16 (white 16).
 
     A pixel counts the inked ones of 4x4 binary pixels, 0..16 stored as uint8; the

@@ -1,5 +1,9 @@
 """How sets are divided into train, validation and test."""
 
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
 import numpy as np
 
 # What files and keys call the parts.
@@ -15,7 +19,7 @@ TEST_FRACTION = 0.2
 VALIDATION_FRACTION = 0.125
 
 
-def permuted(count, share, split_seed):
+def permuted(count: int, share: int, split_seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices of train and validation, whatever their classes.
 
     Args:
@@ -30,7 +34,11 @@ def permuted(count, share, split_seed):
     return order[count // share :], order[: count // share]
 
 
-def stratified(labels, split_seed, missing=("validation", "test")):
+def stratified(
+    labels: np.ndarray,
+    split_seed: int,
+    missing: Collection[str] = ("validation", "test"),
+) -> dict[str, np.ndarray]:
     """Indices of parts that hold the same share of every class.
 
     A fifth is the test part, the same for every `split_seed`, and an eighth of the
@@ -57,7 +65,12 @@ def stratified(labels, split_seed, missing=("validation", "test")):
     return {"train": rest, **parts}
 
 
-def completed(where, labels, class_names, split_seed):
+def completed(
+    where: str,
+    labels: Mapping[str, np.ndarray],
+    class_names: Sequence[str],
+    split_seed: int,
+) -> dict[str, tuple[str, np.ndarray]]:
     """Draws the parts that a set lacks from its training part.
 
     Args:

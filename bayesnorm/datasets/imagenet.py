@@ -5,12 +5,15 @@ decoded and cropped epoch after epoch. What is evaluated is decoded once, into a
 that is mapped into memory.
 """
 
+from __future__ import annotations
+
 import tempfile
 
 import numpy as np
 
 from bayesnorm.datasets import tfds
 from bayesnorm.datasets.splits import Split, Splits, StreamedSplit, channel_statistics
+from bayesnorm.types import StrPath
 
 NAMES = ("imagenet2012",)
 SIZE = (224, 224)
@@ -28,7 +31,12 @@ _AREAS, _RATIOS = (0.08, 1.0), (3 / 4, 4 / 3)
 _PIXEL = 1 / 255
 
 
-def load(name, data_dir=None, size=None, download=False):
+def load(
+    name: str,
+    data_dir: StrPath | None = None,
+    size: tuple[int, int] | None = None,
+    download: bool = False,
+) -> Splits:
     """Opens `imagenet2012`: 1000 classes, 1.27 million training images.
 
     Images are uint8, and the network sees `images / 255`. In training each is a random

@@ -1,17 +1,24 @@
 """A folder of micrographs with their instance masks, read with Pillow."""
 
+from __future__ import annotations
+
 import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 
 from bayesnorm.datasets import pictures, segmentation
 from bayesnorm.datasets.pictures import JPEG, LOSSLESS
+from bayesnorm.datasets.splits import Splits
+from bayesnorm.types import StrPath
 
 MASK_FOLDERS = ("labels", "masks")
 
 
-def load(folder, split_seed=0, downscale=1, tile=None):
+def load(
+    folder: StrPath, split_seed: int = 0, downscale: int = 1, tile: int | None = None
+) -> Splits:
     """A folder's images as `Splits`, divided by image.
 
     Args:
@@ -33,7 +40,7 @@ def load(folder, split_seed=0, downscale=1, tile=None):
     )
 
 
-def pairs(folder):
+def pairs(folder: StrPath) -> list[tuple[str, pathlib.Path, pathlib.Path]]:
     """The files of a folder that belong together.
 
     Args:
@@ -84,7 +91,7 @@ def pairs(folder):
     return [(stem, images[stem], masks[stem]) for stem in sorted(images)]
 
 
-def read(folder):
+def read(folder: StrPath) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Reads the pairs of a folder, one after the other.
 
     Args:
@@ -110,7 +117,7 @@ def read(folder):
         yield stem, image, mask
 
 
-def read_image(path):
+def read_image(path: StrPath) -> np.ndarray:
     """An image file as array: uint8 or uint16, `[height, width(, channels)]`.
 
     Raises:
@@ -122,7 +129,7 @@ def read_image(path):
     return pictures.integers(np.asarray(picture), repr(str(path)))
 
 
-def read_mask(path):
+def read_mask(path: StrPath) -> np.ndarray:
     """A mask file as array `[height, width]`, uint8 or uint16.
 
     Raises:

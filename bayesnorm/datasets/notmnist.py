@@ -1,16 +1,22 @@
 """notMNIST: letters A to J in many fonts, 28x28, out of distribution for MNIST."""
 
+from __future__ import annotations
+
 import os
 import pathlib
 import zipfile
 
 import numpy as np
 
+from bayesnorm.types import StrPath
+
 CLASS_NAMES = tuple("ABCDEFGHIJ")
 _SHAPE = (28, 28)
 
 
-def load(data_dir=None, file=None, download=False):
+def load(
+    data_dir: StrPath | None = None, file: StrPath | None = None, download: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Loads notMNIST's small part: white letters on black, uint8, as MNIST's digits.
 
     Args:

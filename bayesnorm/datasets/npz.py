@@ -17,15 +17,20 @@ What each part is called, in capitals or not, `PART` being `train`, `validation`
 - `name`: of the set, such as `cifar10`, whose augmentation and title it then has.
 """
 
+from __future__ import annotations
+
 import itertools
 import os
 import pathlib
 import re
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 
 from bayesnorm.datasets import division, pictures, splits
+from bayesnorm.datasets.splits import Splits
+from bayesnorm.types import StrPath
 
 _PARTS = {**division.NAMES, "ood": ("ood",)}
 _KINDS = {
@@ -41,7 +46,13 @@ _EXPECTED = (
 )
 
 
-def load(file, split_seed=0, held_out=(), resize=None, channels=None):
+def load(
+    file: StrPath,
+    split_seed: int = 0,
+    held_out: Sequence[int | str] = (),
+    resize: tuple[int, int] | None = None,
+    channels: int | None = None,
+) -> Splits:
     """Reads an archive into memory.
 
     Validation and test are drawn from train where they are missing

@@ -1,9 +1,13 @@
 """Pictures as arrays: opened and checked one by one, or read by the thousand."""
 
+from __future__ import annotations
+
 import concurrent.futures
 import contextlib
 import io
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +23,7 @@ _GREY = ("L", "LA", "La", "1")
 _FEW_PIXELS = 128 * 128
 
 
-def open_picture(source, name=None):
+def open_picture(source: Any, name: str | None = None) -> Any:
     """The only picture in a file, decoded.
 
     Args:
@@ -57,7 +61,7 @@ def open_picture(source, name=None):
     return picture
 
 
-def integers(array, name):
+def integers(array: np.ndarray, name: str) -> np.ndarray:
     """A picture's array as uint8 or uint16; Pillow reads some 16-bit files as 32-bit.
 
     Raises:
@@ -75,7 +79,7 @@ def integers(array, name):
     return array.astype(np.uint16)
 
 
-def read(source, name=None):
+def read(source: Any, name: str | None = None) -> np.ndarray:
     """A picture of any kind as grey or as colours.
 
     It stands as its EXIF orientation says. Grey are pictures that are stored as grey or
@@ -107,7 +111,7 @@ def read(source, name=None):
     return array if array.ndim == 3 else array[..., None]
 
 
-def fit(array, size):
+def fit(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """An image scaled to cover a size, and cut to it around its centre; bilinear.
 
     Args:
@@ -129,7 +133,7 @@ def fit(array, size):
     return np.stack([np.asarray(plane) for plane in planes], -1)
 
 
-def with_channels(array, channels):
+def with_channels(array: np.ndarray, channels: int) -> np.ndarray:
     """An image as grey (its luma) or as three channels.
 
     Args:
@@ -157,7 +161,13 @@ def with_channels(array, channels):
     return grey.astype(array.dtype)
 
 
-def read_all(sources, names, where, resize=None, channels=None):
+def read_all(
+    sources: Sequence[Any],
+    names: Sequence[str],
+    where: str,
+    resize: tuple[int, int] | None = None,
+    channels: int | None = None,
+) -> list[np.ndarray]:
     """Reads pictures, large ones in threads, and makes them alike.
 
     Where some are grey and some have colours, all get three channels; where some are
@@ -205,7 +215,12 @@ def read_all(sources, names, where, resize=None, channels=None):
     return arrays
 
 
-def read_bytes(files, where, resize=None, channels=None):
+def read_bytes(
+    files: Sequence[bytes],
+    where: str,
+    resize: tuple[int, int] | None = None,
+    channels: int | None = None,
+) -> np.ndarray:
     """Reads pictures that are in memory.
 
     Args:
@@ -223,7 +238,7 @@ def read_bytes(files, where, resize=None, channels=None):
     return stack(arrays, range(len(arrays)))
 
 
-def stack(arrays, indices):
+def stack(arrays: list[np.ndarray], indices: np.ndarray) -> np.ndarray:
     """Moves images out of a list into one array `[n, height, width, channels]`.
 
     They leave the list as they come, so that memory holds each but once.
@@ -235,7 +250,7 @@ def stack(arrays, indices):
     return stacked
 
 
-def listing(items, count=5):
+def listing(items: Sequence[Any], count: int = 5) -> str:
     """The first few of a list, and how many more there are."""
     more = f"; and {len(items) - count} more" if len(items) > count else ""
     return "; ".join(map(str, items[:count])) + more

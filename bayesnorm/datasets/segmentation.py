@@ -6,11 +6,16 @@ images of their own and may lie in different parts, and so may pieces of a pictu
 come as files: test figures are then too good.
 """
 
+from __future__ import annotations
+
 import warnings
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from bayesnorm.datasets import pictures, splits
+from bayesnorm.datasets.splits import Splits
 
 CLASS_NAMES = ("background", "cell")
 # The test part does not follow `split_seed`: figures of all seeds share one test set.
@@ -19,7 +24,14 @@ TEST_FRACTION = 0.3
 VALIDATION_FRACTION = 0.2
 
 
-def from_images(images, masks, name, split_seed=0, downscale=1, tile=None):
+def from_images(
+    images: Iterable[np.ndarray],
+    masks: Iterable[np.ndarray],
+    name: str,
+    split_seed: int = 0,
+    downscale: int = 1,
+    tile: int | None = None,
+) -> Splits:
     """Makes a `Splits` with a label per pixel of images and instance masks.
 
     30 % of the images are the test part, the same for every `split_seed`; it draws a
@@ -81,7 +93,7 @@ def from_images(images, masks, name, split_seed=0, downscale=1, tile=None):
     return splits.from_arrays(*parts, name=name, class_names=CLASS_NAMES, scale=1 / 255)
 
 
-def read_builder(builder):
+def read_builder(builder: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """All images and masks of a prepared builder of `segmentation_builders`.
 
     Args:
@@ -97,7 +109,7 @@ def read_builder(builder):
     return images, [example["segmentation_mask"][..., 0] for example in examples]
 
 
-def to_grey(image):
+def to_grey(image: np.ndarray) -> np.ndarray:
     """An image as 8-bit grey.
 
     8-bit images keep their values. 16-bit ones, whose cameras seldom fill the range,

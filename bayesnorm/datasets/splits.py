@@ -1,9 +1,14 @@
 """Image sets in parts, and the one check that all of them pass."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any, Literal, Self
 
 import numpy as np
+
+from bayesnorm.types import ArrayLike, Labelled
 
 PARTS = ("train", "validation", "test", "ood")
 # Images that are scaled at a time where not all can be.
@@ -24,10 +29,10 @@ class Split:
     images: np.ndarray
     labels: np.ndarray
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.images)
 
-    def first(self, count):
+    def first(self, count: int) -> Self:
         """Returns the part with its first `count` examples alone."""
         return dataclasses.replace(
             self, images=self.images[:count], labels=self.labels[:count]
@@ -50,10 +55,10 @@ class StreamedSplit(Split):
     num_examples: int
     read: Callable
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.num_examples
 
-    def first(self, count):
+    def first(self, count: int) -> Self:
         """Returns the part with its first `count` examples alone."""
         return dataclasses.replace(super().first(count), num_examples=count)
 
@@ -100,20 +105,20 @@ class Splits:
         validate(self)
 
     @property
-    def dense(self):
+    def dense(self) -> bool:
         """Whether there is a label for each pixel: a segmentation set."""
         return self.train.labels.ndim > 1
 
     @property
-    def image_shape(self):
+    def image_shape(self) -> tuple[int, int, int]:
         """Shape `(height, width, channels)` of one image."""
         return self.train.images.shape[1:]
 
-    def inputs(self, images):
+    def inputs(self, images: np.ndarray) -> np.ndarray:
         """Stored images `[n, ...]` as the network sees them, float32."""
         return np.multiply(images, np.float32(self.scale), dtype=np.float32)
 
-    def part_inputs(self, part):
+    def part_inputs(self, part: Literal["validation", "test", "ood"]) -> Any:
         """Returns the inputs of a part, as `bayesnorm.predict` takes them.
 
         Args:
@@ -130,7 +135,7 @@ class Splits:
         return (self.inputs(images[start : start + _CHUNK]) for start in starts)
 
 
-def validate(splits):
+def validate(splits: Splits) -> Splits:
     """Checks images, labels and statistics of a `Splits`.
 
     Args:
@@ -205,7 +210,7 @@ def _check_classes(where, num_classes, class_names):
         )
 
 
-def check_split(where, split, label_range):
+def check_split(where: str, split: Split, label_range: int | None) -> None:
     """Checks images and labels.
 
     Args:
@@ -274,7 +279,9 @@ def _check_finite(where, images):
         )
 
 
-def channel_statistics(images, scale=1.0):
+def channel_statistics(
+    images: np.ndarray, scale: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation per channel, in the units the network sees.
 
     Two passes in float64 over chunks of images, so uint8 images are never copied whole.
@@ -362,16 +369,16 @@ def from_arrays(
 
 
 def divided(
-    train,
-    validation,
-    test,
-    held_out=(),
-    ood=None,
+    train: Labelled,
+    validation: Labelled,
+    test: Labelled,
+    held_out: Sequence[int | str] = (),
+    ood: Labelled | np.ndarray | None = None,
     *,
-    name,
-    class_names,
-    ood_class_names=(),
-):
+    name: str,
+    class_names: Sequence[str],
+    ood_class_names: Sequence[str] = (),
+) -> Splits:
     """Makes a checked `Splits` of a divided set, classes of it held out.
 
     An image stays in its part whatever is held out: the held-out classes leave all
@@ -416,7 +423,12 @@ def divided(
     )
 
 
-def with_ood(splits, images, labels, class_names=()):
+def with_ood(
+    splits: Splits,
+    images: np.ndarray,
+    labels: ArrayLike,
+    class_names: Sequence[str] = (),
+) -> Splits:
     """Returns `Splits` with other out-of-distribution data.
 
     Args:
@@ -456,7 +468,9 @@ def _split(name, part, arrays):
     return Split(images, labels)
 
 
-def hold_out(images, labels, held_out, num_classes):
+def hold_out(
+    images: np.ndarray, labels: np.ndarray, held_out: Sequence[int], num_classes: int
+) -> tuple[Split, Split]:
     """Divides examples into trained classes and held-out ones (labels of images).
 
     Args:
@@ -480,7 +494,9 @@ def hold_out(images, labels, held_out, num_classes):
     return Split(images[~mask], new[~mask]), Split(images[mask], new[mask])
 
 
-def resolve_classes(name, held_out, class_names):
+def resolve_classes(
+    name: str, held_out: Sequence[int | str], class_names: Sequence[str]
+) -> list[int]:
     """Sorted labels of the classes named in `held_out`.
 
     Each is a name, or else a label: an integer, or a string of one. A class that is

@@ -6,18 +6,27 @@ the background. A threshold does not segment them; rims, shadows and texture do.
 to resemble DIC-C2DH-HeLa of the Cell Tracking Challenge, in small.
 """
 
+from __future__ import annotations
+
 import numpy as np
 from scipy import ndimage
 
 from bayesnorm.arguments import seed_integer
 from bayesnorm.datasets import segmentation
+from bayesnorm.datasets.splits import Splits
 
 # Of the images that `load` gives: `split_seed` only divides them.
 _SEED = 0
 _SHEAR = np.deg2rad(45.0)  # From the bright side to the dark one, down and right.
 
 
-def make_cells(count, size=64, seed=0, radius=9.0, coverage=0.45):
+def make_cells(
+    count: int,
+    size: int = 64,
+    seed: int = 0,
+    radius: float = 9.0,
+    coverage: float = 0.45,
+) -> tuple[np.ndarray, np.ndarray]:
     """Draws images of cells, each from `(seed, its index)` alone.
 
     A cell is a disc whose radius is modulated by random Fourier modes; cells are set
@@ -61,7 +70,13 @@ def make_cells(count, size=64, seed=0, radius=9.0, coverage=0.45):
     return images[..., None], labels
 
 
-def load(split_seed=0, downscale=1, tile=None, count=60, size=64):
+def load(
+    split_seed: int = 0,
+    downscale: int = 1,
+    tile: int | None = None,
+    count: int = 60,
+    size: int = 64,
+) -> Splits:
     """Sixty images of 64x64 pixels, divided by image as `segmentation.from_images`.
 
     Args:

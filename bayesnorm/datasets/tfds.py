@@ -1,15 +1,21 @@
 """Sets read with TensorFlow Datasets, imported only when one is loaded."""
 
+from __future__ import annotations
+
 import dataclasses
 import importlib.util
 import os
 import pathlib
 import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
 from bayesnorm.datasets import division, pictures, splits
+from bayesnorm.datasets.splits import Splits
+from bayesnorm.types import StrPath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +54,13 @@ SOURCES = {
 }
 
 
-def load(name, data_dir=None, split_seed=0, held_out=(), download=False):
+def load(
+    name: str,
+    data_dir: StrPath | None = None,
+    split_seed: int = 0,
+    held_out: Sequence[int | str] = (),
+    download: bool = False,
+) -> Splits:
     """Reads a set of `SOURCES` into memory.
 
     Pixels are stored as uint8, 0..255, and the network sees `images / 255`, in [0, 1]:
@@ -106,14 +118,14 @@ def load(name, data_dir=None, split_seed=0, held_out=(), download=False):
 
 
 def read(
-    name,
-    data_dir,
-    download,
-    reader,
-    make_builder=None,
-    function="load",
-    records=False,
-):
+    name: str,
+    data_dir: StrPath | None,
+    download: bool,
+    reader: Callable[[Any], Any],
+    make_builder: Callable[[str], Any] | None = None,
+    function: str | None = "load",
+    records: bool = False,
+) -> Any:
     """Reads a set that TensorFlow Datasets prepared, or prepares it.
 
     Args:
@@ -193,7 +205,7 @@ def _fetching(name, directory, function):
     return f'`python -c "import bayesnorm.datasets; {call}"`.'
 
 
-def examples(builder, part, image):
+def examples(builder: Any, part: str, image: str) -> Iterator[dict[str, Any]]:
     """Yields the examples of a part in the stored order, images as bytes of files.
 
     Without TensorFlow only array_record files can be read.

@@ -1,6 +1,9 @@
 """Normalization of a linear layer by statistics computed from the network."""
 
+from __future__ import annotations
+
 import dataclasses
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,6 +20,7 @@ from bayesnorm.moments import (
     register,
     rule_for,
 )
+from bayesnorm.types import ArrayLike, Shape, Tensor
 
 _TINY = 1e-30
 
@@ -74,13 +78,13 @@ class AnalyticNormalization(NormalizedLinear):
 
     def __init__(
         self,
-        layer,
-        projection=False,
-        input_mean=None,
-        input_variance=None,
-        epsilon=1e-5,
-        **kwargs,
-    ):
+        layer: keras.layers.Layer,
+        projection: bool = False,
+        input_mean: ArrayLike | None = None,
+        input_variance: ArrayLike | None = None,
+        epsilon: float = 1e-5,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(layer, projection=projection, **kwargs)
         check_both_or_neither(input_mean=input_mean, input_variance=input_variance)
         if input_mean is not None and not (
@@ -101,7 +105,7 @@ class AnalyticNormalization(NormalizedLinear):
         # its own to these, behind an Input that stands for a hidden activation.
         self._sources = []
 
-    def __call__(self, inputs, *args, **kwargs):
+    def __call__(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Calls the layer; a symbolic call checks and notes the graph before it."""
         if self.input_mean is not None or not is_symbolic(inputs):
             return super().__call__(inputs, *args, **kwargs)
@@ -114,7 +118,7 @@ class AnalyticNormalization(NormalizedLinear):
         self._sources.append(inputs)
         return outputs
 
-    def statistics(self, input_shape):
+    def statistics(self, input_shape: Shape) -> tuple[Tensor, Tensor]:
         """Returns mean and stddev of `w.x` over the training set, `[filters]`.
 
         Args:
@@ -153,7 +157,7 @@ class AnalyticNormalization(NormalizedLinear):
             )
         return ops.convert_to_tensor(np.broadcast_to(value, (channels,)))
 
-    def normalized(self, inputs):
+    def normalized(self, inputs: Tensor) -> Tensor:
         """Returns `(w.x - mean) / stddev`."""
         mean, stddev = self.statistics(inputs.shape)
         with self.kernel_over(stddev):
@@ -161,7 +165,7 @@ class AnalyticNormalization(NormalizedLinear):
         axis = self.channel_axis % len(outputs.shape)
         return add_along(outputs, -mean / stddev, axis)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {
             **super().get_config(),

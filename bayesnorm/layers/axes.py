@@ -1,11 +1,15 @@
 """The channel axis of a layer: checks and broadcasting."""
 
+from __future__ import annotations
+
+import keras
 from keras import ops
 
 from bayesnorm import backend
+from bayesnorm.types import Shape, Tensor
 
 
-def canonical_axis(layer, axis, input_shape):
+def canonical_axis(layer: keras.layers.Layer, axis: int, input_shape: Shape) -> int:
     """Returns `axis` counted from 0.
 
     Args:
@@ -34,7 +38,7 @@ def canonical_axis(layer, axis, input_shape):
     return positive
 
 
-def add_along(x, vector, axis):
+def add_along(x: Tensor, vector: Tensor, axis: int) -> Tensor:
     """Returns `x + vector`, the vector along `axis`, in the dtype of `x`.
 
     Args:
@@ -48,7 +52,9 @@ def add_along(x, vector, axis):
     return x + ops.reshape(vector, broadcast_shape(axis, rank, -1))
 
 
-def broadcast_shape(axis, rank, channels, batch=1):
+def broadcast_shape(
+    axis: int, rank: int, channels: int, batch: int = 1
+) -> tuple[int, ...]:
     """Returns `[batch, 1, ..., channels, ..., 1]`, `channels` at `axis`."""
     shape = [1] * rank
     shape[0] = batch

@@ -1,13 +1,22 @@
 """Noise on the entries of an input: what the Monte Carlo layers share."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import keras
 from keras import ops
 from scipy import special
 
 from bayesnorm.layers.noise import StochasticLayer, current_noise_mode
+from bayesnorm.types import Shape, Tensor
+
+if TYPE_CHECKING:
+    from bayesnorm.moments.moments import Moments
 
 
-def check_rate(rate):
+def check_rate(rate: float) -> None:
     """Raises a ValueError if a rate of dropout is not in [0, 1)."""
     if not 0 <= rate < 1:
         raise ValueError(f"`rate` must be from 0 to below 1. Received: rate={rate!r}")
@@ -26,7 +35,12 @@ class EntryNoise(StochasticLayer):
         seed: Integer, None for a random one.
     """
 
-    def __init__(self, noise_shape=None, seed=None, **kwargs):
+    def __init__(
+        self,
+        noise_shape: Sequence[int | None] | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(seed=seed, **kwargs)
         self.noise_shape = None if noise_shape is None else tuple(noise_shape)
         self.supports_masking = True
@@ -34,15 +48,15 @@ class EntryNoise(StochasticLayer):
         self._entries = None
 
     @property
-    def amount(self):
+    def amount(self) -> float:
         """A number, 0 where there is no noise: the layer is then the identity."""
         raise NotImplementedError
 
-    def apply_noise(self, inputs, draws):
+    def apply_noise(self, inputs: Tensor, draws: Tensor) -> Tensor:
         """Returns the outputs for standard normals, float32, that meet `inputs`."""
         raise NotImplementedError
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Finds the shape of the draws of an example."""
         shape = self.noise_shape or (None,) * len(input_shape)
         if len(shape) != len(input_shape):
@@ -54,7 +68,7 @@ class EntryNoise(StochasticLayer):
         self._entries = tuple(n if size is None else size for size, n in sizes)
 
     @property
-    def noise_shapes(self):
+    def noise_shapes(self) -> dict[str, Any]:
         """One draw per entry of an example."""
         if not self.amount:
             return {}
@@ -67,12 +81,12 @@ class EntryNoise(StochasticLayer):
         return {"mask": self._entries}
 
     @property
-    def is_per_channel(self):
+    def is_per_channel(self) -> bool:
         """Whether all positions of an example share a draw for each channel."""
         *positions, _ = self._entries
         return bool(positions) and set(positions) == {1}
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         """Returns the inputs, with noise when training or asked."""
         mode = current_noise_mode()
         if not self.amount or mode == "mean" or (mode == "auto" and not training):
@@ -88,12 +102,12 @@ class EntryNoise(StochasticLayer):
         rows = rows or ops.shape(inputs)[0]
         return self.apply_noise(inputs, self.standard_normal("mask", rows, training))
 
-    def train(self, inputs, shape):
+    def train(self, inputs: Tensor, shape: Shape) -> Tensor:
         """Returns the outputs in training, where no size need be known beforehand."""
         draws = keras.random.normal(shape, dtype="float32", seed=self.seed_generator)
         return self.apply_noise(inputs, draws)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Returns the input's shape."""
         return input_shape
 
@@ -107,17 +121,23 @@ class MaskNoise(EntryNoise):
         seed: Integer, None for a random one.
     """
 
-    def __init__(self, rate, noise_shape=None, seed=None, **kwargs):
+    def __init__(
+        self,
+        rate: float,
+        noise_shape: Sequence[int | None] | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(noise_shape=noise_shape, seed=seed, **kwargs)
         check_rate(rate)
         self.rate = rate
 
     @property
-    def amount(self):
+    def amount(self) -> float:
         """The rate."""
         return self.rate
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {
             **super().get_config(),
@@ -126,12 +146,12 @@ class MaskNoise(EntryNoise):
         }
 
 
-def kept(draws, rate, dtype):
+def kept(draws: Tensor, rate: float, dtype: str) -> Tensor:
     """Returns a mask, 1 with probability `1 - rate`, of standard normal draws."""
     return ops.cast(draws < float(special.ndtri(1 - rate)), dtype)
 
 
-def multiplicative_moments(layer, moments):
+def multiplicative_moments(layer: keras.layers.Layer, moments: Moments) -> Moments:
     """Moments of `x m`, m of mean 1 and variance `rate / (1 - rate)`, per entry."""
     if not layer.rate:
         return moments

@@ -1,8 +1,11 @@
 """A posterior around the trained gains of the normalizations inside a layer."""
 
+from __future__ import annotations
+
 import contextvars
 import inspect
 import re
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -15,6 +18,7 @@ from bayesnorm.layers.posterior import VariationalLayer
 from bayesnorm.layers.scale_norm import ScaleNorm
 from bayesnorm.maths import scale as scale_maths
 from bayesnorm.moments import register, rule_for
+from bayesnorm.types import Tensor
 
 _PRIOR_SCALE = 10.0
 # Attributes by which normalizations of users and of libraries name their variables.
@@ -47,7 +51,7 @@ def _first(layer, names):
     return None
 
 
-def is_normalization(layer):
+def is_normalization(layer: keras.layers.Layer) -> bool:
     """Whether a built layer is a normalization with a gain.
 
     Those of Keras, batch normalization also with `scale=False`, where the gain is 1;
@@ -70,7 +74,7 @@ def is_normalization(layer):
     return bool(own) and len(gain.shape) == 1
 
 
-def normalizations_in(layer):
+def normalizations_in(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """Returns the normalizations with gains of a built layer, itself or inside it.
 
     Those in a `GainPosterior` are not among them: they have one posterior already.
@@ -238,14 +242,14 @@ class GainPosterior(VariationalLayer):
 
     def __init__(
         self,
-        layer,
-        per_channel=True,
-        initial_stddev=0.01,
-        kl_weight=None,
-        num_examples=None,
-        seed=None,
-        **kwargs,
-    ):
+        layer: keras.layers.Layer,
+        per_channel: bool = True,
+        initial_stddev: float = 0.01,
+        kl_weight: float | None = None,
+        num_examples: int | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         kwargs.setdefault("name", f"{layer.name}_posterior")
         kwargs.setdefault("dtype", layer.dtype_policy)
         super().__init__(
@@ -262,7 +266,7 @@ class GainPosterior(VariationalLayer):
         self._gains = {}
         self._takes_training = "training" in inspect.signature(layer.call).parameters
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer; builds it first, from whatever it is called with."""
         # Keras takes a layer that is loaded for built, whatever it could build.
         if not self._gains:
@@ -272,7 +276,7 @@ class GainPosterior(VariationalLayer):
             self.build()
         return super().__call__(*args, **kwargs)
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         """Makes the deviations, one variable for each normalization."""
         if not self.layer.built:
             self.layer.build(input_shape)
@@ -297,39 +301,39 @@ class GainPosterior(VariationalLayer):
         super().build(input_shape)
 
     @property
-    def kl_carrier(self):
+    def kl_carrier(self) -> keras.Variable:
         """The first deviations."""
         return self.rho_0
 
     @property
-    def normalizations(self):
+    def normalizations(self) -> list[keras.layers.Layer]:
         """The normalizations, in the order of their deviations."""
         return [gain.layer for gain in self._gains.values()]
 
     @property
-    def noise_shapes(self):
+    def noise_shapes(self) -> dict[str, Any]:
         """One draw per channel of each normalization: `{"gain_0": shape, ...}`."""
         return {key: gain.shape for key, gain in self._gains.items()}
 
     @property
-    def rhos(self):
+    def rhos(self) -> list[keras.Variable]:
         """The variables of the deviations, in the order of the normalizations."""
         return [getattr(self, f"rho_{i}") for i in range(len(self._gains))]
 
-    def stddev_of(self, key):
+    def stddev_of(self, key: str) -> Tensor:
         """Returns the deviations of the draws `key`, of their shape, float32."""
         rho = getattr(self, key.replace("gain", "rho"))
         stddev = scale_maths.stddev_of_rho(ops.convert_to_tensor(rho))
         return ops.broadcast_to(stddev, self._gains[key].shape)
 
-    def set_stddev(self, stddev):
+    def set_stddev(self, stddev: float) -> None:
         """Sets the deviations of all channels to a number above 0."""
         check_number("stddev", stddev, positive=True)
         for rho in self.rhos:
             value = scale_maths.rho_of_stddev(float(stddev))
             rho.assign(np.full(rho.shape, value, "float32"))
 
-    def kl_divergence(self):
+    def kl_divergence(self) -> Tensor:
         """Returns the KL of the posterior to the prior, a scalar in nats."""
         total = 0.0
         for key in self._gains:
@@ -338,7 +342,7 @@ class GainPosterior(VariationalLayer):
             total += ops.sum(scale_maths.kl_to_normal(mean, stddev, _PRIOR_SCALE))
         return total
 
-    def posterior_summary(self):
+    def posterior_summary(self) -> dict[str, tuple[np.ndarray, str]]:
         """Returns the relative noise of all channels, as `relative_stddev`."""
         values = [
             np.ravel(ops.convert_to_numpy(self.stddev_of(key))).astype("float64")
@@ -346,7 +350,9 @@ class GainPosterior(VariationalLayer):
         ]
         return {"relative_stddev": (np.concatenate(values), "1")}
 
-    def call(self, inputs, *args, training=None, **kwargs):
+    def call(
+        self, inputs: Any, *args: Any, training: bool | None = None, **kwargs: Any
+    ) -> Any:
         """Returns what the layer returns, its gains with noise."""
         # Before the layer: a loop over time inside it draws no more.
         examples = _examples_of((inputs, args, kwargs))
@@ -361,7 +367,9 @@ class GainPosterior(VariationalLayer):
         finally:
             _called.reset(token)
 
-    def compute_output_spec(self, *args, training=None, **kwargs):
+    def compute_output_spec(
+        self, *args: Any, training: bool | None = None, **kwargs: Any
+    ) -> Any:
         """Returns the layer's: some say what they return, and cannot be traced."""
         if self._takes_training:
             kwargs["training"] = training
@@ -371,18 +379,18 @@ class GainPosterior(VariationalLayer):
                 gain.check(spec)
         return spec
 
-    def get_build_config(self):
+    def get_build_config(self) -> dict[str, Any]:
         """Returns that of the layer."""
         return {"layer": self.layer.get_build_config()}
 
-    def build_from_config(self, config):
+    def build_from_config(self, config: dict[str, Any]) -> None:
         """Builds the layer, and the posterior on it."""
         if not self.layer.built and config.get("layer"):
             self.layer.build_from_config(config["layer"])
         if _is_whole(self.layer) and not self._gains:
             self.build()
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {
             **super().get_config(),
@@ -392,7 +400,7 @@ class GainPosterior(VariationalLayer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         """Makes the layer from its configuration."""
         layer = keras.saving.deserialize_keras_object(config["layer"])
         return cls(**{**config, "layer": layer})

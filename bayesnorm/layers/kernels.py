@@ -1,9 +1,14 @@
 """What is known of the kernels of linear Keras layers: axes, norms, projection."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 from keras import ops
 
 from bayesnorm.maths.linear import separable_kernel
+from bayesnorm.types import Shape, Tensor
 
 _LAST = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D) + (
     keras.layers.Conv3D,
@@ -20,19 +25,19 @@ _TRANSPOSED_SHAPE = (-1, 1)
 LINEAR_LAYERS = _LAST + DEPTHWISE_LAYERS + SEPARABLE_LAYERS + TRANSPOSED_LAYERS
 
 
-def channel_axis(layer):
+def channel_axis(layer: keras.layers.Layer) -> int:
     """Returns the channel axis of a linear layer's inputs and outputs, 1 or -1."""
     first = getattr(layer, "data_format", "channels_last") == "channels_first"
     return 1 if first else -1
 
 
-def is_linear(layer):
+def is_linear(layer: Any) -> bool:
     """Whether `layer` is one of `LINEAR_LAYERS` without an activation."""
     linear = keras.activations.linear
     return isinstance(layer, LINEAR_LAYERS) and layer.activation is linear
 
 
-def output_kernel(layer):
+def output_kernel(layer: keras.layers.Layer) -> tuple[Tensor, tuple[int, ...]]:
     """Returns the kernel whose filters make the outputs, and a vector's shape.
 
     A separable layer's is the pointwise one.
@@ -50,7 +55,7 @@ def output_kernel(layer):
     return layer.kernel, (-1,)
 
 
-def kernel_variable(layer):
+def kernel_variable(layer: keras.layers.Layer) -> keras.Variable:
     """Returns the variable behind the kernel of `output_kernel`.
 
     With LoRA the kernel is a sum, of this variable and a product of two small ones.
@@ -60,7 +65,7 @@ def kernel_variable(layer):
     return output_kernel(layer)[0]
 
 
-def filter_norms(layer):
+def filter_norms(layer: keras.layers.Layer) -> Tensor:
     """Returns `||w||` of each filter of the linear map, `[filters]`, float32.
 
     For a separable layer w is the composed kernel,
@@ -77,7 +82,7 @@ def filter_norms(layer):
     return ops.sqrt(ops.maximum(squared, 1e-30))
 
 
-def filter_axes(kernel, shape):
+def filter_axes(kernel: Tensor, shape: Shape) -> tuple[int, ...]:
     """Returns the axes of `kernel` that lie within one filter.
 
     Args:
@@ -89,7 +94,7 @@ def filter_axes(kernel, shape):
     return tuple(range(first)) + inner
 
 
-def kernel_norms(layer):
+def kernel_norms(layer: keras.layers.Layer) -> Tensor:
     """Returns what `project_kernels` divides the outputs of `layer` by, `[filters]`.
 
     `||w||` per filter; of a separable layer, that of the pointwise kernel once it
@@ -100,7 +105,7 @@ def kernel_norms(layer):
     return _norms(*output_kernel(layer))
 
 
-def project_kernels(layer):
+def project_kernels(layer: keras.layers.Layer) -> None:
     """Projects the kernels of `layer` on `||w|| = 1` per filter, from now on.
 
     The optimizer applies the constraint after each of its steps; this call

@@ -21,14 +21,19 @@ examples, not labels. It is found in this order:
 What 1, 2 or 3 say is saved with the weights and stays.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 from keras import ops
 
 from bayesnorm.arguments import check_number, positive_integer
 from bayesnorm.layers.posterior import posterior_layers
+from bayesnorm.types import Tensor
 
 
-def kl_divergence(model):
+def kl_divergence(model: keras.Model) -> Tensor:
     """Returns the KL of the posterior of `model` to its prior, in nats.
 
     Args:
@@ -41,7 +46,7 @@ def kl_divergence(model):
     return sum(terms, start=ops.zeros((), "float32"))
 
 
-def set_kl_weight(model, weight):
+def set_kl_weight(model: keras.Model, weight: float) -> None:
     """Sets the weight of the KL in the loss, without compiling anew.
 
     Args:
@@ -72,7 +77,7 @@ class KLWeight(keras.callbacks.Callback):
         ValueError: If an argument is out of range.
     """
 
-    def __init__(self, num_examples, warmup_epochs=0):
+    def __init__(self, num_examples: int, warmup_epochs: int = 0) -> None:
         super().__init__()
         positive_integer("num_examples", num_examples)
         check_number("warmup_epochs", warmup_epochs)
@@ -80,18 +85,18 @@ class KLWeight(keras.callbacks.Callback):
         self.warmup_epochs = warmup_epochs
         self._weight = None
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Sets the weight of this epoch."""
         self._weight = kl_weight_of_epoch(epoch, self.num_examples, self.warmup_epochs)
         set_kl_weight(self.model, self._weight)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds `kl` and `kl_weight` to the logs."""
         if logs is not None:
             logs["kl"] = float(kl_divergence(self.model))
             logs["kl_weight"] = self._weight
 
 
-def kl_weight_of_epoch(epoch, num_examples, warmup_epochs=0):
+def kl_weight_of_epoch(epoch: int, num_examples: int, warmup_epochs: int = 0) -> float:
     """Returns `min(1, (epoch + 1) / (warmup_epochs + 1)) / num_examples`."""
     return min(1.0, (epoch + 1) / (warmup_epochs + 1)) / num_examples

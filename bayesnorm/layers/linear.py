@@ -1,6 +1,10 @@
 """Wrappers that normalize a linear Keras layer by a statistic of its kernel."""
 
+from __future__ import annotations
+
 import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
@@ -14,6 +18,10 @@ from bayesnorm.layers.kernels import (
     project_kernels,
 )
 from bayesnorm.moments.activation_rules import activate
+from bayesnorm.types import Shape, Tensor
+
+if TYPE_CHECKING:
+    from bayesnorm.moments.moments import Moments
 
 
 class NormalizedLinear(keras.layers.Wrapper):
@@ -35,8 +43,13 @@ class NormalizedLinear(keras.layers.Wrapper):
     """
 
     def __init__(
-        self, layer, projection=False, use_bias=None, activation=None, **kwargs
-    ):
+        self,
+        layer: keras.layers.Layer,
+        projection: bool = False,
+        use_bias: bool | None = None,
+        activation: Callable[[Tensor], Tensor] | str | None = None,
+        **kwargs: Any,
+    ) -> None:
         if not isinstance(layer, LINEAR_LAYERS):
             names = ", ".join(cls.__name__ for cls in LINEAR_LAYERS)
             raise ValueError(
@@ -77,7 +90,7 @@ class NormalizedLinear(keras.layers.Wrapper):
         # What Keras's quantization of a model reports as a warning, and leaves out.
         raise NotImplementedError(_unquantized(repr(self.name), self.layer))
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Shape | None = None) -> None:
         """Builds the wrapped layer and projects its kernel, if asked."""
         if not self.layer.built:
             self.layer.build(input_shape)
@@ -95,15 +108,15 @@ class NormalizedLinear(keras.layers.Wrapper):
         self.built = True
 
     @property
-    def channel_axis(self):
+    def channel_axis(self) -> int:
         """The channel axis of the inputs and outputs, 1 or -1."""
         return channel_axis(self.layer)
 
-    def normalized(self, inputs):
+    def normalized(self, inputs: Tensor) -> Tensor:
         """Returns `x_hat`."""
         raise NotImplementedError
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         """Returns `activation(x_hat + bias)`."""
         outputs = self.normalized(inputs)
         if self.use_bias:
@@ -111,7 +124,7 @@ class NormalizedLinear(keras.layers.Wrapper):
             outputs = add_along(outputs, self.bias, axis)
         return self.activation(outputs)
 
-    def output_moments(self, moments):
+    def output_moments(self, moments: Moments) -> Moments:
         """Returns the moments of the outputs from those of `x_hat`."""
         if self.use_bias:
             moments = moments.over(self.channel_axis)
@@ -120,7 +133,7 @@ class NormalizedLinear(keras.layers.Wrapper):
         return activate(self.activation, moments)
 
     @contextlib.contextmanager
-    def kernel_over(self, stddev):
+    def kernel_over(self, stddev: Tensor) -> Iterator[None]:
         """In the context the wrapped layer's filters are `w / stddev`, `[filters]`."""
         kernel, shape = output_kernel(self.layer)
         whole, variable = ops.convert_to_tensor(kernel), kernel_variable(self.layer)
@@ -135,11 +148,11 @@ class NormalizedLinear(keras.layers.Wrapper):
         ):
             yield
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Returns the wrapped layer's."""
         return self.layer.compute_output_shape(input_shape)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {
             **super().get_config(),

@@ -1,11 +1,14 @@
 """Alpha dropout that takes part in the noise switch."""
 
+from __future__ import annotations
+
 import keras
 from keras import ops
 
 from bayesnorm.layers.entry_noise import MaskNoise, kept
 from bayesnorm.maths.activations import SELU_LIMIT
 from bayesnorm.moments import register
+from bayesnorm.types import Tensor
 
 
 @keras.saving.register_keras_serializable("bayesnorm")
@@ -37,12 +40,12 @@ class MonteCarloAlphaDropout(MaskNoise):
     """
 
     @property
-    def affine(self):
+    def affine(self) -> tuple[float, float]:
         """The numbers `(a, b)`."""
         a = ((1 - self.rate) * (1 + self.rate * SELU_LIMIT**2)) ** -0.5
         return a, -a * SELU_LIMIT * self.rate
 
-    def apply_noise(self, inputs, draws):
+    def apply_noise(self, inputs: Tensor, draws: Tensor) -> Tensor:
         """Returns the inputs, some of them at the lower limit of SELU."""
         a, b = self.affine
         mask = kept(draws, self.rate, inputs.dtype)

@@ -1,9 +1,12 @@
 """Dropout that takes part in the noise switch."""
 
+from __future__ import annotations
+
 import keras
 
 from bayesnorm.layers.entry_noise import MaskNoise, kept, multiplicative_moments
 from bayesnorm.moments import register
+from bayesnorm.types import Shape, Tensor
 
 
 @keras.saving.register_keras_serializable("bayesnorm")
@@ -36,11 +39,11 @@ class MonteCarloDropout(MaskNoise):
         Gal & Ghahramani, 2016, "Dropout as a Bayesian Approximation".
     """
 
-    def train(self, inputs, shape):
+    def train(self, inputs: Tensor, shape: Shape) -> Tensor:
         """Returns the inputs, dropped as by Keras."""
         return keras.random.dropout(inputs, self.rate, shape, self.seed_generator)
 
-    def apply_noise(self, inputs, draws):
+    def apply_noise(self, inputs: Tensor, draws: Tensor) -> Tensor:
         """Returns the inputs, some of them dropped."""
         return inputs * kept(draws, self.rate, inputs.dtype) / (1 - self.rate)
 

@@ -1,6 +1,9 @@
 """Gaussian dropout that takes part in the noise switch."""
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import keras
 from keras import ops
@@ -11,6 +14,7 @@ from bayesnorm.layers.entry_noise import (
     multiplicative_moments,
 )
 from bayesnorm.moments import register
+from bayesnorm.types import Tensor
 
 
 @keras.saving.register_keras_serializable("bayesnorm")
@@ -40,22 +44,22 @@ class MonteCarloGaussianDropout(EntryNoise):
         Local Reparameterization Trick".
     """
 
-    def __init__(self, rate, seed=None, **kwargs):
+    def __init__(self, rate: float, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed=seed, **kwargs)
         check_rate(rate)
         self.rate = rate
 
     @property
-    def amount(self):
+    def amount(self) -> float:
         """The rate."""
         return self.rate
 
-    def apply_noise(self, inputs, draws):
+    def apply_noise(self, inputs: Tensor, draws: Tensor) -> Tensor:
         """Returns `inputs * (1 + stddev * draws)`."""
         stddev = math.sqrt(self.rate / (1 - self.rate))
         return inputs * ops.cast(1.0 + stddev * draws, inputs.dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "rate": self.rate}
 

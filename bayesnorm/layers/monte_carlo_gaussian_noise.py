@@ -1,11 +1,16 @@
 """Additive Gaussian noise that takes part in the noise switch."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 from keras import ops
 
 from bayesnorm.arguments import check_number
 from bayesnorm.layers.entry_noise import EntryNoise
 from bayesnorm.moments import register
+from bayesnorm.types import Tensor
 
 
 @keras.saving.register_keras_serializable("bayesnorm")
@@ -30,21 +35,21 @@ class MonteCarloGaussianNoise(EntryNoise):
         ValueError: If an argument is out of range.
     """
 
-    def __init__(self, stddev, seed=None, **kwargs):
+    def __init__(self, stddev: float, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed=seed, **kwargs)
         check_number("stddev", stddev)
         self.stddev = stddev
 
     @property
-    def amount(self):
+    def amount(self) -> float:
         """The standard deviation."""
         return self.stddev
 
-    def apply_noise(self, inputs, draws):
+    def apply_noise(self, inputs: Tensor, draws: Tensor) -> Tensor:
         """Returns `inputs + stddev * draws`."""
         return inputs + ops.cast(self.stddev * draws, inputs.dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "stddev": self.stddev}
 

@@ -5,24 +5,31 @@ them when training and none (it then uses its mean) otherwise. `noise_mode`
 changes that for the calls made inside it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import contextvars
+from collections.abc import Iterator
+from typing import Any
+
+import keras
 
 from bayesnorm import backend
 from bayesnorm.graph import layers_of
 from bayesnorm.seeds import SeededLayer
+from bayesnorm.types import MaybeNone, NoiseMode, Tensor
 
 _MODES = ("auto", "mean", "sample")
 _mode = contextvars.ContextVar("bayesnorm_noise_mode", default="auto")
 
 
-def current_noise_mode():
+def current_noise_mode() -> NoiseMode:
     """Returns the mode that calls made now run in."""
     return _mode.get()
 
 
 @contextlib.contextmanager
-def noise_mode(mode):
+def noise_mode(mode: NoiseMode) -> Iterator[None]:
     """Sets what stochastic layers do in the calls made inside the context.
 
     The mode is read when a layer is called: eagerly at each call, in a compiled
@@ -113,12 +120,12 @@ class StochasticLayer(SeededLayer):
     """
 
     @property
-    def noise_shapes(self):
+    def noise_shapes(self) -> dict[str, Any]:
         """The draws of one network: name -> shape, without a batch axis."""
         raise NotImplementedError
 
     @property
-    def shared_noise(self):
+    def shared_noise(self) -> frozenset[str]:
         """The names of draws that all layers of a network have in common.
 
         In `bayesnorm.predict` and in an export, layers that draw the same name and
@@ -126,10 +133,12 @@ class StochasticLayer(SeededLayer):
         """
         return ()
 
-    def check_noise(self):
+    def check_noise(self) -> None:
         """Raises a ValueError if the layer is not ready to draw."""
 
-    def standard_normal(self, name, batch_size, training):
+    def standard_normal(
+        self, name: str, batch_size: Tensor, training: bool | None
+    ) -> Tensor | MaybeNone:
         """Returns draws `[batch_size, *noise_shapes[name]]`, None for the mean.
 
         Args:
@@ -148,6 +157,6 @@ class StochasticLayer(SeededLayer):
         return None
 
 
-def stochastic_layers(model):
+def stochastic_layers(model: keras.Model) -> list[StochasticLayer]:
     """Returns the layers of `model` that draw noise, nested ones too, in order."""
     return [x for x in layers_of(model) if isinstance(x, StochasticLayer)]

@@ -1,5 +1,9 @@
 """A scale and bias with fixed noise: regularization as by batch normalization."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -8,6 +12,7 @@ from bayesnorm.layers.axes import add_along, broadcast_shape, canonical_axis
 from bayesnorm.layers.noise import StochasticLayer
 from bayesnorm.layers.scale_norm import ScaleNorm
 from bayesnorm.moments import register
+from bayesnorm.types import ArrayLike, Initializer, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable("bayesnorm")
@@ -48,14 +53,14 @@ class NoisyScaleNorm(StochasticLayer, ScaleNorm):
 
     def __init__(
         self,
-        scale_stddev,
-        shift_stddev,
-        axis=-1,
-        seed=None,
-        bias_initializer="zeros",
-        scale_initializer="ones",
-        **kwargs,
-    ):
+        scale_stddev: ArrayLike,
+        shift_stddev: ArrayLike,
+        axis: int = -1,
+        seed: int | None = None,
+        bias_initializer: Initializer = "zeros",
+        scale_initializer: Initializer = "ones",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             seed=seed,
             axis=axis,
@@ -66,7 +71,7 @@ class NoisyScaleNorm(StochasticLayer, ScaleNorm):
         self.scale_stddev = _deviation("scale_stddev", scale_stddev)
         self.shift_stddev = _deviation("shift_stddev", shift_stddev)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Makes `bias` and `scale`, and checks the deviations against them."""
         super().build(input_shape)
         (channels,) = self.scale.shape
@@ -79,7 +84,7 @@ class NoisyScaleNorm(StochasticLayer, ScaleNorm):
                 )
 
     @property
-    def noise_shapes(self):
+    def noise_shapes(self) -> dict[str, Any]:
         """Two draws per channel."""
         channels = tuple(self.scale.shape)
         return {"scale": channels, "shift": channels}
@@ -91,7 +96,7 @@ class NoisyScaleNorm(StochasticLayer, ScaleNorm):
             for value in (self.scale_stddev, self.shift_stddev)
         )
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         """Returns `(inputs + V) U scale + bias`."""
         batch = ops.shape(inputs)[0]
         axis = canonical_axis(self, self.axis, inputs.shape)
@@ -109,7 +114,7 @@ class NoisyScaleNorm(StochasticLayer, ScaleNorm):
             outputs = outputs + ops.cast(ops.reshape(shift, shape), inputs.dtype)
         return add_along(outputs, ops.convert_to_tensor(self.bias), axis)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {
             **super().get_config(),

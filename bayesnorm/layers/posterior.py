@@ -4,10 +4,14 @@ The loss gains `kl_weight * KL`, once a step; how the weight is found is written
 in `bayesnorm.layers.kl_weight`.
 """
 
+from __future__ import annotations
+
 import contextlib
 import contextvars
 import warnings
 import weakref
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,6 +21,7 @@ from bayesnorm import backend
 from bayesnorm.arguments import check_model, check_number, positive_integer
 from bayesnorm.graph.internals import call_context
 from bayesnorm.layers.noise import StochasticLayer, stochastic_layers
+from bayesnorm.types import MaybeNone, Shape, Tensor
 
 # What stands in place of a count of examples where the KL's weight was given.
 _GIVEN = -1.0
@@ -29,7 +34,7 @@ _counting = contextvars.ContextVar("bayesnorm_counting", default=True)
 
 
 @contextlib.contextmanager
-def uncounted():
+def uncounted() -> Iterator[None]:
     """In the context, calls with `training=True` are no steps of a training."""
     token = _counting.set(False)
     try:
@@ -173,7 +178,13 @@ class VariationalLayer(StochasticLayer):
     # Of the layer's KL in the loss, beside the weight that all layers of a model share.
     kl_factor = 1.0
 
-    def __init__(self, kl_weight=None, seed=None, num_examples=None, **kwargs):
+    def __init__(
+        self,
+        kl_weight: float | None = None,
+        seed: int | None = None,
+        num_examples: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(seed=seed, **kwargs)
         if kl_weight is not None:
             check_number("kl_weight", kl_weight)
@@ -198,12 +209,12 @@ class VariationalLayer(StochasticLayer):
         """The weight of the constructor's arguments, None where it is counted."""
         return self.kl_weight if self.num_examples is None else 1.0 / self.num_examples
 
-    def kl_divergence(self):
+    def kl_divergence(self) -> Tensor:
         """Returns the KL of the posterior to the prior, a float32 scalar in nats."""
         raise NotImplementedError
 
     @property
-    def kl_carrier(self):
+    def kl_carrier(self) -> keras.Variable:
         """The variable that brings the KL into the loss, as its regularizer.
 
         The KL counts while this variable is trained. By default the first trainable
@@ -211,7 +222,7 @@ class VariationalLayer(StochasticLayer):
         """
         return next((v for v in self.weights if v.trainable), None)
 
-    def posterior_summary(self):
+    def posterior_summary(self) -> dict[str, tuple[np.ndarray, str]]:
         """Returns what reports say of the posterior: name -> `(values, unit)`.
 
         `values` is a NumPy array of numbers, such as one for each channel, of which
@@ -222,7 +233,9 @@ class VariationalLayer(StochasticLayer):
             "kl": (np.reshape(ops.convert_to_numpy(self.kl_divergence()), 1), "nats")
         }
 
-    def add_weight(self, *args, dtype="float32", autocast=False, **kwargs):
+    def add_weight(
+        self, *args: Any, dtype: str = "float32", autocast: bool = False, **kwargs: Any
+    ) -> keras.Variable:
         """Makes a variable as in Keras, float32 whatever the layer's dtype policy.
 
         In half precision a small step of the posterior would be lost, and the KL be
@@ -230,7 +243,7 @@ class VariationalLayer(StochasticLayer):
         """
         return super().add_weight(*args, dtype=dtype, autocast=autocast, **kwargs)
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Shape | None = None) -> None:
         """Brings the KL into the loss; to be called when all variables are made."""
         carrier = self.kl_carrier
         if carrier is None or carrier.regularizer is not None:
@@ -267,14 +280,14 @@ class VariationalLayer(StochasticLayer):
                 "`super().build(input_shape)`."
             )
 
-    def set_kl_weight(self, weight):
+    def set_kl_weight(self, weight: float) -> None:
         """Sets the KL's weight; the layer no longer finds it by itself."""
         self._check_kl_weight()
         self._counts_examples = False
         self.kl_weight_variable.assign(weight)
         self.examples_seen.assign(_GIVEN)
 
-    def on_epoch_end(self):
+    def on_epoch_end(self) -> None:
         """Takes 1 / (examples of the epoch that ended) as the KL's weight."""
         if self.built:
             self._follow_variables()
@@ -310,7 +323,7 @@ class VariationalLayer(StochasticLayer):
         else:
             self._counts_examples = counts
 
-    def check_noise(self):
+    def check_noise(self) -> None:
         """Warns of a posterior that was trained without its KL."""
         super().check_noise()
         if not (self.built and self._counts_examples):
@@ -324,7 +337,9 @@ class VariationalLayer(StochasticLayer):
                 f"learned is no posterior. {_MEND}",
             )
 
-    def standard_normal(self, name, batch_size, training):
+    def standard_normal(
+        self, name: str, batch_size: Tensor, training: bool | None
+    ) -> Tensor | MaybeNone:
         """Returns draws, and counts the examples of a step in training.
 
         Args:
@@ -357,12 +372,12 @@ class VariationalLayer(StochasticLayer):
                 f"epoch ends its KL weighs nothing. {_MEND}",
             )
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         """Loads the weights, the state of the noise, and whether N is counted."""
         super().load_own_variables(store)
         self._follow_variables()
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {
             **super().get_config(),
@@ -375,7 +390,7 @@ def _number(variable):
     return float(variable.numpy())
 
 
-def posterior_layers(model):
+def posterior_layers(model: keras.Model) -> list[VariationalLayer]:
     """Returns the layers of `model` that have a posterior, nested ones too, in order.
 
     Args:

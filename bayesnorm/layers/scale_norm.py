@@ -1,10 +1,15 @@
 """A plain scale and bias per channel."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 from keras import initializers, ops, regularizers
 
 from bayesnorm.layers.axes import add_along, broadcast_shape, canonical_axis
 from bayesnorm.moments import register
+from bayesnorm.types import Initializer, Regularizer, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable("bayesnorm")
@@ -38,13 +43,13 @@ class ScaleNorm(keras.layers.Layer):
 
     def __init__(
         self,
-        axis=-1,
-        bias_initializer="zeros",
-        scale_initializer="ones",
-        bias_regularizer=None,
-        scale_regularizer=None,
-        **kwargs,
-    ):
+        axis: int = -1,
+        bias_initializer: Initializer = "zeros",
+        scale_initializer: Initializer = "ones",
+        bias_regularizer: Regularizer = None,
+        scale_regularizer: Regularizer = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.axis = axis
         self.bias_initializer = initializers.get(bias_initializer)
@@ -53,7 +58,7 @@ class ScaleNorm(keras.layers.Layer):
         self.scale_regularizer = regularizers.get(scale_regularizer)
         self.supports_masking = True
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Makes `bias` and `scale`, float32 vectors over the channels."""
         channels = input_shape[canonical_axis(self, self.axis, input_shape)]
         self.input_spec = keras.layers.InputSpec(
@@ -84,16 +89,16 @@ class ScaleNorm(keras.layers.Layer):
         scale = ops.cast(ops.reshape(scale, shape), x.dtype)
         return add_along(x, ops.convert_to_tensor(self.bias), axis) * scale
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         """Returns `(inputs + bias) * scale`."""
         return self._scaled(inputs, ops.convert_to_tensor(self.scale))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Returns the input's shape."""
         canonical_axis(self, self.axis, input_shape)
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {
             **super().get_config(),

@@ -1,8 +1,12 @@
 """Batch normalization whose statistics are random in use as they are in training."""
 
+from __future__ import annotations
+
 import contextlib
 import contextvars
 import math
+from collections.abc import Callable
+from typing import Any, Literal
 
 import keras
 from keras import ops
@@ -18,6 +22,7 @@ from bayesnorm.layers.noise import (
 from bayesnorm.maths import correlation
 from bayesnorm.maths.normalization import random_normalization
 from bayesnorm.moments import Moments, register
+from bayesnorm.types import Shape, Tensor
 
 _KINDS = ("batch", "example")
 _MEAN, _LOG_VARIANCE, _LATENT = "mean", "log_variance", "latent"
@@ -28,7 +33,7 @@ _source = contextvars.ContextVar("bayesnorm_batch_statistics", default=None)
 
 
 @contextlib.contextmanager
-def batch_statistics(source):
+def batch_statistics(source: Callable[..., Any] | None) -> Any:
     """Sets what stochastic batch normalizations normalize with.
 
     Args:
@@ -124,16 +129,16 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
 
     def __init__(
         self,
-        axis=-1,
-        momentum=0.99,
-        epsilon=1e-3,
+        axis: int = -1,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
         *,
-        noise="batch",
-        seed=None,
-        calibration_batch_size=None,
-        law_rank=0,
-        **kwargs,
-    ):
+        noise: Literal["batch", "example"] = "batch",
+        seed: int | None = None,
+        calibration_batch_size: int | None = None,
+        law_rank: int = 0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             seed=seed, axis=axis, momentum=momentum, epsilon=epsilon, **kwargs
         )
@@ -153,7 +158,7 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
         self.law_rank = law_rank
         self.law_factor = None
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Makes the variables of batch normalization and the statistics' moments."""
         super().build(input_shape)
         channels = self.moving_mean.shape
@@ -173,7 +178,7 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
             shape = (self.law_rank, 2, *self.moving_mean.shape)
             self.law_factor = self._statistic("law_factor", shape)
 
-    def set_law_rank(self, rank):
+    def set_law_rank(self, rank: int) -> None:
         """Makes the law one of another rank, 0 for independent statistics.
 
         The moments stay. Where the rank changes, the law is that of independent
@@ -202,7 +207,7 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
         )
 
     @property
-    def statistics_variables(self):
+    def statistics_variables(self) -> list[keras.Variable]:
         """The variables that hold the law of the batches' statistics."""
         return [
             *self._moments_variables,
@@ -221,18 +226,18 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
         ]
 
     @property
-    def noise_shapes(self):
+    def noise_shapes(self) -> dict[str, Any]:
         """Two draws per channel, and those of the joint law."""
         channels = tuple(self.moving_mean.shape)
         latent = {_LATENT: (self.law_rank,)} if self.law_rank else {}
         return {_MEAN: channels, _LOG_VARIANCE: channels, **latent}
 
     @property
-    def shared_noise(self):
+    def shared_noise(self) -> frozenset[str]:
         """What the statistics of all layers follow."""
         return (_LATENT,)
 
-    def check_noise(self):
+    def check_noise(self) -> None:
         """Checks that the layer has seen batches enough to know how they differ."""
         count = float(ops.convert_to_numpy(self.statistics_count))
         if count < 2:
@@ -243,7 +248,7 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
                 "batch size of the training first."
             )
 
-    def statistics_moments(self):
+    def statistics_moments(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns `(m_mu, s_mu, m_l, s_l)`, `[channels]` each, float32.
 
         Means and standard deviations (from unbiased variances) over batches of the
@@ -264,7 +269,7 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
             ops.sqrt(ops.convert_to_tensor(self.log_variance_variance) * unbiased),
         )
 
-    def law_correlation(self):
+    def law_correlation(self) -> Tensor:
         """Returns the correlation of mean and log variance of each channel."""
         if self.law_factor is None:
             return ops.zeros(tuple(self.moving_mean.shape))
@@ -286,7 +291,9 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
         self._average(mean, ops.log(variance + self.epsilon), rate)
         return mean, variance
 
-    def observe(self, inputs, mask=None):
+    def observe(
+        self, inputs: Tensor, mask: Tensor | None = None
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Takes the statistics of a batch into exact averages, and returns them.
 
         Args:
@@ -308,7 +315,7 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
         self._average(*statistics, 1.0 / (self.statistics_count + 1.0))
         return statistics, update
 
-    def batch_statistics(self, inputs, mask=None):
+    def batch_statistics(self, inputs: Tensor, mask: Tensor | None = None) -> Any:
         """Returns mean and `log(variance + epsilon)` of a batch, `[channels]` each."""
         mean, variance = super()._moments(_at_least_float32(inputs), mask)
         # Keras squeezes: one channel would come as a scalar.
@@ -316,7 +323,7 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
         mean, variance = ops.reshape(mean, shape), ops.reshape(variance, shape)
         return mean, ops.log(variance + self.epsilon)
 
-    def fix(self):
+    def fix(self) -> None:
         """Takes the moving averages for the statistics of all batches, without spread.
 
         What a layer normalizes with that is frozen while the rest is trained.
@@ -335,11 +342,11 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
         if self.law_factor is not None:
             self.law_factor.assign(ops.zeros_like(self.law_factor.value))
 
-    def is_fixed(self):
+    def is_fixed(self) -> bool:
         """Whether `fix` was called last."""
         return float(ops.convert_to_numpy(self.statistics_count)) >= _FIXED
 
-    def has_exact_moments(self):
+    def has_exact_moments(self) -> bool:
         """Whether all batches weighed the same: a calibration, no training since."""
         count, weight = (
             float(ops.convert_to_numpy(v))
@@ -364,7 +371,9 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
         weight.assign(ops.square(1.0 - rate) * weight + ops.square(rate))
         self.statistics_count.assign(self.statistics_count + 1.0)
 
-    def call(self, inputs, training=None, mask=None):
+    def call(
+        self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """Normalizes `inputs`."""
         source = _source.get()
         if source is not None:
@@ -418,7 +427,7 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
         )
         return ops.cast(x * scale + shift, self.compute_dtype)
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         """Loads what was saved, also of another law; of a plain layer what it has."""
         values = {k: store[k] for k in store.keys()}  # noqa: SIM118 (an h5 group)
         saved = sum(key.isdigit() for key in values)
@@ -433,7 +442,7 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
             self.set_law_rank(0 if of_law is None else of_law.shape[0])
         super().load_own_variables(values)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {
             **super().get_config(),
@@ -453,7 +462,9 @@ def _stacked(of_means, of_log_variances):
     return ops.stack([ops.cast(x, "float32") for x in (of_means, of_log_variances)])
 
 
-def stochastic_batch_normalizations(model):
+def stochastic_batch_normalizations(
+    model: keras.Model,
+) -> list[StochasticBatchNormalization]:
     """Returns the stochastic batch normalizations of a model, nested ones too."""
     check_model(model)
     layers = stochastic_layers(model)

@@ -1,5 +1,9 @@
 """A scale with a learned posterior: batch normalization as Bayesian learning."""
 
+from __future__ import annotations
+
+from typing import Any, Literal
+
 import keras
 import numpy as np
 from keras import initializers, ops
@@ -9,6 +13,7 @@ from bayesnorm.layers.posterior import VariationalLayer
 from bayesnorm.layers.scale_norm import ScaleNorm
 from bayesnorm.maths import scale as scale_maths
 from bayesnorm.moments import register
+from bayesnorm.types import Initializer, Shape, Tensor
 
 _PRIORS = ("normal", "log_uniform")
 
@@ -67,18 +72,18 @@ class StochasticScaleNorm(VariationalLayer, ScaleNorm):
 
     def __init__(
         self,
-        axis=-1,
-        per_channel=True,
-        prior="normal",
-        prior_scale=10.0,
-        initial_stddev=0.1,
-        kl_weight=None,
-        seed=None,
-        bias_initializer="zeros",
-        scale_initializer="ones",
-        num_examples=None,
-        **kwargs,
-    ):
+        axis: int = -1,
+        per_channel: bool = True,
+        prior: Literal["normal", "log_uniform"] = "normal",
+        prior_scale: float = 10.0,
+        initial_stddev: float = 0.1,
+        kl_weight: float | None = None,
+        seed: int | None = None,
+        bias_initializer: Initializer = "zeros",
+        scale_initializer: Initializer = "ones",
+        num_examples: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             kl_weight=kl_weight,
             num_examples=num_examples,
@@ -97,7 +102,7 @@ class StochasticScaleNorm(VariationalLayer, ScaleNorm):
         self.prior_scale = prior_scale
         self.initial_stddev = initial_stddev
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Makes the posterior's variables."""
         ScaleNorm.build(self, input_shape)  # bias, scale; `super().build` comes last
         self.rho = self._vector(
@@ -108,22 +113,22 @@ class StochasticScaleNorm(VariationalLayer, ScaleNorm):
         super().build(input_shape)
 
     @property
-    def kl_carrier(self):
+    def kl_carrier(self) -> keras.Variable:
         """`rho`: the posterior is learned, whatever else is frozen, while this is."""
         return self.rho
 
     @property
-    def noise_shapes(self):
+    def noise_shapes(self) -> dict[str, Any]:
         """One draw per channel: `{"scale": (channels,)}`."""
         return {"scale": tuple(self.scale.shape)}
 
     @property
-    def stddev(self):
+    def stddev(self) -> Tensor:
         """The posterior's standard deviation, `[channels]`, float32."""
         stddev = scale_maths.stddev_of_rho(ops.convert_to_tensor(self.rho))
         return ops.broadcast_to(stddev, self.scale.shape)
 
-    def kl_divergence(self):
+    def kl_divergence(self) -> Tensor:
         """Returns the KL of the posterior to the prior, a scalar in nats."""
         mean = ops.convert_to_tensor(self.scale)
         if self.prior == "log_uniform":
@@ -132,7 +137,7 @@ class StochasticScaleNorm(VariationalLayer, ScaleNorm):
             terms = scale_maths.kl_to_normal(mean, self.stddev, self.prior_scale)
         return ops.sum(terms)
 
-    def posterior_summary(self):
+    def posterior_summary(self) -> dict[str, tuple[np.ndarray, str]]:
         """Returns the noise of the channels, `stddev / |scale|`, as `relative_stddev`.
 
         The values are `[channels]`, float64, from 0 up.
@@ -141,7 +146,7 @@ class StochasticScaleNorm(VariationalLayer, ScaleNorm):
         scale = np.maximum(np.abs(ops.convert_to_numpy(self.scale)), 1e-12)
         return {"relative_stddev": (stddev / scale, "1")}
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         """Returns `(inputs + bias) * S`."""
         batch = ops.shape(inputs)[0]
         noise = self.standard_normal("scale", batch, training)
@@ -150,7 +155,7 @@ class StochasticScaleNorm(VariationalLayer, ScaleNorm):
         draws = ops.convert_to_tensor(self.scale) + self.stddev * noise
         return self._scaled(inputs, draws, batch)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {
             **super().get_config(),

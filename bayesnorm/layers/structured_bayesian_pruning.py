@@ -1,5 +1,9 @@
 """Multiplicative noise that learns which channels a network can do without."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 import numpy as np
 from keras import initializers, ops
@@ -9,6 +13,7 @@ from bayesnorm.layers.axes import add_along, broadcast_shape, canonical_axis
 from bayesnorm.layers.posterior import VariationalLayer
 from bayesnorm.maths import truncated_log_normal as law
 from bayesnorm.moments import register
+from bayesnorm.types import Initializer, Shape, Tensor
 
 
 class _Range(keras.constraints.Constraint):
@@ -83,18 +88,18 @@ class StructuredBayesianPruning(VariationalLayer):
 
     def __init__(
         self,
-        axis=-1,
-        use_bias=False,
-        threshold=1.0,
-        initial_mean=0.0,
-        initial_log_stddev=-5.0,
-        kl_weight=None,
-        seed=None,
-        bias_initializer="zeros",
-        num_examples=None,
-        kl_factor=1.0,
-        **kwargs,
-    ):
+        axis: int = -1,
+        use_bias: bool = False,
+        threshold: float = 1.0,
+        initial_mean: float = 0.0,
+        initial_log_stddev: float = -5.0,
+        kl_weight: float | None = None,
+        seed: int | None = None,
+        bias_initializer: Initializer = "zeros",
+        num_examples: int | None = None,
+        kl_factor: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             kl_weight=kl_weight, num_examples=num_examples, seed=seed, **kwargs
         )
@@ -113,7 +118,7 @@ class StructuredBayesianPruning(VariationalLayer):
         self.bias = None
         self.supports_masking = True
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Makes the posterior's variables, and the bias if there is one."""
         channels = input_shape[canonical_axis(self, self.axis, input_shape)]
         self.input_spec = keras.layers.InputSpec(
@@ -138,12 +143,12 @@ class StructuredBayesianPruning(VariationalLayer):
         super().build(input_shape)
 
     @property
-    def kl_carrier(self):
+    def kl_carrier(self) -> keras.Variable:
         """`log_stddev`: the posterior is learned, whatever is frozen, while this is."""
         return self.log_stddev
 
     @property
-    def noise_shapes(self):
+    def noise_shapes(self) -> dict[str, Any]:
         """One draw per channel: `{"scale": (channels,)}`."""
         return {"scale": tuple(self.mean.shape)}
 
@@ -151,7 +156,7 @@ class StructuredBayesianPruning(VariationalLayer):
     def _parameters(self):
         return tuple(map(ops.convert_to_tensor, (self.mean, self.log_stddev)))
 
-    def kl_divergence(self):
+    def kl_divergence(self) -> Tensor:
         """Returns the KL of the posterior to the prior, a scalar in nats."""
         return ops.sum(law.kl_to_log_uniform(*self._parameters))
 
@@ -168,21 +173,21 @@ class StructuredBayesianPruning(VariationalLayer):
             )
         return ops.convert_to_numpy(function(*self._parameters))
 
-    def expected_scale(self):
+    def expected_scale(self) -> np.ndarray:
         """Returns `E[theta]`, `[channels]`, float32 NumPy, of pruned channels too."""
         return self._values(law.expected_value)
 
-    def snr(self):
+    def snr(self) -> np.ndarray:
         """Returns `E[theta] / sqrt(Var[theta])`, `[channels]`, float32 NumPy."""
         return self._values(law.signal_to_noise)
 
-    def median(self):
+    def median(self) -> np.ndarray:
         """Returns the median of theta, `[channels]`, float32 NumPy."""
         return self._values(
             lambda *at: ops.exp(law.quantile(*at, ops.zeros_like(at[0])))
         )
 
-    def evidence(self):
+    def evidence(self) -> np.ndarray:
         """Returns what holding theta at 0 adds to the log evidence.
 
         `[channels]`, float32 NumPy, in nats; from 0 up the model without the channel is
@@ -193,11 +198,11 @@ class StructuredBayesianPruning(VariationalLayer):
         return self._values(law.log_evidence_ratio)
 
     @property
-    def keep(self):
+    def keep(self) -> np.ndarray:
         """The channels that are not pruned: `snr() >= threshold`, boolean NumPy."""
         return self.snr() >= self.threshold
 
-    def posterior_summary(self):
+    def posterior_summary(self) -> dict[str, tuple[np.ndarray, str]]:
         """Returns the channels' `snr`, unit 1, and `kept`, the per cent not pruned.
 
         The values are `[channels]` and `[1]`; NaN where the parameters are not finite.
@@ -211,16 +216,16 @@ class StructuredBayesianPruning(VariationalLayer):
         snr = law.signal_to_noise(*self._parameters)
         return ops.where(snr < self.threshold, 0.0, values)
 
-    def evaluated_scale(self):
+    def evaluated_scale(self) -> Tensor:
         """Returns a tensor `[channels]`: `E[theta]`, 0 for pruned channels."""
         return self._alive(law.expected_value(*self._parameters))
 
-    def evaluated_variance(self):
+    def evaluated_variance(self) -> Tensor:
         """Returns a tensor `[channels]`: `Var[theta]`, 0 for pruned channels."""
         mean, snr = law.expected_value, law.signal_to_noise
         return self._alive(ops.square(mean(*self._parameters) / snr(*self._parameters)))
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         """Returns `inputs * theta`, plus the bias if there is one."""
         batch = ops.shape(inputs)[0]
         noise = self.standard_normal("scale", batch, training)
@@ -237,12 +242,12 @@ class StructuredBayesianPruning(VariationalLayer):
             return outputs
         return add_along(outputs, ops.convert_to_tensor(self.bias), axis)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Returns the input's shape."""
         canonical_axis(self, self.axis, input_shape)
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {
             **super().get_config(),

@@ -1,10 +1,13 @@
 """Normalization of a linear layer by the norm of its filters."""
 
+from __future__ import annotations
+
 import keras
 
 from bayesnorm.layers.kernels import filter_norms
 from bayesnorm.layers.linear import NormalizedLinear
 from bayesnorm.moments import register, rule_for
+from bayesnorm.types import Tensor
 
 
 @keras.saving.register_keras_serializable("bayesnorm")
@@ -49,7 +52,7 @@ class WeightNormalization(NormalizedLinear):
         Learning", section 2.
     """
 
-    def normalized(self, inputs):
+    def normalized(self, inputs: Tensor) -> Tensor:
         """Returns `w.x / ||w||`."""
         with self.kernel_over(filter_norms(self.layer)):
             return self.layer(inputs)

@@ -1,5 +1,7 @@
 """The noise that batch normalization adds, measured in a trained network."""
 
+from __future__ import annotations
+
 import dataclasses
 
 import keras
@@ -12,6 +14,7 @@ from bayesnorm.layers.stochastic_batch_norm import stochastic_batch_normalizatio
 from bayesnorm.measurement.minibatch import record_statistics
 from bayesnorm.streams.batches import number_of_batches
 from bayesnorm.surgery.to_stochastic import to_stochastic
+from bayesnorm.types import Inputs
 
 _BINS = 10
 
@@ -47,7 +50,14 @@ class BatchNoise:
     chi_square_p: float
 
 
-def batch_noise(model, data, batch_size, batches=200, seed=0, steps=None):
+def batch_noise(
+    model: keras.Model,
+    data: Inputs,
+    batch_size: int,
+    batches: int = 200,
+    seed: int = 0,
+    steps: int | None = None,
+) -> list[BatchNoise]:
     """Measures the noise of every batch normalization of a trained network.
 
     Sends random training batches through the network in training mode. With M and S^2

@@ -1,10 +1,15 @@
 """The posterior of a network's batch statistics, from training data."""
 
+from __future__ import annotations
+
 import contextlib
 import itertools
 import math
 import warnings
+from collections.abc import Collection
+from typing import Any, Literal
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -22,6 +27,7 @@ from bayesnorm.streams.arrays import rows_of
 from bayesnorm.streams.batches import number_of_batches, reshuffled, sized_stream
 from bayesnorm.streams.elements import check_ends
 from bayesnorm.streams.progress import Progress
+from bayesnorm.types import Inputs
 
 # Standard errors that a difference from the moving averages may come of, and what is
 # far beyond those: standard deviations, or the logarithm of their ratio.
@@ -32,18 +38,18 @@ _RANK = 16
 
 
 def calibrate(
-    model,
-    dataset,
-    batch_size=None,
-    shuffle=True,
-    seed=0,
-    reset=True,
-    verbose="auto",
-    frozen=False,
-    steps=None,
-    law="joint",
-    rank=None,
-):
+    model: keras.Model,
+    dataset: Inputs,
+    batch_size: int | None = None,
+    shuffle: bool = True,
+    seed: int = 0,
+    reset: bool = True,
+    verbose: bool | Literal["auto"] = "auto",
+    frozen: bool = False,
+    steps: int | None = None,
+    law: Literal["joint", "independent"] = "joint",
+    rank: int | None = None,
+) -> keras.Model:
     """Computes the law of the batch statistics in one pass over training data.
 
     Each batch goes through the network as in training, normalized by its own
@@ -241,7 +247,7 @@ def _observing(model, frozen):
     return step
 
 
-def check_has_layers(model, layers):
+def check_has_layers(model: keras.Model, layers: Collection[Any]) -> None:
     """Raises a ValueError if `layers` is empty."""
     if not layers:
         raise ValueError(

@@ -1,6 +1,9 @@
 """Channel statistics of a network's normalizations over real data."""
 
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -8,6 +11,7 @@ import numpy as np
 from bayesnorm.arguments import positive_integer
 from bayesnorm.layers import AnalyticNormalization, WeightNormalization
 from bayesnorm.streams.batches import stream
+from bayesnorm.types import Inputs
 
 _NORMALIZATIONS = (
     AnalyticNormalization,
@@ -24,7 +28,13 @@ class ChannelStatistics:
     stddev: np.ndarray
 
 
-def channel_statistics(model, images, layer_names=None, batch_size=256, steps=None):
+def channel_statistics(
+    model: keras.Model,
+    images: Inputs,
+    layer_names: Sequence[str] | None = None,
+    batch_size: int = 256,
+    steps: int | None = None,
+) -> dict[str, ChannelStatistics]:
     """Measures mean and standard deviation of the channels of normalizations.
 
     After an ideal normalization they are 0 and 1 over the training set.

@@ -1,9 +1,14 @@
 """The all-convolutional network of the stochastic normalization experiments."""
 
+from __future__ import annotations
+
+from typing import Any, Literal
+
 import keras
 
 from bayesnorm.arguments import check_choice
 from bayesnorm.models.blocks import NormalizedBlocks, image_inputs, scaled_widths
+from bayesnorm.types import ArrayLike, Norm, Scale, Shape
 
 _KERNELS = (3, 3, 3, 3, 3, 3, 3, 1, 1)
 _STRIDES = (1, 1, 2, 1, 1, 2, 1, 1, 1)
@@ -12,18 +17,18 @@ _SMALLEST = 27
 
 
 def all_cnn(
-    input_shape=(32, 32, 3),
-    num_classes=10,
-    norm="analytic",
-    scale="stochastic",
-    projection=True,
-    width=1.0,
-    padding="valid",
-    input_mean=None,
-    input_variance=None,
-    seed=None,
-    **scale_arguments,
-):
+    input_shape: Shape = (32, 32, 3),
+    num_classes: int = 10,
+    norm: Norm = "analytic",
+    scale: Scale = "stochastic",
+    projection: bool = True,
+    width: float = 1.0,
+    padding: Literal["valid", "same"] = "valid",
+    input_mean: ArrayLike | None = None,
+    input_variance: ArrayLike | None = None,
+    seed: int | None = None,
+    **scale_arguments: Any,
+) -> keras.Model:
     """Builds the All-CNN: nine convolutions, then global average pooling.
 
     Kernels 3, 3, 3, 3, 3, 3, 3, 1, 1; strides 1, 1, 2, 1, 1, 2, 1, 1, 1; widths

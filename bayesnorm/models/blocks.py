@@ -1,7 +1,11 @@
 """What the networks share: a linear layer with its normalization and scale."""
 
+from __future__ import annotations
+
 import itertools
 import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import keras
 
@@ -18,6 +22,7 @@ from bayesnorm.layers import (
     project_kernels,
 )
 from bayesnorm.priors import GroupLaplace, Normal, UnitLength
+from bayesnorm.types import ArrayLike, Norm, Scale, Shape, Tensor
 
 NORMS = (None, "batch", "stochastic_batch", "weight", "analytic")
 SCALES = ("plain", "noisy", "stochastic", "pruning")
@@ -26,7 +31,9 @@ ACTIVATIONS = ("relu", "selu")
 _WRAPPERS = {"weight": WeightNormalization, "analytic": AnalyticNormalization}
 
 
-def image_inputs(input_shape, mean=None, variance=None):
+def image_inputs(
+    input_shape: Shape, mean: ArrayLike | None = None, variance: ArrayLike | None = None
+) -> tuple[Tensor, Tensor]:
     """Returns the Input of images, and behind it the images standardized, if asked."""
     check_both_or_neither(input_mean=mean, input_variance=variance)
     inputs = x = keras.Input(input_shape, name="images")
@@ -37,13 +44,13 @@ def image_inputs(input_shape, mean=None, variance=None):
     return inputs, x
 
 
-def scaled_widths(widths, factor):
+def scaled_widths(widths: Sequence[int], factor: float) -> list[int]:
     """Returns the numbers of filters times a factor, 1 at least."""
     check_number("width", factor, positive=True)
     return [max(1, round(width * factor)) for width in widths]
 
 
-def fan_in_uniform(seed=None):
+def fan_in_uniform(seed: int | None = None) -> keras.initializers.Initializer:
     """Returns an initializer uniform in +-1 / sqrt(fan-in) (SN, section 4)."""
     return keras.initializers.VarianceScaling(
         1.0 / 3.0, mode="fan_in", distribution="uniform", seed=seed
@@ -62,7 +69,7 @@ class Regularizers(typing.NamedTuple):
     other: keras.regularizers.Regularizer | None = None
 
 
-def weight_priors(norm, num_examples, stddev):
+def weight_priors(norm: Norm, num_examples: int | None, stddev: float) -> Regularizers:
     """Returns the `Regularizers` that are the priors of a network's weights.
 
     - no normalization: `Normal` of deviation `stddev`, of all weights;
@@ -126,15 +133,17 @@ class NormalizedBlocks:
 
     def __init__(
         self,
-        norm,
-        scale,
-        projection=False,
-        seed=None,
-        scale_arguments=None,
-        activation="relu",
-        kernel_initializer=fan_in_uniform,
-        regularizers=None,
-    ):
+        norm: Norm,
+        scale: Scale,
+        projection: bool = False,
+        seed: int | None = None,
+        scale_arguments: Mapping[str, Any] | None = None,
+        activation: Literal["relu", "selu"] = "relu",
+        kernel_initializer: Callable[
+            ..., keras.initializers.Initializer
+        ] = fan_in_uniform,
+        regularizers: Regularizers | None = None,
+    ) -> None:
         check_choice("norm", norm, NORMS)
         check_choice("scale", scale, SCALES)
         check_choice("activation", activation, ACTIVATIONS)
@@ -192,7 +201,7 @@ class NormalizedBlocks:
                 arguments[key] = arguments[key][block]
         return NoisyScaleNorm(**arguments)
 
-    def prune(self, x, name, use_bias=False):
+    def prune(self, x: Tensor, name: str, use_bias: bool = False) -> Tensor:
         """Applies a `StructuredBayesianPruning`, where the scale is `"pruning"`.
 
         A block has one of its own. This one is for what no linear layer makes, such as
@@ -207,7 +216,7 @@ class NormalizedBlocks:
             **self.scale_arguments,
         )(x)
 
-    def activation(self, x, dropout, name):
+    def activation(self, x: Tensor, dropout: float, name: str) -> Tensor:
         """Applies the activation and, at a rate above 0, Monte Carlo dropout."""
         if self._activation == "relu":
             x = keras.layers.ReLU(name=f"{name}_relu")(x)
@@ -218,7 +227,7 @@ class NormalizedBlocks:
         seed = next(self._noise_seeds)
         return MonteCarloDropout(dropout, seed=seed, name=f"{name}_drop")(x)
 
-    def classifier(self, x, num_classes):
+    def classifier(self, x: Tensor, num_classes: int) -> Tensor:
         """Applies the last layer, which is dense and has no normalization."""
         return keras.layers.Dense(
             num_classes,
@@ -228,7 +237,7 @@ class NormalizedBlocks:
             name="logits",
         )(x)
 
-    def model(self, inputs, outputs, name):
+    def model(self, inputs: Tensor, outputs: Tensor, name: str) -> keras.Model:
         """Returns the finished network, all of whose deviations were used.
 
         Args:
@@ -250,14 +259,14 @@ class NormalizedBlocks:
 
     def __call__(
         self,
-        x,
-        layer_type,
-        *args,
-        name,
-        prunable=True,
-        scale_initializer="ones",
-        **kwargs,
-    ):
+        x: Tensor,
+        layer_type: type,
+        *args: Any,
+        name: str,
+        prunable: bool = True,
+        scale_initializer: Any = "ones",
+        **kwargs: Any,
+    ) -> Tensor:
         """Applies a block.
 
         Args:
@@ -315,15 +324,15 @@ class NormalizedBlocks:
 
 
 def blocks_with_priors(
-    norm,
-    scale,
-    projection,
-    seed,
-    scale_arguments,
-    num_examples,
-    prior_stddev,
-    **arguments,
-):
+    norm: Norm,
+    scale: Scale,
+    projection: bool,
+    seed: int | None,
+    scale_arguments: Mapping[str, Any],
+    num_examples: int | None,
+    prior_stddev: float,
+    **arguments: Any,
+) -> NormalizedBlocks:
     """Returns `NormalizedBlocks` whose weights have the priors of `weight_priors`.
 
     Args:

@@ -1,9 +1,14 @@
 """The fully convolutional network of the cell segmentation experiment."""
 
+from __future__ import annotations
+
+from typing import Any, Literal
+
 import keras
 
 from bayesnorm.arguments import check_choice
 from bayesnorm.models.blocks import NormalizedBlocks, image_inputs, scaled_widths
+from bayesnorm.types import ArrayLike, Norm, Scale, Shape
 
 _STAGES = ((64, 64), (32, 32), (16, 16), (8, 8, 8), (4, 4))
 _ACTIVATIONS = {
@@ -14,18 +19,18 @@ _ACTIVATIONS = {
 
 
 def cell_fcn(
-    input_shape=(None, None, 1),
-    num_classes=2,
-    norm="analytic",
-    scale="stochastic",
-    projection=True,
-    width=1.0,
-    activation="leaky_relu",
-    input_mean=None,
-    input_variance=None,
-    seed=None,
-    **scale_arguments,
-):
+    input_shape: Shape = (None, None, 1),
+    num_classes: int = 2,
+    norm: Norm = "analytic",
+    scale: Scale = "stochastic",
+    projection: bool = True,
+    width: float = 1.0,
+    activation: Literal["softmax", "leaky_relu", "softplus"] = "leaky_relu",
+    input_mean: ArrayLike | None = None,
+    input_variance: ArrayLike | None = None,
+    seed: int | None = None,
+    **scale_arguments: Any,
+) -> keras.Model:
     """Builds the segmentation network: 9x9 convolutions, poolings of stride 1.
 
     Convolutions of 64, 64, P, 32, 32, P, 16, 16, P, 8, 8, 8, P, 4, 4, P filters, P a

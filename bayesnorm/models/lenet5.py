@@ -1,5 +1,9 @@
 """LeNet-5, as in the experiments of batch normalization and of pruning."""
 
+from __future__ import annotations
+
+from typing import Any, Literal
+
 import keras
 
 from bayesnorm.arguments import check_choice
@@ -8,26 +12,27 @@ from bayesnorm.models.blocks import (
     image_inputs,
     scaled_widths,
 )
+from bayesnorm.types import ArrayLike, Norm, Scale, Shape
 
 _WIDTHS = (20, 50, 500)
 
 
 def lenet5(
-    input_shape=(28, 28, 1),
-    num_classes=10,
-    norm="batch",
-    scale="plain",
-    projection=False,
-    width=1.0,
-    dropout=0.0,
-    padding="valid",
-    num_examples=None,
-    prior_stddev=1.0,
-    input_mean=None,
-    input_variance=None,
-    seed=None,
-    **scale_arguments,
-):
+    input_shape: Shape = (28, 28, 1),
+    num_classes: int = 10,
+    norm: Norm = "batch",
+    scale: Scale = "plain",
+    projection: bool = False,
+    width: float = 1.0,
+    dropout: float = 0.0,
+    padding: Literal["valid", "same"] = "valid",
+    num_examples: int | None = None,
+    prior_stddev: float = 1.0,
+    input_mean: ArrayLike | None = None,
+    input_variance: ArrayLike | None = None,
+    seed: int | None = None,
+    **scale_arguments: Any,
+) -> keras.Model:
     """Builds LeNet-5 with a normalization after each hidden linear layer.
 
     Convolution 5x5 of 20 filters, normalization, ReLU, 2x2 max pooling; the same with

@@ -1,5 +1,10 @@
 """Fully connected networks."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 
 from bayesnorm.arguments import positive_integer
@@ -8,24 +13,25 @@ from bayesnorm.models.blocks import (
     image_inputs,
     scaled_widths,
 )
+from bayesnorm.types import ArrayLike, Norm, Scale, Shape
 
 
 def mlp(
-    input_shape=(28, 28, 1),
-    num_classes=10,
-    norm=None,
-    scale="plain",
-    projection=False,
-    width=1.0,
-    units=(500, 300),
-    dropout=0.0,
-    num_examples=None,
-    prior_stddev=1.0,
-    input_mean=None,
-    input_variance=None,
-    seed=None,
-    **scale_arguments,
-):
+    input_shape: Shape = (28, 28, 1),
+    num_classes: int = 10,
+    norm: Norm = None,
+    scale: Scale = "plain",
+    projection: bool = False,
+    width: float = 1.0,
+    units: Sequence[int] = (500, 300),
+    dropout: float = 0.0,
+    num_examples: int | None = None,
+    prior_stddev: float = 1.0,
+    input_mean: ArrayLike | None = None,
+    input_variance: ArrayLike | None = None,
+    seed: int | None = None,
+    **scale_arguments: Any,
+) -> keras.Model:
     """Builds a fully connected network, by default 784-500-300-10 on MNIST.
 
     The pixels as a vector, dense layers of `units`, each with its normalization and a

@@ -1,8 +1,14 @@
 """Residual networks for small images, of a depth to choose."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 
 from bayesnorm.models.blocks import NormalizedBlocks, image_inputs, scaled_widths
+from bayesnorm.types import ArrayLike, Norm, Scale, Shape, Tensor
 
 _WIDTHS = (16, 32, 64)
 # The convolutions of a residual branch: kernel, filters as multiples of the width.
@@ -11,18 +17,18 @@ BOTTLENECK = ((1, 1), (3, 1), (1, 4))
 
 
 def resnet(
-    input_shape=(32, 32, 3),
-    num_classes=10,
-    norm="batch",
-    scale="plain",
-    projection=False,
-    width=1.0,
-    depth=20,
-    input_mean=None,
-    input_variance=None,
-    seed=None,
-    **scale_arguments,
-):
+    input_shape: Shape = (32, 32, 3),
+    num_classes: int = 10,
+    norm: Norm = "batch",
+    scale: Scale = "plain",
+    projection: bool = False,
+    width: float = 1.0,
+    depth: int = 20,
+    input_mean: ArrayLike | None = None,
+    input_variance: ArrayLike | None = None,
+    seed: int | None = None,
+    **scale_arguments: Any,
+) -> keras.Model:
     """Builds a ResNet of `6 n + 2` layers for images of 32 pixels.
 
     A 3x3 convolution of 16 filters, then three stages of n residual blocks of two 3x3
@@ -74,14 +80,14 @@ def resnet(
 
 
 def residual_stages(
-    block,
-    x,
-    widths,
-    blocks,
-    branch=BASIC,
-    scale_initializer="ones",
-    large_images=False,
-):
+    block: NormalizedBlocks,
+    x: Tensor,
+    widths: Sequence[int],
+    blocks: Sequence[int],
+    branch: Any = BASIC,
+    scale_initializer: Any = "ones",
+    large_images: bool = False,
+) -> Tensor:
     """Applies the first convolution, the residual stages and the pooling.
 
     Args:

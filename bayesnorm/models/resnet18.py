@@ -1,24 +1,31 @@
 """ResNet-18 for small images."""
 
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
 from bayesnorm.models.blocks import NormalizedBlocks, image_inputs, scaled_widths
 from bayesnorm.models.resnet import residual_stages
+from bayesnorm.types import ArrayLike, Norm, Scale, Shape
 
 _WIDTHS = (64, 128, 256, 512)
 _BLOCKS = (2, 2, 2, 2)
 
 
 def resnet18(
-    input_shape=(32, 32, 3),
-    num_classes=10,
-    norm="batch",
-    scale="plain",
-    projection=False,
-    width=1.0,
-    input_mean=None,
-    input_variance=None,
-    seed=None,
-    **scale_arguments,
-):
+    input_shape: Shape = (32, 32, 3),
+    num_classes: int = 10,
+    norm: Norm = "batch",
+    scale: Scale = "plain",
+    projection: bool = False,
+    width: float = 1.0,
+    input_mean: ArrayLike | None = None,
+    input_variance: ArrayLike | None = None,
+    seed: int | None = None,
+    **scale_arguments: Any,
+) -> keras.Model:
     """Builds ResNet-18 in the form for images of 32 pixels.
 
     A 3x3 convolution of 64 filters, then four stages of two residual blocks of two 3x3

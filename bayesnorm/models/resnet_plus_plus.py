@@ -1,5 +1,9 @@
 """Residual networks of bottlenecks without batch statistics, with priors."""
 
+from __future__ import annotations
+
+from typing import Any, Literal
+
 import keras
 
 from bayesnorm.arguments import check_number
@@ -9,6 +13,7 @@ from bayesnorm.models.blocks import (
     scaled_widths,
 )
 from bayesnorm.models.resnet import BOTTLENECK, residual_stages
+from bayesnorm.types import ArrayLike, Norm, Scale, Shape
 
 _SMALL_WIDTHS = (16, 32, 64)
 _LARGE_WIDTHS = (64, 128, 256, 512)
@@ -16,22 +21,22 @@ _LARGE_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 def resnet_plus_plus(
-    input_shape=(32, 32, 3),
-    num_classes=10,
-    norm="weight",
-    scale="plain",
-    projection=False,
-    width=1.0,
-    depth=56,
-    activation=None,
-    last_scale=None,
-    num_examples=None,
-    prior_stddev=1.0,
-    input_mean=None,
-    input_variance=None,
-    seed=None,
-    **scale_arguments,
-):
+    input_shape: Shape = (32, 32, 3),
+    num_classes: int = 10,
+    norm: Norm = "weight",
+    scale: Scale = "plain",
+    projection: bool = False,
+    width: float = 1.0,
+    depth: int = 56,
+    activation: Literal["selu", "relu"] | None = None,
+    last_scale: float | None = None,
+    num_examples: int | None = None,
+    prior_stddev: float = 1.0,
+    input_mean: ArrayLike | None = None,
+    input_variance: ArrayLike | None = None,
+    seed: int | None = None,
+    **scale_arguments: Any,
+) -> keras.Model:
     """Builds ResNet++: bottlenecks with weight normalization and SELU.
 
     For small images a depth of `9 n + 2`: a 3x3 convolution of 16 filters, then three

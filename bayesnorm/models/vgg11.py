@@ -1,25 +1,31 @@
 """VGG-11 for small images."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 
 from bayesnorm.models.blocks import NormalizedBlocks, image_inputs, scaled_widths
+from bayesnorm.types import ArrayLike, Norm, Scale, Shape, Tensor
 
 _STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 
 
 def vgg11(
-    input_shape=(32, 32, 3),
-    num_classes=10,
-    norm="batch",
-    scale="plain",
-    projection=False,
-    width=1.0,
-    dropout=0.0,
-    input_mean=None,
-    input_variance=None,
-    seed=None,
-    **scale_arguments,
-):
+    input_shape: Shape = (32, 32, 3),
+    num_classes: int = 10,
+    norm: Norm = "batch",
+    scale: Scale = "plain",
+    projection: bool = False,
+    width: float = 1.0,
+    dropout: float = 0.0,
+    input_mean: ArrayLike | None = None,
+    input_variance: ArrayLike | None = None,
+    seed: int | None = None,
+    **scale_arguments: Any,
+) -> keras.Model:
     """Builds VGG-11: eight padded 3x3 convolutions in five stages, then dense.
 
     Widths 64, M, 128, M, 256, 256, M, 512, 512, M, 512, 512, M, classes, M a 2x2 max
@@ -62,7 +68,13 @@ def vgg11(
     return block.model(inputs, block.classifier(x, num_classes), "vgg11")
 
 
-def vgg_convolutions(block, x, stages, width, rates):
+def vgg_convolutions(
+    block: NormalizedBlocks,
+    x: Tensor,
+    stages: Sequence[Sequence[int]],
+    width: float,
+    rates: Sequence[Sequence[float]],
+) -> Tensor:
     """Applies the padded 3x3 convolutions of a VGG network, and its poolings.
 
     Args:

@@ -1,9 +1,14 @@
 """The VGG-like network of the pruning experiments."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 
 from bayesnorm.models.blocks import NormalizedBlocks, image_inputs, scaled_widths
 from bayesnorm.models.vgg11 import vgg_convolutions
+from bayesnorm.types import ArrayLike, Norm, Scale, Shape
 
 _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 _RATES = ((0.3, 0.0), (0.4, 0.0), (0.4, 0.4, 0.0), (0.4, 0.4, 0.0), (0.4, 0.4, 0.5))
@@ -11,18 +16,18 @@ _UNITS, _UNITS_RATE = 512, 0.5
 
 
 def vgg_like(
-    input_shape=(32, 32, 3),
-    num_classes=10,
-    norm="batch",
-    scale="plain",
-    projection=False,
-    width=1.0,
-    dropout=0.0,
-    input_mean=None,
-    input_variance=None,
-    seed=None,
-    **scale_arguments,
-):
+    input_shape: Shape = (32, 32, 3),
+    num_classes: int = 10,
+    norm: Norm = "batch",
+    scale: Scale = "plain",
+    projection: bool = False,
+    width: float = 1.0,
+    dropout: float = 0.0,
+    input_mean: ArrayLike | None = None,
+    input_variance: ArrayLike | None = None,
+    seed: int | None = None,
+    **scale_arguments: Any,
+) -> keras.Model:
     """Builds the VGG-like network: 13 padded 3x3 convolutions, then two dense layers.
 
     Widths 64, 64, M, 128, 128, M, 256, 256, 256, M, 512, 512, 512, M, 512, 512, 512, M,

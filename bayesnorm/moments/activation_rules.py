@@ -1,6 +1,10 @@
 """Rules of activation functions and activation layers."""
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import activations, layers, ops
@@ -9,11 +13,12 @@ from bayesnorm import backend
 from bayesnorm.maths import activations as maths
 from bayesnorm.maths.softmax import log_softmax_moments, softmax_moments
 from bayesnorm.moments.registry import register, rule_for
+from bayesnorm.types import F
 
 _ACTIVATIONS = {}
 
 
-def register_activation(function):
+def register_activation(function: Callable[..., Any]) -> Callable[[F], F]:
     """Decorator that registers the moments of an activation function.
 
     ```python

@@ -1,7 +1,10 @@
 """Mean and variance of an activation."""
 
+from __future__ import annotations
+
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import keras
 from keras import ops
@@ -9,9 +12,10 @@ from keras import ops
 from bayesnorm import backend
 from bayesnorm.maths.activations import safe_sqrt
 from bayesnorm.maths.scale import scaled_moments
+from bayesnorm.types import Shape, Tensor
 
 
-def statistics_dtype():
+def statistics_dtype() -> str:
     """The dtype of declared moments: Keras's float type, never half precision."""
     return "float64" if keras.config.floatx() == "float64" else "float32"
 
@@ -55,7 +59,7 @@ class Moments:
     assumed: bool = False
 
     @classmethod
-    def standardized(cls, shape, **kwargs):
+    def standardized(cls, shape: Shape, **kwargs: Any) -> Self:
         """Data-set level moments of mean 0 and variance 1.
 
         Args:
@@ -66,16 +70,16 @@ class Moments:
         return cls(ops.zeros((), dtype), ops.ones((), dtype), tuple(shape), **kwargs)
 
     @property
-    def known(self):
+    def known(self) -> bool:
         """Whether there are any moments: not behind an unresolved rescaling."""
         return self.mean is not None
 
     @property
-    def channel_axis(self):
+    def channel_axis(self) -> int:
         """The channel axis, counted from 0."""
         return self.axis % len(self.shape)
 
-    def replace(self, **changes):
+    def replace(self, **changes: Any) -> Moments:
         """Returns a copy with some attributes changed.
 
         With `mean=` or `variance=` alone, as an element-wise rule gives them, the
@@ -99,19 +103,21 @@ class Moments:
         return ops.where(positive, variance / denominator, 0.0)
 
     @property
-    def has_common_noise(self):
+    def has_common_noise(self) -> bool:
         """Whether positions share some noise."""
         return self.shared is not None or self.factor is not None
 
     @property
-    def common_variance(self):
+    def common_variance(self) -> Tensor | None:
         """Variance of the noise that positions share, in the shape of `variance`.
 
         None where there is no such noise.
         """
         return common_variance(self.variance, self.shared, self.factor)
 
-    def mean_common_variance(self, average):
+    def mean_common_variance(
+        self, average: Callable[[Tensor], Tensor]
+    ) -> Tensor | None:
         """Variance of the average over positions of the noise that they share.
 
         Args:
@@ -128,7 +134,7 @@ class Moments:
         # The small number: a finite derivative at 0, in one pass over memory.
         return ops.square(average(ops.sqrt(common + 1e-20)))
 
-    def over(self, axis):
+    def over(self, axis: int) -> Moments:
         """Returns stationary moments as vectors along a channel axis.
 
         Args:
@@ -161,11 +167,11 @@ class Moments:
             axis=axis if axis != rank - 1 else -1,
         )
 
-    def constant(self, value):
+    def constant(self, value: Tensor) -> Tensor:
         """Returns a constant, a weight of any float type say, in the type of `mean`."""
         return ops.cast(ops.convert_to_tensor(value), self.mean.dtype)
 
-    def along(self, vector, axis=None):
+    def along(self, vector: Tensor, axis: int | None = None) -> Tensor:
         """Returns a vector over the channels in a shape to meet `mean`.
 
         Args:
@@ -178,7 +184,7 @@ class Moments:
         axis = (self.axis if axis is None else axis) % len(self.shape)
         return ops.reshape(vector, (-1,) + (1,) * (len(self.shape) - axis - 1))
 
-    def affine(self, scale, shift=0.0):
+    def affine(self, scale: Tensor, shift: Tensor = 0.0) -> Moments:
         """Moments of `scale * x + shift`, vectors that meet `mean`."""
         scale, shift = self.constant(scale), self.constant(shift)
         squared = ops.square(scale)
@@ -189,7 +195,7 @@ class Moments:
             factor=None if self.factor is None else self.factor * scale,
         )
 
-    def with_common_noise(self, variance, axis):
+    def with_common_noise(self, variance: Tensor, axis: int) -> Moments:
         """Moments per example of `x + V`, V drawn once per example and channel.
 
         Args:
@@ -203,7 +209,13 @@ class Moments:
             factor=self.factor,
         )
 
-    def scaled(self, scale, scale_variance=None, bias=0.0, axis=-1):
+    def scaled(
+        self,
+        scale: Tensor,
+        scale_variance: Tensor | None = None,
+        bias: Tensor = 0.0,
+        axis: int = -1,
+    ) -> Moments:
         """Moments of `(x + bias) S`, `S ~ (scale, scale_variance)`.
 
         S is drawn once per example and channel: what it adds to the variance is
@@ -230,7 +242,9 @@ class Moments:
         )
         return x.replace(mean=mean, variance=variance, shared=shared, factor=factor)
 
-    def averaged(self, average, inverse_count, shape):
+    def averaged(
+        self, average: Callable[[Tensor], Tensor], inverse_count: Tensor, shape: Shape
+    ) -> Moments:
         """Moments per example of averages over positions.
 
         The noise that positions share adds up in full, the rest as independent
@@ -260,7 +274,9 @@ class Moments:
         )
 
 
-def common_variance(variance, shared, factor):
+def common_variance(
+    variance: Tensor, shared: Tensor | None, factor: Tensor | None
+) -> Tensor | None:
     """Variance of the noise that positions share, None for none; see `Moments`."""
     if shared is None and factor is None:
         return None

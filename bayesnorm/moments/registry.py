@@ -1,11 +1,18 @@
 """The rules that take moments through a layer, one for each layer type."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import keras
 
 from bayesnorm.graph.internals import AutocastScope
+from bayesnorm.types import F, Operation
+
+if TYPE_CHECKING:
+    from bayesnorm.moments.moments import Moments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +33,7 @@ class Rule:
     needs_inputs: bool = True
     accepts_unknown: bool = False
 
-    def __call__(self, layer, *args, **kwargs):
+    def __call__(self, layer: Operation, *args: Any, **kwargs: Any) -> Any:
         """Applies the rule; names the layer where moments are missing or wrong."""
         if not self.accepts_unknown:
             for moments in keras.tree.flatten((args, kwargs)):
@@ -46,7 +53,9 @@ class Rule:
 _RULES: dict[type, Rule] = {}
 
 
-def register(layer_type, *, needs_inputs=True, accepts_unknown=False):
+def register(
+    layer_type: type, *, needs_inputs: bool = True, accepts_unknown: bool = False
+) -> Callable[[F], F]:
     """Decorator that registers the rule of a layer type and its subclasses.
 
     The rule is called as `rule(layer, moments, ...)` with `Moments` in the place of
@@ -89,7 +98,7 @@ def register(layer_type, *, needs_inputs=True, accepts_unknown=False):
     return decorator
 
 
-def register_elementwise(layer_type):
+def register_elementwise(layer_type: type) -> Callable[[F], F]:
     """Decorator for the rule of a layer that works element by element.
 
     ```python
@@ -121,7 +130,7 @@ def register_elementwise(layer_type):
 _REFUSED: dict[type, str] = {}
 
 
-def refuse(layer_type, reason):
+def refuse(layer_type: type, reason: str) -> None:
     """Notes why a layer type has no rule, for the error that names the layer.
 
     Args:
@@ -131,7 +140,7 @@ def refuse(layer_type, reason):
     _REFUSED[layer_type] = reason
 
 
-def refuse_stationary(layer, moments):
+def refuse_stationary(layer: Operation, moments: Moments) -> None:
     """Raises a ValueError for moments at data-set level."""
     if moments.stationary:
         raise ValueError(
@@ -141,7 +150,7 @@ def refuse_stationary(layer, moments):
         )
 
 
-def rule_for(layer):
+def rule_for(layer: Operation) -> Rule:
     """Returns the rule of a layer, by its type or the nearest base type.
 
     Args:

@@ -1,5 +1,10 @@
 """Moments through the graph of a model."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -8,9 +13,16 @@ from bayesnorm.graph import graph_of, run
 from bayesnorm.graph.internals import inputs_struct, node_of, nodes_of
 from bayesnorm.moments.moments import Moments, statistics_dtype
 from bayesnorm.moments.registry import register, rule_for
+from bayesnorm.types import Nest, Operation, Tensor
 
 
-def propagate(model, mean, var, correlation=1.0, axis=-1):
+def propagate(
+    model: keras.Model,
+    mean: Nest[Tensor],
+    var: Nest[Tensor],
+    correlation: float = 1.0,
+    axis: int = -1,
+) -> Moments | Any:
     """Mean and variance of a model's outputs from those of its inputs.
 
     Args:
@@ -105,7 +117,9 @@ def _run(model, inputs):
     return run(model, inputs, call, standardized=True)
 
 
-def apply_rule(operation, args, kwargs):
+def apply_rule(
+    operation: Operation, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
     """Calls the rule of `operation` with the arguments of its call in the graph."""
     # Moments are those of inference, and masks do not change them.
     kwargs = {k: v for k, v in kwargs.items() if k not in ("training", "mask")}
@@ -114,7 +128,7 @@ def apply_rule(operation, args, kwargs):
         return rule_for(operation)(operation, *args, **kwargs)
 
 
-def check_rules(model):
+def check_rules(model: keras.Model) -> None:
     """Raises a ValueError if a layer of a model has no rule, and names it.
 
     Args:
@@ -133,7 +147,11 @@ def _model(model, inputs):
     return _run(model, keras.tree.flatten(inputs))
 
 
-def upstream_moments(keras_tensor, known=None, memo=None):
+def upstream_moments(
+    keras_tensor: keras.KerasTensor,
+    known: Mapping[str, Moments] | None = None,
+    memo: dict[Any, Any] | None = None,
+) -> Moments:
     """Data-set level moments of a tensor of a graph, from the layers before it.
 
     The walk goes up to the nearest layers that need no input moments (a
@@ -178,7 +196,10 @@ def upstream_moments(keras_tensor, known=None, memo=None):
     return moments
 
 
-def pooled_upstream_moments(keras_tensors, known=None):
+def pooled_upstream_moments(
+    keras_tensors: Sequence[keras.KerasTensor],
+    known: Mapping[str, Moments] | None = None,
+) -> Moments:
     """Moments of what several tensors of a graph hold together.
 
     Tensors that the same layers made of the same inputs count once: a growing
@@ -219,7 +240,7 @@ def _signature(keras_tensor, seen):
     return numbers[id(keras_tensor)]
 
 
-def check_upstream(keras_tensor):
+def check_upstream(keras_tensor: keras.KerasTensor) -> None:
     """Checks that `upstream_moments` has a rule for every layer it will meet.
 
     Computes nothing.

@@ -1,6 +1,9 @@
 """Figures of predictions: calibration, entropy, robustness."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,9 +23,16 @@ from bayesnorm.plots.style import (
     plot_width,
     style_axes,
 )
+from bayesnorm.types import ArrayLike
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
-def reliability_diagram(probs, labels, bins=15, ax=None):
+def reliability_diagram(
+    probs: ArrayLike, labels: ArrayLike, bins: int = 15, ax: Axes | None = None
+) -> Figure:
     """Accuracy against confidence, with the gaps and how many examples there are.
 
     Args:
@@ -74,7 +84,7 @@ def reliability_diagram(probs, labels, bins=15, ax=None):
     return figure
 
 
-def calibration_curves(curves: Mapping[str, tuple], ax=None):
+def calibration_curves(curves: Mapping[str, tuple], ax: Axes | None = None) -> Figure:
     """Accuracy less confidence, bin by bin: 0 is calibrated, below it overconfident.
 
     Args:
@@ -108,7 +118,7 @@ def calibration_curves(curves: Mapping[str, tuple], ax=None):
     return figure
 
 
-def error_coverage(curves: Mapping[str, tuple], ax=None):
+def error_coverage(curves: Mapping[str, tuple], ax: Axes | None = None) -> Figure:
     """Error of the examples that are kept, when the most uncertain ones are rejected.
 
     Args:
@@ -144,7 +154,11 @@ def error_coverage(curves: Mapping[str, tuple], ax=None):
     return figure
 
 
-def entropy_cdf(entropies: Mapping[str, np.ndarray], num_classes=None, ax=None):
+def entropy_cdf(
+    entropies: Mapping[str, np.ndarray],
+    num_classes: int | None = None,
+    ax: Axes | None = None,
+) -> Figure:
     """Share of examples whose predictive entropy is at most `h`.
 
     Good: in the domain to the upper left, out of it to the lower right.
@@ -182,8 +196,11 @@ def entropy_cdf(entropies: Mapping[str, np.ndarray], num_classes=None, ax=None):
 
 
 def entropy_histogram(
-    entropies: Mapping[str, np.ndarray], num_classes=None, bins=40, ax=None
-):
+    entropies: Mapping[str, np.ndarray],
+    num_classes: int | None = None,
+    bins: int = 40,
+    ax: Axes | None = None,
+) -> Figure:
     """Densities of the predictive entropy.
 
     Args:
@@ -222,7 +239,9 @@ def entropy_histogram(
     return figure
 
 
-def perturbation_curves(curves: Mapping[str, tuple], xlabel, ax=None):
+def perturbation_curves(
+    curves: Mapping[str, tuple], xlabel: str, ax: Axes | None = None
+) -> Figure:
     """Accuracy against the size of a perturbation of the inputs.
 
     Args:
@@ -244,7 +263,7 @@ def perturbation_curves(curves: Mapping[str, tuple], xlabel, ax=None):
     )
 
 
-def coverage_curves(curves: Mapping[str, tuple], ax=None):
+def coverage_curves(curves: Mapping[str, tuple], ax: Axes | None = None) -> Figure:
     """Error among the examples kept, against their share, of several runs.
 
     Args:

@@ -1,14 +1,26 @@
 """Figures that compare methods."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bayesnorm import metrics
 from bayesnorm.plots.style import COLORS, axes_or_new, check_not_empty, slant_names
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-def bar_comparison(values: Mapping[str, Sequence[float]], label, title="", ax=None):
+
+def bar_comparison(
+    values: Mapping[str, Sequence[float]],
+    label: str,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Figure:
     """Methods side by side: the mean over runs, its spread, and each run as a point.
 
     Args:

@@ -1,12 +1,20 @@
 """Figures that show images beside what is predicted for them."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bayesnorm import metrics
 from bayesnorm.arguments import positive_integer
 from bayesnorm.plots.style import BLUE, GREEN, GREY, VERMILION, despine, new_figure
+from bayesnorm.types import ArrayLike
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 # Of the Okabe & Ito set too; its vermilion is left for wrong pixels.
 CLASS_COLORS = (
@@ -21,8 +29,14 @@ CLASS_COLORS = (
 
 
 def example_grid(
-    images, probs, labels, class_names: Sequence[str], rows=2, columns=4, top=5
-):
+    images: ArrayLike,
+    probs: ArrayLike,
+    labels: ArrayLike,
+    class_names: Sequence[str],
+    rows: int = 2,
+    columns: int = 4,
+    top: int = 5,
+) -> Figure:
     """The most and the least uncertain images with their predicted distributions.
 
     Args:
@@ -87,14 +101,14 @@ def example_grid(
 
 
 def segmentation_grid(
-    images,
-    truth,
-    probs,
-    entropy,
-    mutual_information=None,
+    images: ArrayLike,
+    truth: ArrayLike,
+    probs: ArrayLike,
+    entropy: ArrayLike,
+    mutual_information: ArrayLike | None = None,
     class_names: Sequence[str] | None = None,
-    rows=None,
-):
+    rows: int | None = None,
+) -> Figure:
     """Images with their true and predicted segmentation and its uncertainty.
 
     Args:

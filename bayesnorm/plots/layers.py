@@ -1,7 +1,10 @@
 """Figures of layers: learned noise, statistics of channels and of batches."""
 
+from __future__ import annotations
+
 import collections
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,8 +30,14 @@ from bayesnorm.plots.style import (
     style_axes,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-def scale_uncertainty(ratios: Mapping[str, np.ndarray], seed=0, ax=None):
+
+def scale_uncertainty(
+    ratios: Mapping[str, np.ndarray], seed: int = 0, ax: Axes | None = None
+) -> Figure:
     """Learned relative noise `sigma_S / |s|` of the scales, by layer.
 
     A box spans the quartiles and its whiskers 5 and 95 %; every channel is a point.
@@ -72,7 +81,7 @@ def scale_uncertainty(ratios: Mapping[str, np.ndarray], seed=0, ax=None):
     return figure
 
 
-def kept_channels(kept: Mapping[str, tuple], ax=None):
+def kept_channels(kept: Mapping[str, tuple], ax: Axes | None = None) -> Figure:
     """How many channels each layer still has.
 
     Args:
@@ -107,7 +116,9 @@ def kept_channels(kept: Mapping[str, tuple], ax=None):
     return figure
 
 
-def signal_to_noise(ratios: Mapping[str, np.ndarray], threshold, figure=None):
+def signal_to_noise(
+    ratios: Mapping[str, np.ndarray], threshold: float, figure: Figure | None = None
+) -> Figure:
     """Histograms of the signal-to-noise ratios of channels, layer by layer.
 
     Args:
@@ -152,7 +163,9 @@ def signal_to_noise(ratios: Mapping[str, np.ndarray], threshold, figure=None):
     return figure
 
 
-def channel_statistics(statistics: Mapping[str, Mapping[str, tuple]], figure=None):
+def channel_statistics(
+    statistics: Mapping[str, Mapping[str, tuple]], figure: Figure | None = None
+) -> Figure:
     """Mean and standard deviation of normalized channels, against 0 and 1.
 
     Args:
@@ -202,7 +215,9 @@ def channel_statistics(statistics: Mapping[str, Mapping[str, tuple]], figure=Non
     return figure
 
 
-def batch_statistics(panels: Mapping[str, tuple], figure=None):
+def batch_statistics(
+    panels: Mapping[str, tuple], figure: Figure | None = None
+) -> Figure:
     """Density of statistics of real batches against the normal law that stands for it.
 
     Args:
@@ -245,7 +260,7 @@ def batch_statistics(panels: Mapping[str, tuple], figure=None):
     return figure
 
 
-def batch_noise(measurements: Sequence, figure=None):
+def batch_noise(measurements: Sequence, figure: Figure | None = None) -> Figure:
     """Variance of the noise of batch normalization, by batch size and by positions.
 
     Args:
@@ -398,9 +413,9 @@ def _ticks(ax, places, labels):
 
 def layer_noise(
     series: Mapping[str, Mapping[str, float]],
-    label="standard deviation of the noise",
-    ax=None,
-):
+    label: str = "standard deviation of the noise",
+    ax: Axes | None = None,
+) -> Figure:
     """Noise over the layers, such as learned `sigma_S / s` and measured `sigma_U`.
 
     Args:

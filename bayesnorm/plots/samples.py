@@ -1,11 +1,20 @@
 """Figures of how many samples a prediction needs."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from bayesnorm.plots.style import BLUE, GREY, VERMILION, new_figure, style_axes
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def samples_needed(needed, unit=None, figure=None):
+
+def samples_needed(
+    needed: Any, unit: str | None = None, figure: Figure | None = None
+) -> Figure:
     """What averages over more samples would buy.
 
     Args:

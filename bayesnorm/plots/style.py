@@ -1,8 +1,17 @@
 """Colours, lines, axes and legends that all figures share."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence, Sized
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 
 BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE = (
     "#0072B2",
@@ -21,7 +30,7 @@ DPI = 120
 _LEGEND_WITHIN = 6
 
 
-def line_style(i):
+def line_style(i: int) -> dict[str, Any]:
     """Colour and dashes of the i-th line, alike for no two of the first 24."""
     return {
         "color": COLORS[i % len(COLORS)],
@@ -29,7 +38,7 @@ def line_style(i):
     }
 
 
-def marker_style(i, hollow=False):
+def marker_style(i: int, hollow: bool = False) -> dict[str, Any]:
     """Colour and marker of the i-th series, alike for no two of the first 30."""
     color = COLORS[i % len(COLORS)]
     return {
@@ -40,7 +49,9 @@ def marker_style(i, hollow=False):
     }
 
 
-def draw_runs(ax, x, runs, i, label, **kwargs):
+def draw_runs(
+    ax: Axes, x: np.ndarray, runs: np.ndarray, i: int, label: str, **kwargs: Any
+) -> None:
     """Draws the mean of `[seeds, k]` over the seeds, in a band from least to greatest.
 
     Numbers may be NaN, for missing: a mean is over the seeds that have a number, and
@@ -57,7 +68,7 @@ def draw_runs(ax, x, runs, i, label, **kwargs):
         ax.fill_between(x, low, high, color=style["color"], alpha=0.18, lw=0)
 
 
-def legend_beside(ax, handles):
+def legend_beside(ax: Axes, handles: Sequence[Any]) -> None:
     """Puts a legend to the right of axes, where no curve passes."""
     ax.legend(
         handles=handles,
@@ -71,13 +82,13 @@ def legend_beside(ax, handles):
     )
 
 
-def legend_width(names):
+def legend_width(names: Sequence[str]) -> float:
     """Inches that `legend_beside` needs for names."""
     columns = math.ceil(len(names) / 18)
     return columns * (0.8 + 0.075 * max(len(str(name)) for name in names))
 
 
-def add_legend(ax):
+def add_legend(ax: Axes) -> None:
     """Puts a short legend into the axes, and a long one beside them."""
     handles = ax.get_legend_handles_labels()[0]
     if len(handles) > _LEGEND_WITHIN:
@@ -86,12 +97,12 @@ def add_legend(ax):
         ax.legend(frameon=False, handlelength=3)
 
 
-def plot_width(width, names):
+def plot_width(width: float, names: Sequence[str]) -> float:
     """Width of a figure of axes `width` inches wide with `add_legend`."""
     return width + (legend_width(names) if len(names) > _LEGEND_WITHIN else 0)
 
 
-def new_figure(size):
+def new_figure(size: tuple[float, float]) -> Figure:
     """A figure of `(width, height)` inches with a canvas of its own."""
     # Only a figure is worth Matplotlib's import, not the package.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -102,7 +113,9 @@ def new_figure(size):
     return figure
 
 
-def axes_or_new(ax, size=(6, 4)):
+def axes_or_new(
+    ax: Axes | None, size: tuple[float, float] = (6, 4)
+) -> tuple[Figure, Axes]:
     """The figure and axes to draw into, new ones for None."""
     if ax is None:
         ax = new_figure(size).subplots()
@@ -110,19 +123,19 @@ def axes_or_new(ax, size=(6, 4)):
     return ax.figure, ax
 
 
-def style_axes(ax):
+def style_axes(ax: Axes) -> None:
     """Gives axes the grid and the two spines of all figures."""
     ax.grid(color="#DDDDDD", lw=0.7)
     ax.set_axisbelow(True)
     despine(ax)
 
 
-def despine(ax):
+def despine(ax: Axes) -> None:
     """Removes the spines at the top and the right."""
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def slant_names(ax, names, columns=1):
+def slant_names(ax: Axes, names: Sequence[str], columns: int = 1) -> None:
     """Slants names at the foot of axes where they would run into each other."""
     longest = max(len(line) for name in names for line in str(name).split("\n"))
     if longest * len(names) * columns > 9 * ax.get_figure().get_figwidth():
@@ -131,7 +144,7 @@ def slant_names(ax, names, columns=1):
             label.set(ha="right", rotation_mode="anchor")
 
 
-def check_not_empty(name, values):
+def check_not_empty(name: str, values: Sized) -> None:
     """Raises a ValueError if nothing is to be drawn."""
     if not values:
         raise ValueError(f"`{name}` is empty: give at least one entry by name.")

@@ -1,6 +1,9 @@
 """Figures of training: losses over the epochs."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,8 +22,14 @@ from bayesnorm.plots.style import (
     style_axes,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-def training_curves(history: Mapping[str, Sequence[float]], ax=None):
+
+def training_curves(
+    history: Mapping[str, Sequence[float]], ax: Axes | None = None
+) -> Figure:
     """NLL over the epochs, with the KL divergence on an axis of its own.
 
     Args:
@@ -74,12 +83,12 @@ def training_curves(history: Mapping[str, Sequence[float]], ax=None):
 
 def run_curves(
     panels: Mapping[str, Mapping[str, np.ndarray]],
-    label,
-    figure=None,
-    log=True,
-    share_y=False,
-    xlabel="epoch",
-):
+    label: str,
+    figure: Figure | None = None,
+    log: bool = True,
+    share_y: bool = False,
+    xlabel: str = "epoch",
+) -> Figure:
     """Runs over the epochs, such as the NLL of training and of validation.
 
     Args:

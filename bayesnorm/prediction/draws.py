@@ -1,5 +1,11 @@
 """The draws of the networks that `predict` averages, as an array."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import keras
 import numpy as np
 from keras import ops
 
@@ -9,9 +15,15 @@ from bayesnorm.graph import compiled_for
 from bayesnorm.prediction.members import members_of
 from bayesnorm.prediction.networks import Noise
 from bayesnorm.prediction.weight_sets import built_model
+from bayesnorm.types import Tensor
+
+if TYPE_CHECKING:
+    from bayesnorm.prediction.weight_sets import ModelOrSets
 
 
-def draw_noise(model, samples=30, seed=None):
+def draw_noise(
+    model: ModelOrSets, samples: int = 30, seed: int | None = None
+) -> np.ndarray:
     """Draws the noise of networks: the input `noise` of what `export_onnx` writes.
 
     With it the exported graph answers as `predict(model, x, samples, seed=seed)` does.
@@ -43,7 +55,7 @@ def draw_noise(model, samples=30, seed=None):
     return np.concatenate([ops.convert_to_numpy(x) for x in draws])
 
 
-def draws_of(model, networks):
+def draws_of(model: Callable[[], keras.Model], networks: int) -> Callable[..., Tensor]:
     """Returns the function `(seed, member)` to the draws `[networks, size]`.
 
     Args:

@@ -1,10 +1,14 @@
 """Deviations of posteriors on trained gains, found without training."""
 
+from __future__ import annotations
+
 import collections
 import dataclasses
 import math
 import warnings
+from typing import Literal
 
+import keras
 import numpy as np
 from scipy import optimize
 
@@ -18,6 +22,7 @@ from bayesnorm.arguments import (
 )
 from bayesnorm.layers import GainPosterior, posterior_layers
 from bayesnorm.prediction.predict import predict
+from bayesnorm.types import ArrayLike, Nest
 
 _CRITERIA = ("best", "tolerance")
 # Between which deviations are looked for, relative to the gains; with sensitivities,
@@ -54,18 +59,18 @@ class FittedStddev:
 
 
 def fit_stddev(
-    model,
-    x,
-    y,
-    criterion="best",
-    tolerance=0.0,
-    per_layer=False,
-    samples=20,
-    batch_size=256,
-    seed=0,
-    from_logits=None,
-    verbose=0,
-):
+    model: keras.Model,
+    x: Nest[ArrayLike],
+    y: ArrayLike,
+    criterion: Literal["best", "tolerance"] = "best",
+    tolerance: float = 0.0,
+    per_layer: bool = False,
+    samples: int = 20,
+    batch_size: int = 256,
+    seed: int = 0,
+    from_logits: bool | None = None,
+    verbose: bool | int = 0,
+) -> FittedStddev:
     """Finds the deviations of posteriors on trained gains, without training.
 
     The deviation s that all gains of `bayesnorm.to_posterior` share, relative to the

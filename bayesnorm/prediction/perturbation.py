@@ -1,5 +1,7 @@
 """Perturbed inputs, to see how accuracy and uncertainty hold."""
 
+from __future__ import annotations
+
 import keras
 import numpy as np
 from keras import ops
@@ -10,9 +12,15 @@ from bayesnorm.graph import apply, build, compiled_for
 from bayesnorm.layers.noise import noise_mode
 from bayesnorm.prediction.outputs import two_classes
 from bayesnorm.prediction.tasks import only_output
+from bayesnorm.types import ArrayLike
 
 
-def gaussian_noise(x, stddev, seed=0, bounds=None):
+def gaussian_noise(
+    x: ArrayLike,
+    stddev: float,
+    seed: int = 0,
+    bounds: tuple[float, float] | None = None,
+) -> np.ndarray:
     """Returns `x + Normal(0, stddev^2)`, float32, independent for each entry.
 
     Args:
@@ -31,8 +39,14 @@ def gaussian_noise(x, stddev, seed=0, bounds=None):
 
 
 def gradient_sign(
-    model, x, labels, epsilon, bounds=None, batch_size=256, from_logits=None
-):
+    model: keras.Model,
+    x: ArrayLike,
+    labels: ArrayLike,
+    epsilon: float,
+    bounds: tuple[float, float] | None = None,
+    batch_size: int = 256,
+    from_logits: bool | None = None,
+) -> np.ndarray:
     """Returns `x + epsilon sign(d NLL / d x)`: the step that hurts a classifier most.
 
     The gradient is that of the one network of mean weights, in evaluation. The step

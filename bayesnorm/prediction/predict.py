@@ -1,6 +1,9 @@
 """Predictions averaged over the networks of a posterior."""
 
+from __future__ import annotations
+
 import dataclasses
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,29 +23,34 @@ from bayesnorm.prediction.settling import check_error_rate
 from bayesnorm.streams.arrays import rows_of
 from bayesnorm.streams.batches import number_of_batches, stream
 from bayesnorm.streams.progress import Progress
+from bayesnorm.types import Inputs, Method, Nest, Task
+
+if TYPE_CHECKING:
+    from bayesnorm.prediction.weight_sets import ModelOrSets
+
 
 _METHODS = ("sample", "mean", "moments", "minibatch")
 
 
 def predict(
-    model,
-    x,
-    samples=30,
-    method="sample",
-    batch_size=256,
-    seed=None,
-    keep_samples=False,
-    from_logits=None,
-    task="classification",
-    chunk_size=None,
-    verbose="auto",
-    train_data=None,
-    train_batch_size=None,
-    steps=None,
-    tolerance=None,
-    error_rate=0.01,
-    temperature=None,
-):
+    model: ModelOrSets,
+    x: Inputs,
+    samples: int = 30,
+    method: Method = "sample",
+    batch_size: int = 256,
+    seed: int | None = None,
+    keep_samples: bool = False,
+    from_logits: Nest[bool | None] = None,
+    task: Nest[Task] = "classification",
+    chunk_size: int | None = None,
+    verbose: bool | Literal["auto"] = "auto",
+    train_data: Inputs | None = None,
+    train_batch_size: int | None = None,
+    steps: int | None = None,
+    tolerance: Nest[float | Literal["class"] | None] = None,
+    error_rate: float = 0.01,
+    temperature: Nest[float | None] = None,
+) -> Prediction | Any:
     """Predicts with the networks of a posterior, and says how far they agree.
 
     Classification averages the probabilities p of the networks (never logits or

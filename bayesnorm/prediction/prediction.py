@@ -1,8 +1,12 @@
 """What `predict` returns."""
 
+from __future__ import annotations
+
 import dataclasses
 
 import numpy as np
+
+from bayesnorm.types import MaybeNone
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,16 +30,16 @@ class Prediction:
             member, that each example was averaged over; None without a tolerance.
     """
 
-    probs: np.ndarray | None = None
-    entropy: np.ndarray | None = None
-    mutual_information: np.ndarray | None = None
-    mean: np.ndarray | None = None
-    variance: np.ndarray | None = None
-    samples: np.ndarray | None = None
-    samples_used: np.ndarray | None = None
+    probs: np.ndarray | MaybeNone = None
+    entropy: np.ndarray | MaybeNone = None
+    mutual_information: np.ndarray | MaybeNone = None
+    mean: np.ndarray | MaybeNone = None
+    variance: np.ndarray | MaybeNone = None
+    samples: np.ndarray | MaybeNone = None
+    samples_used: np.ndarray | MaybeNone = None
 
     @property
-    def classes(self):
+    def classes(self) -> np.ndarray:
         """The most probable class, `[n, ...]`, int64."""
         if self.probs is None:
             raise ValueError(
@@ -49,5 +53,5 @@ class Prediction:
             )
         return self.probs.argmax(-1)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.mean if self.probs is None else self.probs)

@@ -1,7 +1,10 @@
 """How many samples a prediction needs, and what more of them would buy."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from scipy import special, stats
@@ -12,6 +15,10 @@ from bayesnorm.prediction.settling import (
     check_tolerance,
     influence,
 )
+
+if TYPE_CHECKING:
+    from bayesnorm.prediction.prediction import Prediction
+
 
 _MOST = 2**40  # Beyond it nothing is to be had by sampling.
 
@@ -43,7 +50,12 @@ class SamplesNeeded:
     deviation: np.ndarray
 
 
-def samples_needed(prediction, tolerance="class", error_rate=0.01, members=1):
+def samples_needed(
+    prediction: Prediction,
+    tolerance: float | Literal["class"] = "class",
+    error_rate: float = 0.01,
+    members: int = 1,
+) -> SamplesNeeded:
     """Tells from a few samples how many a prediction needs.
 
     The average over N samples is taken as normal about that over infinitely many. Of

@@ -1,9 +1,14 @@
 """A model that draws noise whenever it is called."""
 
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
 import keras
 
 from bayesnorm.arguments import check_model
 from bayesnorm.layers.noise import current_noise_mode, noise_mode
+from bayesnorm.types import Shape
 
 _MODES = ("sample", "mean", "auto")
 
@@ -12,7 +17,12 @@ _MODES = ("sample", "mean", "auto")
 class SamplingModel(keras.Model):
     """See `sampling_model`."""
 
-    def __init__(self, model, mode="sample", **kwargs):
+    def __init__(
+        self,
+        model: keras.Model,
+        mode: Literal["sample", "mean", "auto"] = "sample",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         check_model(model)
         if mode not in _MODES:
@@ -24,24 +34,24 @@ class SamplingModel(keras.Model):
             self.build(model.input_shape)
         self.built = model.built
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Builds the model."""
         if not self.model.built:
             self.model.build(input_shape)
         self.built = True
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the model's outputs, computed in the noise mode."""
         # A mode set from outside (by `predict`, say) holds in here as well.
         outer = current_noise_mode()
         with noise_mode(self.mode if outer == "auto" else outer):
             return self.model(inputs, training=training)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Any:
         """Returns the model's."""
         return self.model.compute_output_shape(input_shape)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {
             **super().get_config(),
@@ -50,13 +60,15 @@ class SamplingModel(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         """Makes the model from its configuration."""
         model = keras.saving.deserialize_keras_object(config["model"])
         return cls(**{**config, "model": model})
 
 
-def sampling_model(model, mode="sample"):
+def sampling_model(
+    model: keras.Model, mode: Literal["sample", "mean", "auto"] = "sample"
+) -> keras.Model:
     """Makes a model whose every call runs in a noise mode.
 
     It shares the layers and weights of `model`. In contrast to `noise_mode`

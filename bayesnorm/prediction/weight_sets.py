@@ -1,6 +1,10 @@
 """A posterior as one model and many sets of its weights."""
 
+from __future__ import annotations
+
 import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Self, TypeAlias
 
 import keras
 import numpy as np
@@ -10,6 +14,7 @@ from bayesnorm.arguments import check_model
 from bayesnorm.graph import architecture_difference
 from bayesnorm.prediction.sampling import SamplingModel
 from bayesnorm.storage import ArchiveError, read_archive, write_archive
+from bayesnorm.types import ArrayLike, StrPath
 
 _KIND = "weight_sets"
 
@@ -52,7 +57,7 @@ class WeightSets:
             the number and shapes of the model's weights.
     """
 
-    def __init__(self, model, sets):
+    def __init__(self, model: keras.Model, sets: Iterable[Sequence[ArrayLike]]) -> None:
         model = built_model(model)
         variables, sets = model.weights, list(sets)
         if not sets:
@@ -84,7 +89,7 @@ class WeightSets:
         self._stacks = tuple(stacks)
 
     @classmethod
-    def of(cls, models):
+    def of(cls, models: Iterable[keras.Model]) -> Self:
         """Takes the weights of models of one architecture.
 
         Args:
@@ -110,7 +115,7 @@ class WeightSets:
                 )
         return cls(models[0], [model.get_weights() for model in models])
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._number
 
     def __getitem__(self, index):
@@ -123,7 +128,7 @@ class WeightSets:
     def __iter__(self):
         return (self[i] for i in range(self._number))
 
-    def assign(self, index):
+    def assign(self, index: int) -> keras.Model:
         """Gives the model the weights of a set.
 
         Args:
@@ -136,7 +141,7 @@ class WeightSets:
         self.model.set_weights(self[index])
         return self.model
 
-    def stacked(self):
+    def stacked(self) -> list[np.ndarray]:
         """Returns all sets: for each of `model.weights` an array `[sets, ...]`."""
         self._check_model()
         return list(self._stacks)
@@ -149,7 +154,7 @@ class WeightSets:
                 "made. Make WeightSets anew when layers are added or taken away."
             )
 
-    def save(self, path):
+    def save(self, path: StrPath) -> None:
         """Writes the sets (without the architecture of the model) to a file.
 
         Args:
@@ -169,7 +174,7 @@ class WeightSets:
         write_archive(path, arrays, header)
 
     @classmethod
-    def load(cls, path, model):
+    def load(cls, path: StrPath, model: keras.Model) -> Self:
         """Reads what `save` wrote.
 
         Args:
@@ -212,7 +217,11 @@ class WeightSets:
         return found
 
 
-def built_model(model):
+# What `predict` and `export` take: a model, or an ensemble.
+ModelOrSets: TypeAlias = keras.Model | WeightSets | Sequence[keras.Model | WeightSets]
+
+
+def built_model(model: Any) -> keras.Model:
     """Returns a model, or the one that a `sampling_model` is of, if it is built.
 
     Raises:

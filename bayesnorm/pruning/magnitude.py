@@ -1,7 +1,11 @@
 """Masks by the size of filters, to compare with."""
 
-import math
+from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+
+import keras
 import numpy as np
 from keras import ops
 
@@ -10,7 +14,11 @@ from bayesnorm.graph import Index, graph_of
 from bayesnorm.layers.kernels import LINEAR_LAYERS, filter_norms
 
 
-def magnitude_masks(model, fraction, layers=None):
+def magnitude_masks(
+    model: keras.Model,
+    fraction: float | Mapping[str, float],
+    layers: Sequence[str] | None = None,
+) -> dict[str, np.ndarray]:
     """Returns masks that keep the filters of the largest norms, layer by layer.
 
     Args:

@@ -1,7 +1,11 @@
 """Removal of channels from the graph of any network."""
 
+from __future__ import annotations
+
 import math
 import warnings
+from collections.abc import Mapping
+from typing import Literal
 
 import keras
 import numpy as np
@@ -33,6 +37,7 @@ from bayesnorm.pruning.registry import rule_for
 from bayesnorm.pruning.removal import Removal
 from bayesnorm.pruning.report import LayerReport, PruningReport
 from bayesnorm.pruning.walk import follow
+from bayesnorm.types import ArrayLike
 
 # Largest difference that is rounding, relative to the largest output, by precision.
 _TOLERANCES = {"float16": 1e-2, "bfloat16": 5e-2}
@@ -53,13 +58,13 @@ _MASKABLE = (
 
 
 def prune(
-    model,
-    threshold=1.0,
-    criterion="snr",
-    keep=None,
-    round_to=None,
-    keep_posteriors=False,
-):
+    model: keras.Model,
+    threshold: float = 1.0,
+    criterion: Literal["snr", "evidence"] = "snr",
+    keep: Mapping[str, ArrayLike] | None = None,
+    round_to: int | None = None,
+    keep_posteriors: bool = False,
+) -> tuple[keras.Model, PruningReport]:
     """Makes a smaller network of the same outputs, without the channels that are noise.
 
     Channels of a `bayesnorm.StructuredBayesianPruning` whose noise drowns them, of a

@@ -1,10 +1,16 @@
 """What was removed of a network, in words and as a page."""
 
+from __future__ import annotations
+
 import dataclasses
 import pathlib
+from collections.abc import Sequence
+
+import keras
 
 from bayesnorm.plots import kept_channels
 from bayesnorm.pruning import cost
+from bayesnorm.types import StrPath
 
 _BATCHES = (1, 100)
 
@@ -51,7 +57,14 @@ class PruningReport:
             convolutional layers; None where a number of positions is not known.
     """
 
-    def __init__(self, layers, refused, kept_alone, error, models):
+    def __init__(
+        self,
+        layers: list[LayerReport],
+        refused: list[tuple[str, int, str]],
+        kept_alone: list[str],
+        error: float,
+        models: tuple[keras.Model, keras.Model],
+    ) -> None:
         self.layers = layers
         self.refused = refused
         self.kept_alone = kept_alone
@@ -62,11 +75,13 @@ class PruningReport:
         self.macs = tuple(None if None in c else sum(c) for c in counts)
 
     @property
-    def kept(self):
+    def kept(self) -> dict[str, tuple[int, int]]:
         """Dict from the name of a layer to `(kept, of)`, its channels."""
         return {x.name: (x.kept, x.of) for x in self.layers}
 
-    def latency(self, batch_sizes=_BATCHES):
+    def latency(
+        self, batch_sizes: Sequence[int] = _BATCHES
+    ) -> dict[int, tuple[float, float]]:
         """Measures the time of the networks before and after, compiled, in turns.
 
         Args:
@@ -81,7 +96,9 @@ class PruningReport:
             found[batch] = tuple(seconds.values())
         return found
 
-    def layer_latency(self, batch_sizes=_BATCHES):
+    def layer_latency(
+        self, batch_sizes: Sequence[int] = _BATCHES
+    ) -> dict[int, dict[str, tuple[float, float]]]:
         """Measures the time of each layer before and after, by itself, compiled.
 
         Args:
@@ -107,7 +124,7 @@ class PruningReport:
             }
         return found
 
-    def rows(self):
+    def rows(self) -> tuple[list[str], list[list[str]]]:
         """Returns the table of the layers: head and rows, lists of text."""
         head = ["layer", "type", "inputs", "channels", "parameters", "MACs"]
         rows = [
@@ -141,7 +158,7 @@ class PruningReport:
             return []
         return [f"{self.macs[0] / self.macs[1]:.1f} times fewer MACs."]
 
-    def notes(self):
+    def notes(self) -> list[str]:
         """Returns sentences on what the table does not say."""
         found = [f"Outputs differ by {self.error:.1e}, relative to the largest."]
         found += [
@@ -153,7 +170,7 @@ class PruningReport:
             found.append(f"One channel was kept, there has to be one: {names}.")
         return found
 
-    def write(self, folder, latency=True):
+    def write(self, folder: StrPath, latency: bool = True) -> None:
         """Writes `report.md`, with a picture of the channels that stayed.
 
         Args:

@@ -1,10 +1,14 @@
 """Whether chains agree: R-hat and the effective sample size."""
 
+from __future__ import annotations
+
 import numpy as np
 from scipy import fft, special, stats
 
+from bayesnorm.types import ArrayLike
 
-def r_hat(draws):
+
+def r_hat(draws: ArrayLike) -> np.ndarray:
     """Returns the rank-normalized split R-hat of quantities drawn by chains.
 
     Each chain is split in two; R-hat compares the variance between halves with that
@@ -31,7 +35,7 @@ def r_hat(draws):
     return np.fmax(_plain_r_hat(_scores(halves)), _plain_r_hat(_scores(folded)))
 
 
-def effective_sample_size(draws):
+def effective_sample_size(draws: ArrayLike) -> np.ndarray:
     """Returns the number of independent draws that tell the mean as well.
 
     `S / tau` of S draws with the integrated autocorrelation time tau, summed up to

@@ -1,11 +1,15 @@
 """The learning rate of cycles."""
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import keras
 from keras import ops
 
 from bayesnorm.arguments import check_number, positive_integer
+from bayesnorm.types import Tensor
 
 
 @keras.saving.register_keras_serializable("bayesnorm")
@@ -27,19 +31,19 @@ class CyclicalCosine(keras.optimizers.schedules.LearningRateSchedule):
         Learning", eq. (1); Heek & Kalchbrenner, 2019 (whose formula lacks the `/ n`).
     """
 
-    def __init__(self, initial_learning_rate, cycle_steps):
+    def __init__(self, initial_learning_rate: float, cycle_steps: int) -> None:
         check_number("initial_learning_rate", initial_learning_rate, positive=True)
         self.initial_learning_rate = float(initial_learning_rate)
         self.cycle_steps = positive_integer("cycle_steps", cycle_steps)
 
-    def __call__(self, step):
+    def __call__(self, step: Tensor) -> Tensor:
         """Returns the rate of a step, an integer from 0."""
         # An integer's remainder: float32 does not count steps beyond 2**24.
         step = ops.mod(ops.cast(step, "int32"), self.cycle_steps)
         part = ops.cast(step, "float32") / self.cycle_steps
         return 0.5 * self.initial_learning_rate * (1.0 + ops.cos(math.pi * part))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {
             "initial_learning_rate": self.initial_learning_rate,

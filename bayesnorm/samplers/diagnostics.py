@@ -1,7 +1,11 @@
 """What a chain says of itself: temperatures, steps, noise."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -9,6 +13,7 @@ import numpy as np
 from bayesnorm import backend
 from bayesnorm.samplers.sampler import READINGS, Sampler, unwrapped
 from bayesnorm.training.loop import DivergenceError, has_finite_weights
+from bayesnorm.types import StrPath
 
 # Of the temperature, within which it is taken for right.
 _TOLERANCE = 0.1
@@ -40,7 +45,7 @@ class Reading:
     gradient_noise: float | None
 
 
-def read(optimizer):
+def read(optimizer: keras.optimizers.Optimizer) -> list[Reading]:
     """Returns what a sampler's variables say, a list of `Reading`s.
 
     Both temperatures are the sampler's in equilibrium, of each variable. The
@@ -86,13 +91,13 @@ def read(optimizer):
     return found
 
 
-def reset(optimizer):
+def reset(optimizer: keras.optimizers.Optimizer) -> None:
     """Lets the means of `read` begin anew."""
     for readings in _sampler(optimizer).readings:
         readings.assign(np.zeros(len(READINGS), "float32"))
 
 
-def whole(readings):
+def whole(readings: Sequence[Reading]) -> Reading:
     """Returns the `Reading` of all weights."""
     sizes = np.array([r.size for r in readings], "float64")
     share = sizes / sizes.sum()
@@ -120,7 +125,9 @@ def whole(readings):
     )
 
 
-def verdict(optimizer, readings=None):
+def verdict(
+    optimizer: keras.optimizers.Optimizer, readings: Sequence[Reading] | None = None
+) -> str:
     """Returns what the readings mean, a sentence or two.
 
     Args:
@@ -174,7 +181,7 @@ def verdict(optimizer, readings=None):
     return " ".join(said)
 
 
-def check_finite(model, kept=""):
+def check_finite(model: keras.Model, kept: str = "") -> None:
     """Checks that a chain has not left the finite range.
 
     Args:
@@ -207,7 +214,12 @@ class SamplerDiagnostics(keras.callbacks.Callback):
         bayesnorm.training.DivergenceError: While training, if weights are not finite.
     """
 
-    def __init__(self, log_dir=None, optimizer=None, verbose=True):
+    def __init__(
+        self,
+        log_dir: StrPath | None = None,
+        optimizer: keras.optimizers.Optimizer | None = None,
+        verbose: bool = True,
+    ) -> None:
         super().__init__()
         self._optimizer = optimizer
         self._verbose = verbose
@@ -215,16 +227,16 @@ class SamplerDiagnostics(keras.callbacks.Callback):
         self._last = None
 
     @property
-    def optimizer(self):
+    def optimizer(self) -> keras.optimizers.Optimizer:
         """The sampler."""
         return self._optimizer or self.model.optimizer
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Begins the means."""
         if self.optimizer.built:
             reset(self.optimizer)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds to the logs."""
         check_finite(self.model)
         readings = self._last = read(self.optimizer)
@@ -238,13 +250,13 @@ class SamplerDiagnostics(keras.callbacks.Callback):
                 }
                 self._log(epoch + 1, scalars)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Prints the verdict."""
         if self._verbose and self._last is not None:
             print(verdict(self.optimizer, self._last))
 
 
-def figures(optimizer):
+def figures(optimizer: keras.optimizers.Optimizer) -> dict[str, float]:
     """Returns the figures of all weights by name, as `SamplerDiagnostics` logs them."""
     return _figures(whole(read(optimizer)))
 

@@ -1,12 +1,18 @@
 """The step that the samplers with momentum share."""
 
-import math
+from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
 from keras import ops
 
 from bayesnorm.arguments import check_number
 from bayesnorm.maths import langevin
 from bayesnorm.samplers.sampler import Sampler
+from bayesnorm.types import LearningRate, Tensor
 
 # Of a step at the first learning rate: what is left of the momentum, the root mean
 # square of the step at temperature 1, and its largest.
@@ -30,14 +36,14 @@ class MomentumSampler(Sampler):
 
     def __init__(
         self,
-        num_examples,
-        learning_rate=0.001,
-        friction=None,
-        mass=None,
-        speed_limit=math.inf,
-        exact_kick=False,
-        **kwargs,
-    ):
+        num_examples: int,
+        learning_rate: LearningRate = 0.001,
+        friction: float | None = None,
+        mass: float | None = None,
+        speed_limit: float | None = math.inf,
+        exact_kick: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(num_examples, learning_rate, **kwargs)
         known = None not in (friction, mass, speed_limit)
         if not 0 < self.initial_rate < math.inf and not known:
@@ -61,7 +67,7 @@ class MomentumSampler(Sampler):
         self.speed_limit = float(speed_limit)
         self.exact_kick = exact_kick
 
-    def equivalent_sgd(self):
+    def equivalent_sgd(self) -> tuple[float, float]:
         """Returns `(learning rate, momentum)` of SGD on the loss with these steps.
 
         Of `v <- momentum v - rate grad`, `theta <- theta + v`: at the first learning
@@ -77,7 +83,7 @@ class MomentumSampler(Sampler):
             weight = -math.expm1(-exponent) / exponent if exponent else 1.0
         return h * h * weight * self.num_examples / self.mass, decay
 
-    def build(self, variables):
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         """Makes the momenta."""
         super().build(variables)
         self.momenta = self.add_optimizer_variables(variables, "momentum")
@@ -93,7 +99,9 @@ class MomentumSampler(Sampler):
     def _regulate(self, index, momentum, step):
         """Takes the step of the thermostats of a variable."""
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
+    ) -> None:
         """Takes a step of a variable."""
         index = self._index(variable)
         size = ops.cast(learning_rate, variable.dtype)
@@ -119,7 +127,7 @@ class MomentumSampler(Sampler):
         self._regulate(index, momentum, size)
         self.assign_add(variable, step)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, those by default as numbers."""
         config = super().get_config()
         names = ("friction", "mass", "speed_limit", "exact_kick")
@@ -145,16 +153,16 @@ class ThermostatSampler(MomentumSampler):
 
     def __init__(
         self,
-        num_examples,
-        learning_rate=0.001,
-        friction=None,
-        mass=None,
-        speed_limit=None,
-        thermostat_mass=0.1,
-        virial=False,
-        exact_kick=False,
-        **kwargs,
-    ):
+        num_examples: int,
+        learning_rate: LearningRate = 0.001,
+        friction: float | None = None,
+        mass: float | None = None,
+        speed_limit: float | None = None,
+        thermostat_mass: float = 0.1,
+        virial: bool = False,
+        exact_kick: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             num_examples,
             learning_rate,
@@ -168,7 +176,7 @@ class ThermostatSampler(MomentumSampler):
         self.thermostat_mass = float(thermostat_mass)
         self.virial = virial
 
-    def build(self, variables):
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         """Makes momenta and thermostats."""
         super().build(variables)
         self.thermostats = self.add_optimizer_variables(variables, "thermostat")
@@ -184,7 +192,7 @@ class ThermostatSampler(MomentumSampler):
             )
             self.assign_add(self.thermostats[index], step / self.thermostat_mass * rate)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         config = super().get_config()
         names = ("thermostat_mass", "virial")

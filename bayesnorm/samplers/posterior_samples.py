@@ -1,7 +1,10 @@
 """Samples of a chain, stored while it runs."""
 
+from __future__ import annotations
+
 import pathlib
 import warnings
+from typing import Any
 
 import keras
 
@@ -11,6 +14,7 @@ from bayesnorm.samplers.cyclical_cosine import CyclicalCosine
 from bayesnorm.samplers.diagnostics import check_finite
 from bayesnorm.samplers.sampler import unwrapped
 from bayesnorm.storage import ArchiveError, numbered_files, remove_drafts
+from bayesnorm.types import StrPath
 
 _PATTERN = "sample-*.npz"
 
@@ -49,7 +53,13 @@ class PosteriorSamples(keras.callbacks.Callback):
             end of a cycle.
     """
 
-    def __init__(self, directory, cycle_epochs=1, burn_in_epochs=0, max_samples=None):
+    def __init__(
+        self,
+        directory: StrPath,
+        cycle_epochs: int = 1,
+        burn_in_epochs: int = 0,
+        max_samples: int | None = None,
+    ) -> None:
         super().__init__()
         self.directory = pathlib.Path(directory)
         self.cycle_epochs = positive_integer("cycle_epochs", cycle_epochs)
@@ -60,11 +70,11 @@ class PosteriorSamples(keras.callbacks.Callback):
         self.max_samples = max_samples
         self._begun = self._warned = False
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Notes that no epoch has begun."""
         self._begun = False
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Looks for samples of another run."""
         if self._begun:
             return
@@ -79,7 +89,7 @@ class PosteriorSamples(keras.callbacks.Callback):
                 stacklevel=2,
             )
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Takes a sample if a cycle is over."""
         done = epoch + 1 - self.burn_in_epochs
         if done <= 0 or done % self.cycle_epochs:
@@ -111,7 +121,7 @@ class PosteriorSamples(keras.callbacks.Callback):
             )
 
     @staticmethod
-    def load(directory, model):
+    def load(directory: StrPath, model: keras.Model) -> WeightSets:
         """Reads the samples of a directory, in the order of their epochs.
 
         Args:

@@ -1,13 +1,18 @@
 """What all samplers share: the target, the noise, the readings."""
 
+from __future__ import annotations
+
 import math
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
 from bayesnorm import backend
 from bayesnorm.arguments import check_number, positive_integer, seed_integer
+from bayesnorm.types import LearningRate
 
 # What Keras's optimizers take, and would have a chain leave its target by.
 _FOREIGN = {
@@ -57,14 +62,14 @@ class Sampler(keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        num_examples,
-        learning_rate,
-        temperature=1.0,
-        seed=None,
-        verbose=True,
-        name=None,
-        **kwargs,
-    ):
+        num_examples: int,
+        learning_rate: LearningRate,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        verbose: bool = True,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         for key, mend in _FOREIGN.items():
             if kwargs.get(key):
                 raise ValueError(
@@ -82,11 +87,11 @@ class Sampler(keras.optimizers.Optimizer):
         self.seed = seed_integer(seed)
         self.verbose = verbose
 
-    def equivalent_sgd(self):
+    def equivalent_sgd(self) -> tuple[float, float]:
         """Returns `(learning rate, momentum)` of SGD on the loss with these steps."""
         raise NotImplementedError
 
-    def build(self, variables):
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         """Makes the readings; prints the equivalent SGD.
 
         Raises:
@@ -121,7 +126,7 @@ class Sampler(keras.optimizers.Optimizer):
                 f"{momentum:.3g}, with noise of temperature {self.temperature:g}"
             )
 
-    def divergence(self):
+    def divergence(self) -> str | None:
         """Returns which variable left the finite range first, a sentence, or None."""
         counts = [readings.numpy()[:2].tolist() for readings in self.readings]
         bad = [finite for steps, finite in counts if finite < steps]
@@ -177,7 +182,7 @@ class Sampler(keras.optimizers.Optimizer):
         values = ops.stack([ops.cast(value, "float32") for value in values])
         self.assign_add(self.readings[index], values)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {
             **super().get_config(),
@@ -188,7 +193,7 @@ class Sampler(keras.optimizers.Optimizer):
         }
 
 
-def unwrapped(optimizer):
+def unwrapped(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     """Returns the optimizer that a `LossScaleOptimizer` wraps, or the given one."""
     return getattr(optimizer, "inner_optimizer", optimizer)
 

@@ -1,11 +1,15 @@
 """Stochastic gradient Langevin dynamics."""
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import keras
 from keras import ops
 
 from bayesnorm.samplers.sampler import Sampler
+from bayesnorm.types import LearningRate, Tensor
 
 
 @keras.saving.register_keras_serializable("bayesnorm")
@@ -35,14 +39,18 @@ class SGLD(Sampler):
         Dynamics".
     """
 
-    def __init__(self, num_examples, learning_rate=5e-7, **kwargs):
+    def __init__(
+        self, num_examples: int, learning_rate: LearningRate = 5e-7, **kwargs: Any
+    ) -> None:
         super().__init__(num_examples, learning_rate, **kwargs)
 
-    def equivalent_sgd(self):
+    def equivalent_sgd(self) -> tuple[float, float]:
         """Returns `(learning rate, 0)` of SGD on the loss with these steps."""
         return self.initial_rate * self.num_examples, 0.0
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
+    ) -> None:
         """Takes a step of a variable."""
         index = self._index(variable)
         size = ops.cast(learning_rate, variable.dtype)

@@ -1,10 +1,14 @@
 """The stochastic gradient Nosé-Hoover thermostat."""
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import keras
 
 from bayesnorm.samplers.momentum import ThermostatSampler
+from bayesnorm.types import LearningRate
 
 
 @keras.saving.register_keras_serializable("bayesnorm")
@@ -40,8 +44,12 @@ class SGNHT(ThermostatSampler):
     """
 
     def __init__(
-        self, num_examples, learning_rate=0.001, speed_limit=math.inf, **kwargs
-    ):
+        self,
+        num_examples: int,
+        learning_rate: LearningRate = 0.001,
+        speed_limit: float | None = math.inf,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(num_examples, learning_rate, speed_limit=speed_limit, **kwargs)
 
     def _diffusion(self, thermostat):

@@ -1,7 +1,11 @@
 """A SavedModel that a model server runs without Python."""
 
+from __future__ import annotations
+
 import os
 import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -20,22 +24,27 @@ from bayesnorm.serving.described import (
 )
 from bayesnorm.serving.readme import readme
 from bayesnorm.storage import drafted
+from bayesnorm.types import ArrayLike, Nest, StrPath, Task
+
+if TYPE_CHECKING:
+    from bayesnorm.prediction.weight_sets import ModelOrSets
+
 
 # Of four signatures a request each, of which a server takes 1000.
 _MOST_SIZES = 250
 
 
 def export(
-    model,
-    path,
-    samples=30,
-    from_logits=None,
-    task="classification",
-    chunk_size=None,
-    temperature=None,
-    batch_sizes=(1, 8, 32),
-    warmup_inputs=None,
-):
+    model: ModelOrSets,
+    path: StrPath,
+    samples: int = 30,
+    from_logits: Nest[bool | None] = None,
+    task: Nest[Task] = "classification",
+    chunk_size: int | None = None,
+    temperature: Nest[float | None] = None,
+    batch_sizes: Sequence[int] = (1, 8, 32),
+    warmup_inputs: Nest[ArrayLike] | None = None,
+) -> None:
     """Writes a SavedModel that answers with Monte Carlo uncertainty.
 
     Each example of a request is predicted by `samples` networks of its own. The

@@ -1,6 +1,9 @@
 """Models for other runtimes: ONNX (ONNX Runtime, OpenVINO) and LiteRT."""
 
+from __future__ import annotations
+
 import pathlib
+from typing import TYPE_CHECKING, Literal
 
 from bayesnorm.arguments import check_choice
 from bayesnorm.prediction.networks import Noise, check_any_batch
@@ -12,18 +15,23 @@ from bayesnorm.serving.described import (
     signature_of,
 )
 from bayesnorm.storage import write_atomically
+from bayesnorm.types import Nest, StrPath, Task
+
+if TYPE_CHECKING:
+    from bayesnorm.prediction.weight_sets import ModelOrSets
+
 
 _METHODS = ("mean", "moments", "sample")
 
 
 def export_onnx(
-    model,
-    path,
-    method="mean",
-    from_logits=None,
-    task="classification",
-    temperature=None,
-):
+    model: ModelOrSets,
+    path: StrPath,
+    method: Literal["mean", "moments", "sample"] = "mean",
+    from_logits: Nest[bool | None] = None,
+    task: Nest[Task] = "classification",
+    temperature: Nest[float | None] = None,
+) -> None:
     """Writes an ONNX model, which ONNX Runtime and OpenVINO run.
 
     It is one graph with nothing random in it, and answers as `predict` does with the
@@ -78,13 +86,13 @@ def export_onnx(
 
 
 def export_litert(
-    model,
-    path,
-    method="mean",
-    from_logits=None,
-    task="classification",
-    temperature=None,
-):
+    model: ModelOrSets,
+    path: StrPath,
+    method: Literal["mean", "moments", "sample"] = "mean",
+    from_logits: Nest[bool | None] = None,
+    task: Nest[Task] = "classification",
+    temperature: Nest[float | None] = None,
+) -> None:
     """Writes a LiteRT (TensorFlow Lite) model of one signature, `serving_default`.
 
     Its inputs, its entries and what they are, are those of `bayesnorm.export_onnx`. It

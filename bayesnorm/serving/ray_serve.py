@@ -3,10 +3,13 @@
 Imported only to serve: `pip install "bayesnorm[serve]"`.
 """
 
+from __future__ import annotations
+
 import asyncio
 import concurrent.futures
 import dataclasses
 import logging
+from typing import Any
 
 import numpy as np
 import ray
@@ -15,6 +18,7 @@ from starlette.responses import Response
 
 from bayesnorm.serving import rest
 from bayesnorm.serving.versions import Versions, name_of, versions_in
+from bayesnorm.types import StrPath
 
 _ADDRESS = "127.0.0.1"
 _LOG = logging.getLogger(__name__)
@@ -64,7 +68,7 @@ def _examples(calls):
     return sum(call.request.examples for call in calls)
 
 
-def run_together(calls):
+def run_together(calls: list[Any]) -> list[Any]:
     """Runs calls as one batch for each kind of them.
 
     Args:
@@ -110,7 +114,7 @@ class Replica:
         options: `Options`.
     """
 
-    def __init__(self, name, path, options):
+    def __init__(self, name: str, path: StrPath, options: Options) -> None:
         # TensorFlow is the replica's alone: the process that deploys needs none.
         from bayesnorm.serving.servable import Servable, use_threads
 
@@ -133,7 +137,7 @@ class Replica:
         )(self._run)
         self._watch = None
 
-    async def __call__(self, request):
+    async def __call__(self, request: Any) -> Any:
         """Answers a request, a Starlette one."""
         self._start_watch()
         try:
@@ -141,7 +145,7 @@ class Replica:
         except rest.RequestError as error:
             return _json(rest.error(str(error)), error.status)
 
-    async def check_health(self):
+    async def check_health(self) -> None:
         """Raises if the latest version does not answer; Ray then replaces the replica."""  # noqa: E501
         self._start_watch()
         _, servable = self._versions.get()
@@ -220,15 +224,15 @@ def _json(content, status=200):
 
 
 def start(
-    path,
-    name=None,
-    replicas=1,
-    options=None,
-    host=_ADDRESS,
-    port=8000,
-    gpus=0.0,
-    address=None,
-):
+    path: StrPath,
+    name: str | None = None,
+    replicas: int = 1,
+    options: Options | None = None,
+    host: str = _ADDRESS,
+    port: int = 8000,
+    gpus: float = 0.0,
+    address: str | None = None,
+) -> str:
     """Serves a model, and returns when it answers.
 
     Args:
@@ -280,7 +284,7 @@ def start(
     return f"http://{host}:{port}/v1/models/{name}"
 
 
-def stop(path, name=None):
+def stop(path: StrPath, name: str | None = None) -> None:
     """Ends what `start` began, and leaves a cluster of others running.
 
     Args:

@@ -14,12 +14,16 @@ machine that is to serve it, and writes `batching.txt` and the warm-up requests 
 - `num_batch_threads`: the cores.
 """
 
+from __future__ import annotations
+
 import pathlib
 import time
+from collections.abc import Mapping, Sequence
 
 from absl import app, flags
 
 from bayesnorm.serving import batching
+from bayesnorm.types import StrPath
 
 _MOST = flags.DEFINE_integer("most", 64, "Largest batch size to try.", 1)
 
@@ -28,7 +32,7 @@ _GAIN = 1.05
 _SECONDS = 0.3  # Of calls of one size.
 
 
-def measure(folder, most=64):
+def measure(folder: StrPath, most: int = 64) -> dict[int, float]:
     """Times the signature `seeded` at the batch sizes 1, 2, 4 ... while they pay.
 
     Args:
@@ -82,13 +86,13 @@ def _pays(seconds, size):
     return smaller is None or 2 * smaller > _GAIN * seconds[size]
 
 
-def settle(seconds):
+def settle(seconds: Mapping[int, float]) -> tuple[list[int], int]:
     """Returns `(sizes, timeout_us)` of what `measure` returned."""
     sizes = [size for size in seconds if _pays(seconds, size)]
     return sizes, min(round(1e6 * seconds[1]), _MOST_TIMEOUT_US)
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
     """Measures a SavedModel, prints, and writes beside it."""
     if len(argv) != 2:
         raise app.UsageError("Expected one argument, the folder of a SavedModel.")

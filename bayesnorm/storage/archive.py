@@ -1,12 +1,17 @@
 """Arrays with a header in one file: NumPy archives, without pickle."""
 
+from __future__ import annotations
+
 import io
 import json
 import zlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from bayesnorm.storage.files import write_atomically
+from bayesnorm.types import StrPath
 
 _HEADER = "header"
 # Within it.
@@ -17,7 +22,7 @@ class ArchiveError(ValueError):
     """A file that cannot be read as an archive, or that is damaged."""
 
 
-def write_archive(path, arrays, header):
+def write_archive(path: StrPath, arrays: Mapping[str, np.ndarray], header: Any) -> None:
     """Writes arrays and a header, atomically.
 
     The file has the names and checksums of its arrays, which are compared when it is
@@ -46,7 +51,7 @@ def write_archive(path, arrays, header):
     write_atomically(path, buffer.getvalue())
 
 
-def read_archive(path):
+def read_archive(path: StrPath) -> tuple[dict[str, np.ndarray], Any]:
     """Reads what `write_archive` wrote.
 
     Args:

@@ -1,5 +1,7 @@
 """Files and folders that nobody sees half written."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import pathlib
@@ -7,12 +9,15 @@ import re
 import shutil
 import time
 import uuid
+from collections.abc import Iterator
+
+from bayesnorm.types import StrPath
 
 _STALE_S = 600.0
 
 
 @contextlib.contextmanager
-def drafted(path):
+def drafted(path: StrPath) -> Iterator[pathlib.Path]:
     """Gives the path of a draft, which takes the place of `path` once the block ends.
 
     If the block fails the draft is removed, and what was there before stays.
@@ -36,7 +41,7 @@ def drafted(path):
         draft.unlink(missing_ok=True)
 
 
-def remove_drafts(folder, pattern):
+def remove_drafts(folder: StrPath, pattern: str) -> None:
     """Removes the drafts that killed writes left behind.
 
     One on which somebody wrote in the last ten minutes may be of a process that lives.
@@ -52,7 +57,7 @@ def remove_drafts(folder, pattern):
                 draft.unlink()
 
 
-def numbered_files(folder, prefix):
+def numbered_files(folder: StrPath, prefix: str) -> dict[int, pathlib.Path]:
     """Returns the files `PREFIX-NUMBER.npz` of a folder by their number, in order."""
     pattern = re.compile(rf"{re.escape(prefix)}-(\d+)\.npz")
     found = {
@@ -63,7 +68,7 @@ def numbered_files(folder, prefix):
     return dict(sorted(found.items()))
 
 
-def write_atomically(path, data):
+def write_atomically(path: StrPath, data: bytes | str) -> None:
     """Writes a file that is never seen half written, even if the machine stops.
 
     Args:

@@ -1,5 +1,7 @@
 """Initialization from data: what batch normalization would do to the first batch."""
 
+from __future__ import annotations
+
 import keras
 import numpy as np
 from keras import ops
@@ -14,13 +16,14 @@ from bayesnorm.layers import (
 )
 from bayesnorm.layers.kernels import LINEAR_LAYERS, channel_axis, output_kernel
 from bayesnorm.maths import scale as scale_maths
+from bayesnorm.types import ArrayLike
 
 _NORMALIZED = (AnalyticNormalization, keras.layers.BatchNormalization)
 # A channel that hardly varies over the batch is centred, not blown up.
 _SMALLEST_STDDEV = 1e-6
 
 
-def data_dependent_init(model, images):
+def data_dependent_init(model: keras.Model, images: ArrayLike) -> list[str]:
     """Sets scales and biases so that all pre-activations have mean 0, variance 1.
 
     One pass of a batch goes through the network, layer by layer, each on the outputs

@@ -1,5 +1,7 @@
 """Projection of the kernels of a batch-normalized network."""
 
+from __future__ import annotations
+
 import keras
 from keras import ops
 
@@ -14,7 +16,7 @@ from bayesnorm.layers.kernels import (
 from bayesnorm.layers.stochastic_batch_norm import StochasticBatchNormalization
 
 
-def project(model):
+def project(model: keras.Model) -> tuple[list[str], list[str]]:
     """Puts `||w|| = 1` on the filters that feed a batch normalization.
 
     The optimizer projects the kernels after every step from now on. The network's

@@ -1,9 +1,13 @@
 """Whether a rewritten network still computes what it did."""
 
+from __future__ import annotations
+
+import keras
+
 from bayesnorm.graph import first_difference
 
 
-def check_same(model, new, otherwise):
+def check_same(model: keras.Model, new: keras.Model, otherwise: str) -> None:
     """Checks that a copy of a model computes the same, on a random batch.
 
     Args:

@@ -1,5 +1,9 @@
 """Networks that people have, with a posterior on their trained gains."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import keras
 
 from bayesnorm import graph
@@ -9,14 +13,14 @@ from bayesnorm.surgery.sameness import check_same
 
 
 def to_posterior(
-    model,
-    initial_stddev=0.01,
-    per_channel=True,
-    freeze=True,
-    layers=None,
-    num_examples=None,
-    seed=None,
-):
+    model: keras.Model,
+    initial_stddev: float = 0.01,
+    per_channel: bool = True,
+    freeze: bool = True,
+    layers: Sequence[str] | None = None,
+    num_examples: int | None = None,
+    seed: int | None = None,
+) -> keras.Model:
     """Makes a copy of a trained network whose normalizations have uncertain gains.
 
     Every layer that is a batch, layer, group or root mean square normalization with a

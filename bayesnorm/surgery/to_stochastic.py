@@ -1,7 +1,10 @@
 """Networks that people have, made stochastic."""
 
+from __future__ import annotations
+
 import numbers
 import warnings
+from typing import Literal
 
 import keras
 
@@ -41,7 +44,12 @@ _NOISE_LAYERS = (
 _ARGUMENTS = ("name", "trainable", "dtype", "rate", "stddev", "noise_shape")
 
 
-def to_stochastic(model, noise="batch", dropout=False, seed=None):
+def to_stochastic(
+    model: keras.Model,
+    noise: Literal["batch", "example"] | None = "batch",
+    dropout: bool = False,
+    seed: int | None = None,
+) -> keras.Model:
     """Makes a copy of a trained network whose normalizations and dropout can sample.
 
     Every `keras.layers.BatchNormalization` becomes a

@@ -1,5 +1,7 @@
 """Weights of a network for one of the same form whose layers are stochastic."""
 
+from __future__ import annotations
+
 import keras
 
 from bayesnorm import graph
@@ -9,7 +11,7 @@ from bayesnorm.layers import StructuredBayesianPruning
 _BIASES = {"bias", "beta"}
 
 
-def copy_weights(source, target):
+def copy_weights(source: keras.Model, target: keras.Model) -> keras.Model:
     """Gives a network the weights of another one of the same structure.
 
     For a model whose code now makes `bayesnorm.StochasticBatchNormalization` where it
@@ -83,7 +85,7 @@ def _shapes(layer):
     return [tuple(w.shape) for w in layer.weights if w is not factor]
 
 
-def start_pruning(source, target):
+def start_pruning(source: keras.Model, target: keras.Model) -> keras.Model:
     """Gives a network with structured Bayesian pruning the weights of a trained one.
 
     The authors of the method start from a trained network. `source` is that network,

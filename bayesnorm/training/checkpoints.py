@@ -1,11 +1,14 @@
 """Checkpoints from which a killed run goes on."""
 
+from __future__ import annotations
+
 import csv
 import dataclasses
 import io
 import pathlib
 
 import keras
+import numpy as np
 
 from bayesnorm.storage import (
     ArchiveError,
@@ -15,9 +18,10 @@ from bayesnorm.storage import (
     write_archive,
     write_atomically,
 )
+from bayesnorm.types import Row, StrPath
 
 
-def write_history(path, history):
+def write_history(path: StrPath, history: list[Row]) -> None:
     """Writes the history of `loop.fit` as a CSV file."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
@@ -47,13 +51,13 @@ class Checkpoints:
         every: Number of epochs from one to the next.
     """
 
-    def __init__(self, directory, every=1):
+    def __init__(self, directory: StrPath, every: int = 1) -> None:
         if every < 1:
             raise ValueError(f"`every` must be 1 or more. Received: every={every!r}")
         self.directory = pathlib.Path(directory)
         self.every = every
 
-    def is_due(self, epoch):
+    def is_due(self, epoch: int) -> bool:
         """Whether a checkpoint is to be written after `epoch`, counted from 1."""
         return epoch % self.every == 0
 
@@ -61,7 +65,7 @@ class Checkpoints:
         """The checkpoints' paths, the latest first."""
         return list(reversed(numbered_files(self.directory, "epoch").values()))
 
-    def save(self, values, history):
+    def save(self, values: list[np.ndarray], history: list[Row]) -> None:
         """Writes a checkpoint, and removes all but two and what killed runs left."""
         header = {"backend": keras.backend.backend(), "history": history}
         arrays = {f"variable_{i:05d}": value for i, value in enumerate(values)}
@@ -70,7 +74,7 @@ class Checkpoints:
             old.unlink()
         remove_drafts(self.directory, "epoch-*.npz")
 
-    def latest(self):
+    def latest(self) -> Saved | None:
         """Returns the latest `Saved` that can be read, or None.
 
         Raises:

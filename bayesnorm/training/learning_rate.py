@@ -1,11 +1,21 @@
 """The automatic choice of the learning rate."""
 
+from __future__ import annotations
+
 import json
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from scipy import optimize
 
 from bayesnorm.storage import write_atomically
+from bayesnorm.types import StrPath
+
+if TYPE_CHECKING:
+    from bayesnorm.training.loop import Loop
+    from bayesnorm.training.progress import Progress
+
 
 # A finite loss that is worse than any real one. The logarithm of the rate is added:
 # between two rates that diverge the search must turn to the lower one.
@@ -13,15 +23,15 @@ _DIVERGED = 1e3
 
 
 def search(
-    loop,
-    epochs=5,
-    low=1e-4,
-    high=1.0,
-    evaluations=12,
-    cache=None,
-    progress=None,
-    before_evaluation=None,
-):
+    loop: Loop,
+    epochs: int = 5,
+    low: float = 1e-4,
+    high: float = 1.0,
+    evaluations: int = 12,
+    cache: StrPath | None = None,
+    progress: Progress | None = None,
+    before_evaluation: Callable[[], Any] | None = None,
+) -> float:
     """Finds the learning rate that gives the lowest training loss soon.
 
     Minimizes the mean loss of the last of `epochs` epochs over log10 of the learning

@@ -15,11 +15,15 @@ all other randomness is in variables that a checkpoint holds, so a run stopped a
 resumed ends with the figures of one that was not.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import functools
 import math
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -30,12 +34,20 @@ from bayesnorm.layers import kl_divergence, set_kl_weight
 from bayesnorm.layers.kl_weight import kl_weight_of_epoch
 from bayesnorm.training.optimization import check_schedule, step_rates
 from bayesnorm.training.parts import of_splits
+from bayesnorm.types import Row, Tensor
+
+if TYPE_CHECKING:
+    from bayesnorm.datasets import Splits
+    from bayesnorm.training.checkpoints import Checkpoints
+    from bayesnorm.training.simultaneous import Loops
+    from bayesnorm.training.sources import Block
+
 
 # What is summed over the steps of an epoch.
 TOTALS = ("loss", "nll", "accuracy")
 
 
-def has_finite_weights(model):
+def has_finite_weights(model: keras.Model) -> bool:
     """Whether all weights of a model are finite."""
     weights = (np.asarray(w.numpy(), "float64") for w in model.weights)
     return all(np.isfinite(w).all() for w in weights)
@@ -127,7 +139,7 @@ class Config:
                 f"Received: decay_start={self.decay_start!r}"
             )
 
-    def learning_rates(self, epoch, steps):
+    def learning_rates(self, epoch: int, steps: int) -> list[float]:
         """Returns the learning rates of an epoch's steps, a list.
 
         Args:
@@ -178,14 +190,14 @@ class Loop:
 
     def __init__(
         self,
-        model,
-        optimizer,
-        data,
-        config,
-        augment=None,
-        compiled_loop=backend.compiled_loop,
-        figures=None,
-    ):
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        data: Splits | Mapping[str, Any],
+        config: Config,
+        augment: keras.layers.Layer | None = None,
+        compiled_loop: Callable[..., Any] = backend.compiled_loop,
+        figures: Callable[[keras.Model], dict[str, float]] | None = None,
+    ) -> None:
         if isinstance(data, datasets.Splits):
             data = of_splits(data)
         train = data["train"]
@@ -238,7 +250,15 @@ class Loop:
         both = self._augment(both, training=True)
         return both["images"], both["segmentation_masks"]
 
-    def train_step(self, i, totals, images, labels, order, rates):
+    def train_step(
+        self,
+        i: Tensor,
+        totals: Any,
+        images: Tensor,
+        labels: Tensor,
+        order: Any,
+        rates: Any,
+    ) -> Any:
         """The body of the compiled loop over a block's steps."""
         indices = ops.take(order, i, axis=0)
         size = self.config.batch_size
@@ -267,7 +287,16 @@ class Loop:
         backend.apply_gradients(self.optimizer, gradients, trainable)
         return _added(totals, list(figures))
 
-    def eval_step(self, augmented, i, totals, images, labels, order, weights):
+    def eval_step(
+        self,
+        augmented: bool,
+        i: Tensor,
+        totals: Any,
+        images: Tensor,
+        labels: Tensor,
+        order: Any,
+        weights: Any,
+    ) -> Any:
         """The body of the compiled loop over an evaluation's steps."""
         indices = backend.own_rows(ops.take(order, i, axis=0))
         weight = backend.own_rows(ops.take(weights, i, axis=0))
@@ -275,7 +304,9 @@ class Loop:
         terms = _nll_and_correct(self.model(x, training=False), y)
         return _added(totals, [ops.sum(weight * value) for value in terms])
 
-    def begin_epoch(self, epoch, learning_rate=None):
+    def begin_epoch(
+        self, epoch: int, learning_rate: float | None = None
+    ) -> tuple[np.ndarray, Row]:
         """Sets the weight of the KL.
 
         Args:
@@ -307,7 +338,7 @@ class Loop:
         row = {"learning_rate": rates[0], "kl_weight": weight}
         return np.asarray(rates, "float32"), row
 
-    def end_epoch(self, row, totals):
+    def end_epoch(self, row: Row, totals: Any) -> Row:
         """Returns the row of an epoch: that of its beginning and what came of it."""
         self._average()
         means = (float(total) / self.steps for total in totals)
@@ -315,7 +346,12 @@ class Loop:
         row = {**row, **dict(zip(TOTALS, means, strict=True)), "kl": kl}
         return row | self._figures(self.model)
 
-    def train_epoch(self, epoch, learning_rate=None, callbacks=None):
+    def train_epoch(
+        self,
+        epoch: int,
+        learning_rate: float | None = None,
+        callbacks: keras.callbacks.CallbackList | None = None,
+    ) -> Row:
         """Trains for an epoch.
 
         Args:
@@ -345,7 +381,7 @@ class Loop:
         )
         return self.end_epoch(row, totals)
 
-    def evaluate(self, part="validation", augmented=False):
+    def evaluate(self, part: str = "validation", augmented: bool = False) -> Row:
         """Evaluates one pass, at the posterior's means.
 
         Args:
@@ -371,12 +407,12 @@ class Loop:
         )
         return {"nll": float(nll) / count, "accuracy": float(correct) / count}
 
-    def state(self):
+    def state(self) -> list[np.ndarray]:
         """Returns the values of all variables, as a list of arrays."""
         # Copies: on a CPU JAX's arrays share the buffers that a step donates.
         return [np.array(v.numpy()) for v in self.variables]
 
-    def set_state(self, values):
+    def set_state(self, values: list[np.ndarray]) -> None:
         """Sets all variables.
 
         Args:
@@ -396,14 +432,21 @@ class Loop:
         for variable, value in zip(self.variables, values, strict=True):
             variable.assign(value)
 
-    def is_finite(self, row):
+    def is_finite(self, row: Row) -> bool:
         """Whether all figures of the row of an epoch and all weights are finite."""
         if not all(map(math.isfinite, row.values())):
             return False
         return has_finite_weights(self.model)
 
 
-def run_steps(call, blocks, own, totals, steps_per_call, callbacks=None):
+def run_steps(
+    call: Callable[..., Any],
+    blocks: Iterable[Block],
+    own: Callable[..., Any],
+    totals: Any,
+    steps_per_call: int,
+    callbacks: keras.callbacks.CallbackList | None = None,
+) -> np.ndarray:
     """Runs the steps of blocks, some per call, while any of the first totals is finite.
 
     Args:
@@ -441,7 +484,7 @@ def run_steps(call, blocks, own, totals, steps_per_call, callbacks=None):
     return values
 
 
-def config_for_parts(config, parts):
+def config_for_parts(config: Config, parts: int) -> Config:
     """Returns a `Config` of which every batch can be cut into parts of one size."""
     for name in ("batch_size", "normalization_batch"):
         size = getattr(config, name)
@@ -472,7 +515,11 @@ def _nll_and_correct(logits, labels):
     )
 
 
-def fit(loop, checkpoints=None, callbacks=()):
+def fit(
+    loop: Loop | Loops,
+    checkpoints: Checkpoints | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> list[Row]:
     """Trains for the configured epochs, from the last checkpoint if there is one.
 
     Args:

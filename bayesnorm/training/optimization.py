@@ -1,9 +1,15 @@
 """Optimizers by name, and schedules of the learning rate."""
 
+from __future__ import annotations
+
 import inspect
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
+
+from bayesnorm.types import Schedule
 
 SCHEDULES = ("constant", "cosine", "exponential", "linear")
 OPTIMIZERS = {
@@ -15,7 +21,12 @@ OPTIMIZERS = {
 }
 
 
-def make_optimizer(optimizer, learning_rate=0.01, rate_factors=(), **arguments):
+def make_optimizer(
+    optimizer: str | keras.optimizers.Optimizer,
+    learning_rate: float = 0.01,
+    rate_factors: Sequence[tuple[Sequence[keras.Variable], float]] = (),
+    **arguments: Any,
+) -> keras.optimizers.Optimizer:
     """Returns an optimizer, unbuilt if it is made here.
 
     Args:
@@ -83,7 +94,7 @@ class _RateFactors:
         super().update_step(gradient, variable, learning_rate)
 
 
-def check_schedule(schedule):
+def check_schedule(schedule: Any) -> None:
     """Raises a ValueError if it is neither a name in `SCHEDULES` nor a function."""
     if schedule not in SCHEDULES and not callable(schedule):
         raise ValueError(
@@ -93,7 +104,15 @@ def check_schedule(schedule):
         )
 
 
-def step_rates(schedule, initial, decay, over, epoch, steps, start=0):
+def step_rates(
+    schedule: Schedule,
+    initial: float,
+    decay: float,
+    over: int,
+    epoch: int,
+    steps: int,
+    start: int = 0,
+) -> list[float]:
     """Returns the learning rates of an epoch's steps, a list of numbers.
 
     Args:

@@ -1,13 +1,25 @@
 """The sources of a data set's parts."""
 
+from __future__ import annotations
+
 import functools
+from typing import TYPE_CHECKING
 
 from bayesnorm.datasets.splits import StreamedSplit, validate
 from bayesnorm.training.sources import OnDevice, OnHost
 from bayesnorm.training.stream import Stream
 
+if TYPE_CHECKING:
+    from bayesnorm.datasets import Splits
+    from bayesnorm.training.sources import Source
 
-def of_splits(splits, kind=OnDevice, augment=False, seed=0):
+
+def of_splits(
+    splits: Splits,
+    kind: type[OnDevice] = OnDevice,
+    augment: bool = False,
+    seed: int = 0,
+) -> dict[str, Source]:
     """Returns the sources of training and of validation, a dict by part.
 
     Args:

@@ -1,9 +1,15 @@
 """What a run says: a bar on a terminal, plain lines otherwise."""
 
+from __future__ import annotations
+
 import sys
+from collections.abc import Callable
+from typing import Any, TextIO
 
 import keras
 import numpy as np
+
+from bayesnorm.types import Row
 
 _BAR = 24
 
@@ -17,7 +23,9 @@ class Progress(keras.callbacks.Callback):
             None.
     """
 
-    def __init__(self, stream=None, detail=None):
+    def __init__(
+        self, stream: TextIO | None = None, detail: Callable[[Row], str] | None = None
+    ) -> None:
         super().__init__()
         self._stream = sys.stdout if stream is None else stream
         self._detail = detail or (lambda row: "")
@@ -30,20 +38,22 @@ class Progress(keras.callbacks.Callback):
         self._stream.write(clear + text + end)
         self._stream.flush()
 
-    def note(self, text):
+    def note(self, text: str) -> None:
         """Writes a line."""
         self._write(text)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Says where a run goes on."""
         if done := len(self.params["history"]):
             self.note(f"resuming after epoch {done} of {self.params['epochs']}")
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Notes the number of the epoch, for the bar."""
         self._epoch = epoch + 1
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
         """Draws the bar of an epoch on a terminal."""
         if not self._terminal:
             return
@@ -52,11 +62,11 @@ class Progress(keras.callbacks.Callback):
         bar = "#" * filled + "." * (_BAR - filled)
         self._write(f"epoch {self._epoch}/{epochs} [{bar}] {batch + 1}/{steps}", end="")
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the line of an epoch."""
         self.epoch(self.params["history"][-1], self.params["epochs"])
 
-    def epoch(self, row, epochs):
+    def epoch(self, row: Row, epochs: int) -> None:
         """Writes the line of an epoch: an entry of the history.
 
         Of several networks, where the figures are lists, it has the means.
@@ -76,7 +86,7 @@ class Progress(keras.callbacks.Callback):
         )
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
     """Returns a duration as `m:ss` or `h:mm:ss`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -1,12 +1,21 @@
 """Networks trained at the same time."""
 
-import functools
+from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import keras
 import numpy as np
 
 from bayesnorm import backend
 from bayesnorm.training.loop import TOTALS, run_steps
 from bayesnorm.training.sources import OnDevice
+from bayesnorm.types import Row
+
+if TYPE_CHECKING:
+    from bayesnorm.training.loop import Loop
 
 
 class Loops:
@@ -27,7 +36,7 @@ class Loops:
         ValueError: If their data do not lie on the device.
     """
 
-    def __init__(self, loops):
+    def __init__(self, loops: Sequence[Loop]) -> None:
         self.loops = list(loops)
         self.config, self.steps = self.loops[0].config, self.loops[0].steps
         for source in self.loops[0].data.values():
@@ -50,7 +59,9 @@ class Loops:
             for augmented in (False, True)
         }
 
-    def train_epoch(self, epoch, callbacks=None):
+    def train_epoch(
+        self, epoch: int, callbacks: keras.callbacks.CallbackList | None = None
+    ) -> Row:
         """Trains all for an epoch; returns dict of lists, as `Loop.train_epoch`."""
         rates, rows = zip(
             *(loop.begin_epoch(epoch) for loop in self.loops), strict=True
@@ -71,7 +82,7 @@ class Loops:
         ]
         return {name: [row[name] for row in rows] for name in rows[0]}
 
-    def evaluate(self, part="validation", augmented=False):
+    def evaluate(self, part: str = "validation", augmented: bool = False) -> Row:
         """Evaluates all; returns dict of lists, as `Loop.evaluate`."""
         source = self.loops[0].data[part]
         call = self._evaluate[bool(augmented)]
@@ -85,23 +96,23 @@ class Loops:
         nll, correct = totals.astype("float64") / source.num_examples
         return {"nll": nll.tolist(), "accuracy": correct.tolist()}
 
-    def state(self):
+    def state(self) -> list[np.ndarray]:
         """Returns the values of all variables of all loops, as a list of arrays."""
         return [value for loop in self.loops for value in loop.state()]
 
-    def set_state(self, values):
+    def set_state(self, values: list[np.ndarray]) -> None:
         """Sets all variables of all loops, as `Loop.set_state`."""
         count = len(values) // len(self.loops)
         for k, loop in enumerate(self.loops):
             loop.set_state(values[k * count : (k + 1) * count])
 
-    def is_finite(self, row):
+    def is_finite(self, row: Row) -> bool:
         """Whether any of the networks is in the finite range."""
         return any(
             loop.is_finite(member_row(row, k)) for k, loop in enumerate(self.loops)
         )
 
 
-def member_row(row, number):
+def member_row(row: Row, number: int) -> Row:
     """Returns the row of one network out of that of `Loops`."""
     return {k: v[number] if isinstance(v, list) else v for k, v in row.items()}

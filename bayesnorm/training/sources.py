@@ -7,15 +7,22 @@ steps of one call, and while they are taken the next one is made and put there: 
 is that of a few blocks, however long the epoch.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from keras import ops
 
 from bayesnorm.streams.ahead import ahead
 from bayesnorm.streams.epochs import permutation
+
+if TYPE_CHECKING:
+    from bayesnorm.datasets import Split
+    from bayesnorm.training.loop import Config
 
 
 class Block(NamedTuple):
@@ -36,7 +43,9 @@ class Block(NamedTuple):
     weights: np.ndarray
 
 
-def training_order(num_examples, batch_size, seed, epoch):
+def training_order(
+    num_examples: int, batch_size: int, seed: int, epoch: int
+) -> np.ndarray:
     """Returns the examples of an epoch's steps, `[N // batch_size, batch_size]`.
 
     Args:
@@ -50,7 +59,7 @@ def training_order(num_examples, batch_size, seed, epoch):
     return order.reshape(steps, batch_size).astype("int32")
 
 
-def with_normalization_batch(order, size):
+def with_normalization_batch(order: np.ndarray, size: int) -> np.ndarray:
     """Appends to each step the examples that follow it in the epoch, up to `size`.
 
     Args:
@@ -76,13 +85,15 @@ class Source:
         num_labels: Labels of an epoch, by which the KL is divided.
     """
 
-    def __init__(self, num_examples, images, labels, scale):
+    def __init__(
+        self, num_examples: int | None, images: Any, labels: Any, scale: float
+    ) -> None:
         self.num_examples = num_examples
         self.image_shape, self.scale = images.shape[1:], scale
         self.dense = labels.ndim > 1
         self.num_labels = (num_examples or 0) * math.prod(labels.shape[1:])
 
-    def check(self, config):
+    def check(self, config: Config) -> None:
         """Raises a ValueError if it cannot be trained on as a `Config` says."""
         if config.batch_size > self.num_examples:
             raise ValueError(
@@ -97,7 +108,7 @@ class Source:
                 f"{config.normalization_batch}"
             )
 
-    def check_alike(self, other):
+    def check_alike(self, other: Source) -> None:
         """Raises a ValueError if a network cannot take the images of another source."""
         mine, others = (
             (source.image_shape, source.scale, source.dense) for source in (self, other)
@@ -109,7 +120,7 @@ class Source:
                 f"pixel): {mine} and {others}"
             )
 
-    def training(self, config, epoch):
+    def training(self, config: Config, epoch: int) -> Iterator[Block]:
         """Yields the `Block`s of an epoch, `num_examples // batch_size` steps in all.
 
         Args:
@@ -118,7 +129,7 @@ class Source:
         """
         raise NotImplementedError
 
-    def evaluation(self, config):
+    def evaluation(self, config: Config) -> Iterator[Block]:
         """Yields the `Block`s that have every example once.
 
         Args:
@@ -135,7 +146,7 @@ class OnDevice(Source):
         scale: Factor from stored pixels to the network's inputs.
     """
 
-    def __init__(self, split, scale):
+    def __init__(self, split: Split, scale: float) -> None:
         super().__init__(len(split), split.images, split.labels, scale)
         self.tensors = self._placed(split.images, split.labels.astype("int32"))
 
@@ -143,19 +154,19 @@ class OnDevice(Source):
     def _placed(*arrays):
         return tuple(map(ops.convert_to_tensor, arrays))
 
-    def training_order(self, config, epoch):
+    def training_order(self, config: Config, epoch: int) -> np.ndarray:
         """Returns the examples of an epoch's steps, `[steps, examples]`."""
         order = training_order(self.num_examples, config.batch_size, config.seed, epoch)
         if config.normalization_batch:
             order = with_normalization_batch(order, config.normalization_batch)
         return order
 
-    def training(self, config, epoch):
+    def training(self, config: Config, epoch: int) -> Iterator[Block]:
         """As `Source.training`."""
         order = self.training_order(config, epoch)
         return self._blocks(config, order, np.ones(order.shape, "float32"))
 
-    def evaluation(self, config):
+    def evaluation(self, config: Config) -> Iterator[Block]:
         """As `Source.evaluation`."""
         count, size = self.num_examples, config.eval_batch_size
         places = np.arange(-(-count // size) * size).reshape(-1, size)
@@ -190,13 +201,13 @@ class OnHost(OnDevice):
         return stacked(batches, capacity_for(config, order.shape[1], len(order)))
 
 
-def capacity_for(config, size, steps=None):
+def capacity_for(config: Config, size: int, steps: int | None = None) -> int:
     """Returns the steps of `size` examples that a block has place for."""
     most = max(1, config.steps_per_call * config.batch_size // size)
     return most if steps is None else min(most, steps)
 
 
-def stacked(batches, capacity):
+def stacked(batches: Iterable[Any], capacity: int) -> Iterator[Block]:
     """Returns an iterator of blocks of `capacity` steps, put on the device one ahead.
 
     Args:

@@ -1,8 +1,12 @@
 """Sources larger than any memory: labelled batches that are read as they are needed."""
 
+from __future__ import annotations
+
 import contextlib
 import itertools
 import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +16,10 @@ from bayesnorm.streams.arrays import rows_of
 from bayesnorm.streams.batches import recut
 from bayesnorm.streams.epochs import Epochs
 from bayesnorm.training.sources import Source, capacity_for, stacked
+
+if TYPE_CHECKING:
+    from bayesnorm.training.loop import Config
+    from bayesnorm.training.sources import Block
 
 
 class Stream(Source):
@@ -44,8 +52,14 @@ class Stream(Source):
     """
 
     def __init__(
-        self, x, num_classes, num_examples=None, scale=None, seed=0, endless=False
-    ):
+        self,
+        x: Any,
+        num_classes: int,
+        num_examples: int | None = None,
+        scale: float | None = None,
+        seed: int = 0,
+        endless: bool = False,
+    ) -> None:
         self._epochs, self._num_classes = Epochs(x, seed), num_classes
         self._endless = endless or self._epochs.is_endless
         # Of a stream without an end: what is read from, and the epoch that comes next.
@@ -96,7 +110,7 @@ class Stream(Source):
         checked = map(self._checked, self._epochs.read(epoch))
         return recut(((s.images, s.labels.astype("int32")) for s in checked), size)
 
-    def check(self, config):
+    def check(self, config: Config) -> None:
         """As `Source.check`."""
         if self.num_examples is None:
             raise ValueError(
@@ -111,7 +125,7 @@ class Stream(Source):
             )
         super().check(config)
 
-    def training(self, config, epoch):
+    def training(self, config: Config, epoch: int) -> Iterator[Block]:
         """As `Source.training`.
 
         Raises:
@@ -151,7 +165,7 @@ class Stream(Source):
             )
         self._next = epoch + 1
 
-    def evaluation(self, config):
+    def evaluation(self, config: Config) -> Iterator[Block]:
         """As `Source.evaluation`."""
         size, count = config.eval_batch_size, self.num_examples
         steps = None if count is None else -(-count // size)
