@@ -69,7 +69,7 @@ class ReliabilityBins(NamedTuple):
     edges: np.ndarray
     confidence: np.ndarray
     accuracy: np.ndarray
-    count: np.ndarray
+    count: np.ndarray  # type: ignore[assignment]  # not that of a tuple
 
     @property
     def calibration_error(self) -> float:

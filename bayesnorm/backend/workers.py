@@ -28,7 +28,7 @@ class Workers(NamedTuple):
             of them call; none returns before all have called it.
     """
 
-    index: int
-    count: int
+    index: int  # type: ignore[assignment]  # not that of a tuple
+    count: int  # type: ignore[assignment]
     replicas: int
     gather: Callable

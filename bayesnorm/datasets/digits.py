@@ -37,11 +37,14 @@ def load(split_seed: int = 0, held_out: Sequence[int | str] = (8, 9)) -> Splits:
         images, raw.target.astype(np.int64), out, len(CLASS_NAMES)
     )
     parts = division.stratified(kept.labels, split_seed)
+    train, validation, test = (
+        (kept.images[parts[part]], kept.labels[parts[part]])
+        for part in ("train", "validation", "test")
+    )
     return splits.from_arrays(
-        *(
-            (kept.images[parts[part]], kept.labels[parts[part]])
-            for part in ("train", "validation", "test")
-        ),
+        train,
+        validation,
+        test,
         (ood.images, ood.labels) if out else None,
         name="digits",
         class_names=[n for i, n in enumerate(CLASS_NAMES) if i not in out],

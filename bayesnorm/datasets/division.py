@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,7 @@ def completed(
     labels: Mapping[str, np.ndarray],
     class_names: Sequence[str],
     split_seed: int,
-) -> dict[str, tuple[str, np.ndarray]]:
+) -> dict[str, tuple[str, np.ndarray | slice]]:
     """Draws the parts that a set lacks from its training part.
 
     Args:
@@ -88,7 +89,7 @@ def completed(
         ValueError: A class has too few examples.
     """
     missing = [part for part in NAMES if part not in labels]
-    whole = {part: (part, slice(None)) for part in labels}
+    whole: dict[str, Any] = {part: (part, slice(None)) for part in labels}
     if not missing:
         return whole
     found, counts = np.unique(labels["train"], return_counts=True)

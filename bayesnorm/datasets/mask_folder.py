@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -136,7 +137,7 @@ def read_mask(path: StrPath) -> np.ndarray:
         ValueError: The file is no such image.
     """
     picture = pictures.open_picture(path)
-    mask = np.asarray(picture)
+    mask: Any = np.asarray(picture)
     if mask.ndim == 3:
         colours = mask if picture.mode == "RGB" else np.asarray(picture.convert("RGB"))
         mask = colours.any(axis=-1)

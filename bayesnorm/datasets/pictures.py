@@ -238,7 +238,7 @@ def read_bytes(
     return stack(arrays, range(len(arrays)))
 
 
-def stack(arrays: list[np.ndarray], indices: np.ndarray) -> np.ndarray:
+def stack(arrays: list[Any], indices: Sequence[int] | np.ndarray) -> np.ndarray:
     """Moves images out of a list into one array `[n, height, width, channels]`.
 
     They leave the list as they come, so that memory holds each but once.

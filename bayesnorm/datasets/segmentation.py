@@ -9,7 +9,7 @@ come as files: test figures are then too good.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,8 @@ VALIDATION_FRACTION = 0.2
 
 
 def from_images(
-    images: Iterable[np.ndarray],
-    masks: Iterable[np.ndarray],
+    images: Sequence[np.ndarray] | np.ndarray,
+    masks: Sequence[np.ndarray] | np.ndarray,
     name: str,
     split_seed: int = 0,
     downscale: int = 1,
@@ -79,11 +79,10 @@ def from_images(
             f"{where}: train, validation and test need at least 3 images, got "
             f"{len(stacks)}."
         )
-    parts = (
+    parts: Any = [
         tuple(np.concatenate(arrays) for arrays in zip(*chosen, strict=True))
         for chosen in _divided(stacks, split_seed)
-    )
-    parts = list(parts)
+    ]
     found = np.unique(parts[0][1])
     if len(found) < 2:
         raise ValueError(

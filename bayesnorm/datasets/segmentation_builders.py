@@ -19,7 +19,9 @@ _MASK_NAME = re.compile(r"man_seg_?(\d{3,4})\.tif", re.IGNORECASE)
 _IMAGE_NAME = re.compile(r"t(\d{3,4})\.tif", re.IGNORECASE)
 
 
-class _SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _SegmentationBuilder(  # type: ignore[call-arg]
+    tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
     """What the builders here share: features, and examples of arrays."""
 
     VERSION = tfds.core.Version("1.0.0")

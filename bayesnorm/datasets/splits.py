@@ -151,7 +151,8 @@ def validate(splits: Splits) -> Splits:
     """
     where = f"data set {splits.name!r}"
     _check_classes(where, splits.num_classes, splits.class_names)
-    shape = dtype = None
+    shape: Any = None
+    dtype = None
     for part in PARTS:
         split = getattr(splits, part)
         if split is None and part == "ood":
@@ -343,7 +344,7 @@ def from_arrays(
     """
     if isinstance(ood, np.ndarray):
         ood = (ood, np.zeros(len(ood), np.int64))
-    parts = {
+    parts: dict[str, Any] = {
         part: None if arrays is None else _split(name, part, arrays)
         for part, arrays in zip(PARTS, (train, validation, test, ood), strict=True)
     }
@@ -414,8 +415,11 @@ def divided(
         parts = [(kept.images, kept.labels) for kept, _ in divisions]
         ood = (divisions[2][1].images, divisions[2][1].labels)
         ood_class_names = [class_names[i] for i in out]
+    train, validation, test = parts
     return from_arrays(
-        *parts,
+        train,
+        validation,
+        test,
         ood,
         name=name,
         class_names=[n for i, n in enumerate(class_names) if i not in out],
@@ -496,7 +500,7 @@ def hold_out(
 
 def resolve_classes(
     name: str, held_out: Sequence[int | str], class_names: Sequence[str]
-) -> list[int]:
+) -> tuple[int, ...]:
     """Sorted labels of the classes named in `held_out`.
 
     Each is a name, or else a label: an integer, or a string of one. A class that is

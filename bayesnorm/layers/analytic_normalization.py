@@ -88,9 +88,9 @@ class AnalyticNormalization(NormalizedLinear):
         super().__init__(layer, projection=projection, **kwargs)
         check_both_or_neither(input_mean=input_mean, input_variance=input_variance)
         if input_mean is not None and not (
-            np.isfinite(input_mean).all()
-            and np.isfinite(input_variance).all()
-            and np.min(input_variance) >= 0
+            np.isfinite(np.asarray(input_mean)).all()
+            and np.isfinite(np.asarray(input_variance)).all()
+            and np.min(np.asarray(input_variance)) >= 0
         ):
             raise ValueError(
                 "`input_mean` and `input_variance` must be finite, the variance not "

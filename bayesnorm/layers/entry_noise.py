@@ -45,7 +45,7 @@ class EntryNoise(StochasticLayer):
         self.noise_shape = None if noise_shape is None else tuple(noise_shape)
         self.supports_masking = True
         self._rows = self.noise_shape[0] if self.noise_shape else None
-        self._entries = None
+        self._entries: Any = None
 
     @property
     def amount(self) -> float:

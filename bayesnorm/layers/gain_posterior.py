@@ -39,7 +39,9 @@ _NAME = re.compile(r"Norm(?!al(?!i[sz]))")
 
 # Of the posteriors that are called now: the identity of each -> the number of its
 # examples, and its draws for them.
-_called = contextvars.ContextVar("bayesnorm_gain_posterior_called", default=None)
+_called: contextvars.ContextVar[Any] = contextvars.ContextVar(
+    "bayesnorm_gain_posterior_called", default=None
+)
 
 
 def _first(layer, names):

@@ -83,7 +83,7 @@ class KLWeight(keras.callbacks.Callback):
         check_number("warmup_epochs", warmup_epochs)
         self.num_examples = num_examples
         self.warmup_epochs = warmup_epochs
-        self._weight = None
+        self._weight: Any = None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Sets the weight of this epoch."""

@@ -20,7 +20,9 @@ from bayesnorm.seeds import SeededLayer
 from bayesnorm.types import MaybeNone, NoiseMode, Tensor
 
 _MODES = ("auto", "mean", "sample")
-_mode = contextvars.ContextVar("bayesnorm_noise_mode", default="auto")
+_mode: contextvars.ContextVar[NoiseMode] = contextvars.ContextVar(
+    "bayesnorm_noise_mode", default="auto"
+)
 
 
 def current_noise_mode() -> NoiseMode:
@@ -125,7 +127,7 @@ class StochasticLayer(SeededLayer):
         raise NotImplementedError
 
     @property
-    def shared_noise(self) -> frozenset[str]:
+    def shared_noise(self) -> tuple[str, ...]:
         """The names of draws that all layers of a network have in common.
 
         In `bayesnorm.predict` and in an export, layers that draw the same name and

@@ -197,7 +197,7 @@ class VariationalLayer(StochasticLayer):
             )
         self.kl_weight = kl_weight
         self.num_examples = num_examples
-        self.kl_weight_variable = None
+        self.kl_weight_variable: Any = None
         self._counts_examples = self._given_weight is None
         self._epochs_begun = False
         self._step = None

@@ -29,7 +29,9 @@ _MEAN, _LOG_VARIANCE, _LATENT = "mean", "log_variance", "latent"
 # The number of batches that a layer counts whose statistics do not vary.
 _FIXED = 1e9
 
-_source = contextvars.ContextVar("bayesnorm_batch_statistics", default=None)
+_source: contextvars.ContextVar[Any] = contextvars.ContextVar(
+    "bayesnorm_batch_statistics", default=None
+)
 
 
 @contextlib.contextmanager
@@ -233,7 +235,7 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
         return {_MEAN: channels, _LOG_VARIANCE: channels, **latent}
 
     @property
-    def shared_noise(self) -> frozenset[str]:
+    def shared_noise(self) -> tuple[str, ...]:
         """What the statistics of all layers follow."""
         return (_LATENT,)
 
@@ -312,7 +314,8 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
             _stacked(self.mu_variance, self.log_variance_variance),
             _stacked(*statistics),
         )
-        self._average(*statistics, 1.0 / (self.statistics_count + 1.0))
+        mean, log_variance = statistics
+        self._average(mean, log_variance, 1.0 / (self.statistics_count + 1.0))
         return statistics, update
 
     def batch_statistics(self, inputs: Tensor, mask: Tensor | None = None) -> Any:

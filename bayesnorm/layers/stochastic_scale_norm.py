@@ -102,7 +102,7 @@ class StochasticScaleNorm(VariationalLayer, ScaleNorm):
         self.prior_scale = prior_scale
         self.initial_stddev = initial_stddev
 
-    def build(self, input_shape: Shape) -> None:
+    def build(self, input_shape: Shape) -> None:  # type: ignore[override]
         """Makes the posterior's variables."""
         ScaleNorm.build(self, input_shape)  # bias, scale; `super().build` comes last
         self.rho = self._vector(

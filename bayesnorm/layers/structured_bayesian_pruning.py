@@ -118,7 +118,7 @@ class StructuredBayesianPruning(VariationalLayer):
         self.bias = None
         self.supports_masking = True
 
-    def build(self, input_shape: Shape) -> None:
+    def build(self, input_shape: Shape) -> None:  # type: ignore[override]
         """Makes the posterior's variables, and the bias if there is one."""
         channels = input_shape[canonical_axis(self, self.axis, input_shape)]
         self.input_spec = keras.layers.InputSpec(
@@ -153,7 +153,7 @@ class StructuredBayesianPruning(VariationalLayer):
         return {"scale": tuple(self.mean.shape)}
 
     @property
-    def _parameters(self):
+    def _parameters(self) -> tuple[Tensor, Tensor]:
         return tuple(map(ops.convert_to_tensor, (self.mean, self.log_stddev)))
 
     def kl_divergence(self) -> Tensor:
@@ -184,7 +184,9 @@ class StructuredBayesianPruning(VariationalLayer):
     def median(self) -> np.ndarray:
         """Returns the median of theta, `[channels]`, float32 NumPy."""
         return self._values(
-            lambda *at: ops.exp(law.quantile(*at, ops.zeros_like(at[0])))
+            lambda mean, log_stddev: ops.exp(
+                law.quantile(mean, log_stddev, ops.zeros_like(mean))
+            )
         )
 
     def evidence(self) -> np.ndarray:

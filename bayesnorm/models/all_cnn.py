@@ -8,7 +8,7 @@ import keras
 
 from bayesnorm.arguments import check_choice
 from bayesnorm.models.blocks import NormalizedBlocks, image_inputs, scaled_widths
-from bayesnorm.types import ArrayLike, Norm, Scale, Shape
+from bayesnorm.types import ArrayLike, Norm, Scale
 
 _KERNELS = (3, 3, 3, 3, 3, 3, 3, 1, 1)
 _STRIDES = (1, 1, 2, 1, 1, 2, 1, 1, 1)
@@ -17,7 +17,7 @@ _SMALLEST = 27
 
 
 def all_cnn(
-    input_shape: Shape = (32, 32, 3),
+    input_shape: tuple[int, int, int] = (32, 32, 3),
     num_classes: int = 10,
     norm: Norm = "analytic",
     scale: Scale = "stochastic",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
@@ -166,7 +166,8 @@ class NormalizedBlocks:
         self._activation = activation
         self._kernel_initializer = kernel_initializer
         self._regularizers = regularizers or Regularizers()
-        self._weight_seeds = self._noise_seeds = itertools.repeat(None)
+        self._weight_seeds: Iterator[int | None] = itertools.repeat(None)
+        self._noise_seeds: Iterator[int | None] = itertools.repeat(None)
         if seed is not None:
             self._weight_seeds = itertools.count(seed + 1)
             # Of 32 bits, as noise takes them, and far from those of the weights.

@@ -12,13 +12,13 @@ from bayesnorm.models.blocks import (
     image_inputs,
     scaled_widths,
 )
-from bayesnorm.types import ArrayLike, Norm, Scale, Shape
+from bayesnorm.types import ArrayLike, Norm, Scale
 
 _WIDTHS = (20, 50, 500)
 
 
 def lenet5(
-    input_shape: Shape = (28, 28, 1),
+    input_shape: tuple[int, int, int] = (28, 28, 1),
     num_classes: int = 10,
     norm: Norm = "batch",
     scale: Scale = "plain",

@@ -99,7 +99,7 @@ def calibration_curves(curves: Mapping[str, tuple], ax: Axes | None = None) -> F
         ValueError: If there is nothing to draw, or shapes do not match.
     """
     check_not_empty("curves", curves)
-    figure, ax = axes_or_new(ax, (plot_width(6, curves), 4))
+    figure, ax = axes_or_new(ax, (plot_width(6, list(curves)), 4))
     ax.axhline(0, color=GREY, dashes=(4, 3), lw=1.2)
     for i, (name, (confidence, accuracy)) in enumerate(curves.items()):
         confidence = metrics._finite(f"curves[{name!r}]", confidence)
@@ -290,7 +290,7 @@ def coverage_curves(curves: Mapping[str, tuple], ax: Axes | None = None) -> Figu
 
 def _curves_over_seeds(curves, xlabel, ylabel, title, ax):
     check_not_empty("curves", curves)
-    figure, ax = axes_or_new(ax, (plot_width(6, curves), 4))
+    figure, ax = axes_or_new(ax, (plot_width(6, list(curves)), 4))
     for i, (name, (levels, values)) in enumerate(curves.items()):
         levels = metrics._finite(f"curves[{name!r}]", levels)
         values = metrics._finite(f"curves[{name!r}]", values)

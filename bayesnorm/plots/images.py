@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -77,7 +77,8 @@ def example_grid(
     rows = -(-count // columns)
     figure = new_figure((2.6 * columns + 0.4, 2 * (1.55 * rows + 0.35)))
     low, high = float(images.min()), float(images.max())
-    for part, (title, chosen) in zip(figure.subfigures(2, 1), panels, strict=True):
+    parts: Any = figure.subfigures(2, 1)
+    for part, (title, chosen) in zip(parts, panels, strict=True):
         title += " (H: entropy, nats; bars: probabilities, true class green)"
         part.suptitle(title, fontsize=11, x=0.01, ha="left")
         grid = part.subplots(

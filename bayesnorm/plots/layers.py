@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -94,7 +94,7 @@ def kept_channels(kept: Mapping[str, tuple], ax: Axes | None = None) -> Figure:
     check_not_empty("kept", kept)
     names = list(kept)
     figure, ax = axes_or_new(ax, (6.5, 1.3 + 0.3 * len(names)))
-    places = np.arange(len(names))
+    places = range(len(names))
     counts = np.array([kept[name] for name in names], "float64").reshape(-1, 2)
     shares = 100 * counts[:, 0] / counts[:, 1]
     ax.barh(places, np.full(len(names), 100.0), color=GREY, alpha=0.18, height=0.7)
@@ -287,7 +287,7 @@ def batch_noise(measurements: Sequence, figure: Figure | None = None) -> Figure:
 
     check_not_empty("measurements", measurements)
     layers = _by_layer(measurements)
-    keys = {
+    keys: dict[str, dict[str, Any]] = {
         "variance of U": {"ls": DASHES[0], "marker": "o", "mfc": GREY},
         "variance of V": {"ls": DASHES[1], "marker": "o", "mfc": "white"},
         "slope of 1 / batch size": {"lw": 5, "alpha": 0.3},
@@ -323,9 +323,9 @@ def batch_noise(measurements: Sequence, figure: Figure | None = None) -> Figure:
         title=f"By positions, batch size {chosen}",
     )
     _layer_names(right, at_chosen)
+    plain: dict[str, Any] = {"color": GREY, "lw": 1.4, "ms": 5}
     entries = [
-        Line2D([], [], **{"color": GREY, "lw": 1.4, "ms": 5, **style}, label=name)
-        for name, style in keys.items()
+        Line2D([], [], label=name, **(plain | style)) for name, style in keys.items()
     ]
     entries += [
         Line2D([], [], ls="", **marker_style(i), label=name)
@@ -432,7 +432,7 @@ def layer_noise(
     """
     check_not_empty("series", series)
     layers = list(dict.fromkeys(layer for by in series.values() for layer in by))
-    width = plot_width(max(5, 1.6 + 0.55 * len(layers)), series)
+    width = plot_width(max(5, 1.6 + 0.55 * len(layers)), list(series))
     figure, ax = axes_or_new(ax, (width, 4.2))
     for i, (name, by_layer) in enumerate(series.items()):
         y = metrics._finite(f"series[{name!r}]", list(by_layer.values()))

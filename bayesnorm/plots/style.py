@@ -115,7 +115,7 @@ def new_figure(size: tuple[float, float]) -> Figure:
 
 def axes_or_new(
     ax: Axes | None, size: tuple[float, float] = (6, 4)
-) -> tuple[Figure, Axes]:
+) -> tuple[Any, Axes]:
     """The figure and axes to draw into, new ones for None."""
     if ax is None:
         ax = new_figure(size).subplots()
@@ -137,8 +137,9 @@ def despine(ax: Axes) -> None:
 
 def slant_names(ax: Axes, names: Sequence[str], columns: int = 1) -> None:
     """Slants names at the foot of axes where they would run into each other."""
+    figure: Any = ax.figure
     longest = max(len(line) for name in names for line in str(name).split("\n"))
-    if longest * len(names) * columns > 9 * ax.get_figure().get_figwidth():
+    if longest * len(names) * columns > 9 * figure.get_figwidth():
         ax.tick_params(axis="x", rotation=30)
         for label in ax.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")

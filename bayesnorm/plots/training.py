@@ -58,7 +58,7 @@ def training_curves(
         label, color, dashes = curves[key]
         _line(ax, epochs, history[key], "history", key, color, dashes, label)
     ax.set(xlabel="epoch", ylabel="NLL (nats)", title="Training")
-    ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    ax.locator_params("x", integer=True, min_n_ticks=1)
     _log_if_wide(ax)
     handles = ax.get_lines()
     if "kl" in history:
@@ -134,7 +134,7 @@ def run_curves(
             draw_runs(ax, epochs, values, names.index(name), name, marker=marker)
         handles |= {line.get_label(): line for line in ax.get_lines()}
         ax.set(xlabel=xlabel, title=title)
-        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        ax.locator_params("x", integer=True, min_n_ticks=1)
     axes[0].set_ylabel(label)
     numbers = [
         np.concatenate([values.ravel() for values in runs.values()])

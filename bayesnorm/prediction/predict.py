@@ -201,7 +201,7 @@ def predict(
         method, samples, batch_size, chunk_size, keep_samples, seed, temperature
     )
     ensemble = Ensemble(members, plan, task, from_logits, statistics)
-    taker = None
+    taker: Any = None
     batches = stream(x, batch_size, members[0].model, steps, ensemble.most_examples)
     for count, batch in enumerate(batches, 1):
         if taker is None:

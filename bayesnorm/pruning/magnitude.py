@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ from bayesnorm.layers.kernels import LINEAR_LAYERS, filter_norms
 
 def magnitude_masks(
     model: keras.Model,
-    fraction: float | Mapping[str, float],
+    fraction: float | dict[str, float],
     layers: Sequence[str] | None = None,
 ) -> dict[str, np.ndarray]:
     """Returns masks that keep the filters of the largest norms, layer by layer.

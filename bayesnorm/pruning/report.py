@@ -63,7 +63,7 @@ class PruningReport:
         refused: list[tuple[str, int, str]],
         kept_alone: list[str],
         error: float,
-        models: tuple[keras.Model, keras.Model],
+        models: dict[str, keras.Model],
     ) -> None:
         self.layers = layers
         self.refused = refused

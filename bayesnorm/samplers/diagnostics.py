@@ -153,7 +153,7 @@ def verdict(
                 else "the noise of the gradients heats it: larger batches, `mass` 4 "
                 "times as large for steps of half the size, or ATMC or SGNHT"
             )
-            hottest = max(readings, key=lambda reading: reading.kinetic)
+            hottest = max(readings, key=lambda reading: reading.kinetic or 0.0)
             said.append(
                 f"Too hot: the kinetic temperature is {total.kinetic:.3g}, "
                 f"not {target:g}, that of {hottest.name!r} {hottest.kinetic:.3g}; "
@@ -224,7 +224,7 @@ class SamplerDiagnostics(keras.callbacks.Callback):
         self._optimizer = optimizer
         self._verbose = verbose
         self._log = None if log_dir is None else backend.scalar_writer(log_dir)
-        self._last = None
+        self._last: list[Reading] | None = None
 
     @property
     def optimizer(self) -> keras.optimizers.Optimizer:

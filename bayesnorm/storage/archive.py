@@ -47,7 +47,8 @@ def write_archive(path: StrPath, arrays: Mapping[str, np.ndarray], header: Any) 
             )
     stored = {_CONTENT: header, _CHECKSUMS: _checksums(arrays)}
     buffer = io.BytesIO()
-    np.savez(buffer, **{_HEADER: np.array(json.dumps(stored))}, **arrays)
+    content: dict[str, Any] = {_HEADER: np.array(json.dumps(stored)), **arrays}
+    np.savez(buffer, **content)
     write_atomically(path, buffer.getvalue())
 
 

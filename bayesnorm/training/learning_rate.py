@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,8 @@ def search(
             "`evaluations` must be 2 or more and `epochs` 1 or more. Received: "
             f"evaluations={evaluations!r}, epochs={epochs!r}"
         )
-    tried = {}
+    tried: dict[float, float | None] = {}
+    cache = None if cache is None else pathlib.Path(cache)
     if cache is not None and cache.exists():
         tried = dict(json.loads(cache.read_text()))
     initial = loop.state()
@@ -101,7 +103,7 @@ def search(
             f"Training diverged at every learning rate from {low} to {high} within "
             f"{epochs} epochs: search lower ones."
         )
-    best = min(finite, key=finite.get)
+    best = min(finite, key=lambda rate: finite[rate])
     if progress is not None:
         progress.note(f"learning rate {best:.5f} chosen of {len(tried)} tried")
     return best

@@ -22,7 +22,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -34,13 +34,12 @@ from bayesnorm.layers import kl_divergence, set_kl_weight
 from bayesnorm.layers.kl_weight import kl_weight_of_epoch
 from bayesnorm.training.optimization import check_schedule, step_rates
 from bayesnorm.training.parts import of_splits
-from bayesnorm.types import Row, Tensor
+from bayesnorm.types import Row, Schedule, Tensor
 
 if TYPE_CHECKING:
     from bayesnorm.datasets import Splits
     from bayesnorm.training.checkpoints import Checkpoints
     from bayesnorm.training.simultaneous import Loops
-    from bayesnorm.training.sources import Block
 
 
 # What is summed over the steps of an epoch.
@@ -93,7 +92,7 @@ class Config:
     batch_size: int = 32
     normalization_batch: int | None = None
     learning_rate: float = 0.01
-    schedule: object = "exponential"
+    schedule: Schedule = "exponential"
     decay: float = 0.01
     decay_epochs: int | None = None
     decay_start: float = 0.0
@@ -441,7 +440,7 @@ class Loop:
 
 def run_steps(
     call: Callable[..., Any],
-    blocks: Iterable[Block],
+    blocks: Any,
     own: Callable[..., Any],
     totals: Any,
     steps_per_call: int,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -66,7 +66,7 @@ class Loops:
         rates, rows = zip(
             *(loop.begin_epoch(epoch) for loop in self.loops), strict=True
         )
-        source = self.loops[0].data["train"]
+        source: Any = self.loops[0].data["train"]
         orders = [source.training_order(loop.config, epoch) for loop in self.loops]
         totals = run_steps(
             lambda *args: self._train(*args[:3], args[3:5], args[5:]),

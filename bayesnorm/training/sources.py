@@ -19,6 +19,7 @@ from keras import ops
 
 from bayesnorm.streams.ahead import ahead
 from bayesnorm.streams.epochs import permutation
+from bayesnorm.types import MaybeNone
 
 if TYPE_CHECKING:
     from bayesnorm.datasets import Split
@@ -88,7 +89,7 @@ class Source:
     def __init__(
         self, num_examples: int | None, images: Any, labels: Any, scale: float
     ) -> None:
-        self.num_examples = num_examples
+        self.num_examples: int | MaybeNone = num_examples
         self.image_shape, self.scale = images.shape[1:], scale
         self.dense = labels.ndim > 1
         self.num_labels = (num_examples or 0) * math.prod(labels.shape[1:])
