@@ -49,7 +49,7 @@ MaybeNone: TypeAlias = Any
 # A layer, or an operation of `keras.ops` in a graph.
 Operation: TypeAlias = Any
 # The batch first; None where a size is not known.
-Shape: TypeAlias = tuple[int | None, ...]
+Shape: TypeAlias = tuple[int | MaybeNone, ...]
 StrPath: TypeAlias = str | os.PathLike[str]
 
 # Not of any sequence: a text is one of texts, and would pass for a nest of choices.

@@ -101,7 +101,7 @@ class Splits:
     ood: Split | None = None
     ood_class_names: tuple[str, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         validate(self)
 
     @property

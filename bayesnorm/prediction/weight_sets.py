@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any, Self, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Self, TypeAlias, overload
 
 import keras
 import numpy as np
@@ -118,14 +118,18 @@ class WeightSets:
     def __len__(self) -> int:
         return self._number
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> list[np.ndarray]: ...
+    @overload
+    def __getitem__(self, index: slice) -> WeightSets: ...
+    def __getitem__(self, index: Any) -> Any:
         """Returns a set, a list of read-only arrays; of a slice `WeightSets`."""
         if isinstance(index, slice):
             return WeightSets(self.model, list(self)[index])
         index = range(self._number)[index]
         return [stack[index] for stack in self._stacks]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[np.ndarray]]:
         return (self[i] for i in range(self._number))
 
     def assign(self, index: int) -> keras.Model:

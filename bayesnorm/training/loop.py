@@ -103,7 +103,7 @@ class Config:
     steps_per_call: int = 100
     eval_batch_size: int = 256
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_schedule(self.schedule)
         decay_epochs = 1 if self.decay_epochs is None else self.decay_epochs
         normalized = self.normalization_batch or self.batch_size
