@@ -82,6 +82,13 @@ _LARGEST_STEP = 10 / 3
 _FIRST_RATE = 0.001
 # The networks, and the normalization of each by default.
 _NORMS = {"mlp": "none", "lenet5": "none", "resnet_plus_plus": "weight"}
+# How the samples of all chains are read in the folder of a run.
+_LOADING = """chains = [
+    bayesnorm.samplers.PosteriorSamples.load(f"chain-{{n}}/samples", model)
+    for n in range({chains})
+]
+network = bayesnorm.WeightSets(model, [sample for chain in chains for sample in chain])
+"""
 # Hidden layers of mlp.
 _UNITS = (100, 100)
 _ATMC = (
@@ -400,7 +407,9 @@ def methods_of(found, splits, posterior):
     if posterior is not None:
         title = f"posterior predictive, {len(posterior)} samples"
         kept = arguments | {"keep_samples": True}
-        ways["posterior"] = methods.Method(title, [posterior], kept, "posterior")
+        ways["posterior"] = methods.Method(
+            title, [posterior], kept, "posterior", _LOADING.format(chains=len(found))
+        )
     elif len(ended) > 1:
         title = f"ensemble of {len(ended)}"
         ways["posterior"] = methods.Method(title, [ended], arguments, "ensemble")

@@ -15,7 +15,9 @@ from scipy import special
 import bayesnorm
 from bayesnorm import metrics
 from tests.helpers import long
+from tests.trainers import cards
 from trainers import all_cnn, session
+from trainers import flags as trainer_flags
 from trainers.comparison import execution
 from trainers.comparison import report as comparison_report
 from trainers.comparison.plan import Figure, Finding, Plan, Run, read_plan
@@ -139,6 +141,29 @@ def test_the_report_has_what_validation_mends(finished):
     )
     covered = 100 * sets[np.arange(len(labels)), labels].mean()
     assert figures["test/coverage_of_90_one_pass"] == pytest.approx(covered, abs=1)
+
+
+def test_the_model_card_says_what_was_measured_and_its_code_runs(finished, monkeypatch):
+    path, _ = finished
+    cards.check_figures(path, "averaged")
+    splits = session.load_data(flags_of(path))
+    cards.check_code(path, splits, "test/nll_averaged", monkeypatch)
+    header, sections = cards.sections_of(path)
+    assert "pipeline_tag: image-classification" in header
+    assert "Out-of-distribution detection was measured" in sections["Limits"]
+    assert "Robustness" not in sections["Limits"]  # The report has perturbations.
+    assert "(0, 1, 2, 3, 4, 5, 6, 7)" in sections["Intended use"]
+    data = sections["Training and evaluation data"]
+    assert "`digits`" in data
+    assert f"{len(splits.train):,} train" in data
+    assert "354 images of 8, 9" in data
+    # The flags, from which the same run follows.
+    text = sections["Training"].split("```")[3]
+    config = path / "card.txt"
+    config.write_text(text)
+    again = all_cnn.PROGRAM.flags({"config": config})
+    config.unlink()
+    assert trainer_flags.defining(again) == trainer_flags.defining(flags_of(path))
 
 
 def test_a_workdir_of_other_flags_is_refused(finished):

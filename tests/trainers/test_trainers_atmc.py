@@ -9,6 +9,7 @@ import pytest
 import bayesnorm
 from bayesnorm.samplers import PosteriorSamples
 from tests.datasets.test_imagenet import make_imagenet
+from tests.trainers import cards
 from trainers import atmc, session
 from trainers.comparison.plan import read_plan
 from trainers.report import run as report
@@ -63,6 +64,13 @@ def test_chains_leave_samples_and_an_average(finished):
     probs = keras.ops.convert_to_numpy(keras.ops.softmax(model(images)))
     nll = bayesnorm.metrics.nll(np.asarray(probs), labels)
     assert figures["test/nll_one_pass"] == pytest.approx(nll, rel=1e-4)
+
+
+def test_the_model_card_reads_the_samples(finished, monkeypatch):
+    path, _ = finished
+    cards.check_figures(path, "posterior")
+    splits = session.load_data(atmc.PROGRAM.flags({"workdir": path, **SMALL}))
+    cards.check_code(path, splits, "test/nll_posterior", monkeypatch)
 
 
 def test_the_chain_is_at_the_temperature(finished):

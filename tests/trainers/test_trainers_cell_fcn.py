@@ -11,7 +11,8 @@ from sklearn.metrics import jaccard_score
 
 import bayesnorm
 from bayesnorm import datasets, metrics
-from trainers import cell_fcn
+from tests.trainers import cards
+from trainers import cell_fcn, session
 from trainers.evaluation import methods
 from trainers.evaluation.records import Records
 from trainers.report import run as report
@@ -53,6 +54,17 @@ def test_a_run_leaves_a_report_with_maps(finished):
         assert 0 < figures[f"test/nll_{method}"] < 3
         assert 0 < figures[f"uncertainty/entropy_border_{method}"] <= np.log(2)
     assert figures["test/examples_one_pass"] == 18 * 64 * 64
+
+
+def test_the_model_card_says_what_was_measured_and_its_code_runs(finished, monkeypatch):
+    path, _ = finished
+    cards.check_figures(path, "averaged")
+    flags = cell_fcn.PROGRAM.flags({"workdir": path, **SMALL})
+    splits = session.load_data(flags, dense=True)
+    cards.check_code(path, splits, "test/nll_averaged", monkeypatch)
+    header, sections = cards.sections_of(path)
+    assert "pipeline_tag: image-segmentation" in header
+    assert "images of other classes was not measured" in sections["Limits"]
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 
 import bayesnorm
 from bayesnorm import datasets
+from tests.trainers import cards
 from trainers import jobs, sbn, session
 from trainers.evaluation.records import Records
 from trainers.report import run as report
@@ -26,6 +27,14 @@ def finished(tmp_path_factory):
     """The folder and the figures of a run."""
     path = tmp_path_factory.mktemp("finished") / "run"
     return path, sbn.main(flags_of(path))
+
+
+def test_the_model_card_has_the_spread_over_members(finished):
+    path, _ = finished
+    cards.check_figures(path, "sbn")
+    _, sections = cards.sections_of(path)
+    assert "means over 2 networks; this is the first" in sections["How to use it"]
+    assert "one training run" not in sections["Limits"]
 
 
 def test_the_report_has_the_papers_table_and_figures(finished):

@@ -10,6 +10,7 @@ import pytest
 import bayesnorm
 from bayesnorm import models
 from tests.helpers import long
+from tests.trainers import cards
 from trainers import sbp, session
 from trainers.report import run as report
 from trainers.sections import pruning
@@ -49,6 +50,13 @@ def finished(tmp_path_factory):
     """The folder and the figures of a run."""
     path = tmp_path_factory.mktemp("finished") / "run"
     return path, run_main(path)
+
+
+def test_the_model_card_is_of_the_network_with_its_posteriors(finished, monkeypatch):
+    path, _ = finished
+    cards.check_figures(path, "one_pass")
+    splits = session.load_data(flags_of(path))
+    cards.check_code(path, splits, "test/nll_one_pass", monkeypatch)
 
 
 def test_it_learns_and_prunes(finished):

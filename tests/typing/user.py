@@ -116,7 +116,6 @@ def misuse(model: keras.Model, x: np.ndarray, prediction: bayesnorm.Prediction) 
     bayesnorm.calibrate(model, x, law="jiont")  # type: ignore[arg-type]
     bayesnorm.prune(model).kept  # type: ignore[attr-defined]
     bayesnorm.StochasticScaleNorm(prior="uniform")  # type: ignore[arg-type]
-    bayesnorm.StochasticScaleNorm(axes=1)
     bayesnorm.models.lenet5(norm="layer")  # type: ignore[arg-type]
     bayesnorm.samplers.PosteriorSamples("d", cycle_epochs="5")  # type: ignore[arg-type]
     bayesnorm.samplers.ATMC(learning_rate=0.1)  # type: ignore[call-arg]

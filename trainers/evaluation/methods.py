@@ -16,12 +16,16 @@ class Method:
             with another seed. Figures are means over them, plots show the first.
         arguments: Those of `bayesnorm.predict`.
         short: What the columns of a comparison call it; None for the title.
+        loading: Python that makes `network`, what the first run is, of the `model` that
+            the run saves, in the run's folder; empty where it is that model, or is not
+            saved.
     """
 
     title: str
     runs: list
     arguments: dict
     short: str | None = None
+    loading: str = ""
 
 
 MEAN = {"method": "mean"}

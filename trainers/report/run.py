@@ -6,15 +6,15 @@ import keras
 
 from bayesnorm.serving.export import export
 from trainers.evaluation.methods import chunk_size
-from trainers.report import section, standard
+from trainers.report import model_card, section, standard
 from trainers.report.tables import cells, table
 
 
 def write(workdir, evaluation, description, sections=(), note=print, served=None):
     """Writes the report of a trained classifier.
 
-    The folder gets `metrics.json`, `report.md`, the plots as PNG, `model.keras` and,
-    with TensorFlow, `saved_model/1/`.
+    The folder gets `metrics.json`, `report.md`, `model_card.md`, the plots as PNG,
+    `model.keras` and, with TensorFlow, `saved_model/1/`.
 
     Args:
         workdir: The `trainers.workdir.Workdir`.
@@ -38,7 +38,8 @@ def write(workdir, evaluation, description, sections=(), note=print, served=None
     note(serving)
     path = workdir / "report.md"
     section.write_page(path, _head(evaluation, description, serving), page)
-    note(f"wrote {path}")
+    model_card.write(workdir, evaluation, description)
+    note(f"wrote {path} and model_card.md")
     return evaluation.records
 
 
