@@ -7,7 +7,7 @@ layers and models are `Any` to mypy. What this package takes and gives itself is
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -48,8 +48,8 @@ Tensor: TypeAlias = Any
 MaybeNone: TypeAlias = Any
 # A layer, or an operation of `keras.ops` in a graph.
 Operation: TypeAlias = Any
-# The batch first; None where a size is not known.
-Shape: TypeAlias = tuple[int | MaybeNone, ...]
+# The batch first; None where a size is not known. Keras gives a list where it loads.
+Shape: TypeAlias = Sequence[int | MaybeNone]
 StrPath: TypeAlias = str | os.PathLike[str]
 
 # Not of any sequence: a text is one of texts, and would pass for a nest of choices.

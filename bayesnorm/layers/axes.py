@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 from keras import ops
 
 from bayesnorm import backend
-from bayesnorm.types import Shape, Tensor
+from bayesnorm.types import Tensor
 
 
-def canonical_axis(layer: keras.layers.Layer, axis: int, input_shape: Shape) -> int:
+def canonical_axis(layer: keras.layers.Layer, axis: int, input_shape: Any) -> int:
     """Returns `axis` counted from 0.
 
     Args:
@@ -53,8 +55,8 @@ def add_along(x: Tensor, vector: Tensor, axis: int) -> Tensor:
 
 
 def broadcast_shape(
-    axis: int, rank: int, channels: int, batch: int = 1
-) -> tuple[int, ...]:
+    axis: int, rank: int, channels: int, batch: Any = 1
+) -> tuple[Any, ...]:
     """Returns `[batch, 1, ..., channels, ..., 1]`, `channels` at `axis`."""
     shape = [1] * rank
     shape[0] = batch
