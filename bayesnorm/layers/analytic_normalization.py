@@ -20,7 +20,7 @@ from bayesnorm.moments import (
     register,
     rule_for,
 )
-from bayesnorm.types import ArrayLike, Shape, Tensor
+from bayesnorm.types import ArrayLike, Tensor
 
 _TINY = 1e-30
 
@@ -118,7 +118,7 @@ class AnalyticNormalization(NormalizedLinear):
         self._sources.append(inputs)
         return outputs
 
-    def statistics(self, input_shape: Shape) -> tuple[Tensor, Tensor]:
+    def statistics(self, input_shape: Any) -> tuple[Tensor, Tensor]:
         """Returns mean and stddev of `w.x` over the training set, `[filters]`.
 
         Args:

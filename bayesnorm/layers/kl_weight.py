@@ -97,6 +97,8 @@ class KLWeight(keras.callbacks.Callback):
             logs["kl_weight"] = self._weight
 
 
-def kl_weight_of_epoch(epoch: int, num_examples: int, warmup_epochs: int = 0) -> float:
+def kl_weight_of_epoch(
+    epoch: int, num_examples: float, warmup_epochs: int = 0
+) -> float:
     """Returns `min(1, (epoch + 1) / (warmup_epochs + 1)) / num_examples`."""
     return min(1.0, (epoch + 1) / (warmup_epochs + 1)) / num_examples

@@ -159,6 +159,6 @@ class StochasticLayer(SeededLayer):
         return None
 
 
-def stochastic_layers(model: keras.Model) -> list[StochasticLayer]:
+def stochastic_layers(model: keras.layers.Layer) -> list[StochasticLayer]:
     """Returns the layers of `model` that draw noise, nested ones too, in order."""
     return [x for x in layers_of(model) if isinstance(x, StochasticLayer)]

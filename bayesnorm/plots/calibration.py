@@ -155,7 +155,7 @@ def error_coverage(curves: Mapping[str, tuple], ax: Axes | None = None) -> Figur
 
 
 def entropy_cdf(
-    entropies: Mapping[str, np.ndarray],
+    entropies: Mapping[str, ArrayLike],
     num_classes: int | None = None,
     ax: Axes | None = None,
 ) -> Figure:
@@ -196,7 +196,7 @@ def entropy_cdf(
 
 
 def entropy_histogram(
-    entropies: Mapping[str, np.ndarray],
+    entropies: Mapping[str, ArrayLike],
     num_classes: int | None = None,
     bins: int = 40,
     ax: Axes | None = None,

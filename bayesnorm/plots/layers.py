@@ -29,6 +29,7 @@ from bayesnorm.plots.style import (
     slant_names,
     style_axes,
 )
+from bayesnorm.types import ArrayLike
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def scale_uncertainty(
-    ratios: Mapping[str, np.ndarray], seed: int = 0, ax: Axes | None = None
+    ratios: Mapping[str, ArrayLike], seed: int = 0, ax: Axes | None = None
 ) -> Figure:
     """Learned relative noise `sigma_S / |s|` of the scales, by layer.
 
@@ -117,7 +118,7 @@ def kept_channels(kept: Mapping[str, tuple], ax: Axes | None = None) -> Figure:
 
 
 def signal_to_noise(
-    ratios: Mapping[str, np.ndarray], threshold: float, figure: Figure | None = None
+    ratios: Mapping[str, ArrayLike], threshold: float, figure: Figure | None = None
 ) -> Figure:
     """Histograms of the signal-to-noise ratios of channels, layer by layer.
 

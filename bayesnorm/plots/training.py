@@ -21,6 +21,7 @@ from bayesnorm.plots.style import (
     new_figure,
     style_axes,
 )
+from bayesnorm.types import ArrayLike
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,7 +83,7 @@ def training_curves(
 
 
 def run_curves(
-    panels: Mapping[str, Mapping[str, np.ndarray]],
+    panels: Mapping[str, Mapping[str, ArrayLike]],
     label: str,
     figure: Figure | None = None,
     log: bool = True,
@@ -112,21 +113,21 @@ def run_curves(
             infinite number.
     """
     check_not_empty("panels", panels)
-    panels = {
+    arrays = {
         title: {name: _runs(title, name, values) for name, values in runs.items()}
         for title, runs in panels.items()
     }
-    names = list(dict.fromkeys(name for runs in panels.values() for name in runs))
-    for title, runs in panels.items():
+    names = list(dict.fromkeys(name for runs in arrays.values() for name in runs))
+    for title, runs in arrays.items():
         if not any(np.isfinite(values).any() for values in runs.values()):
             raise ValueError(
                 f"`panels[{title!r}]` has no number to draw: leave the panel out."
             )
-    width = 3.6 * len(panels) + 0.6 + legend_width(names)
+    width = 3.6 * len(arrays) + 0.6 + legend_width(names)
     figure = figure or new_figure((width, 3.8))
     handles = {}
-    axes = figure.subplots(1, len(panels), sharey=share_y, squeeze=False)[0]
-    for ax, (title, runs) in zip(axes, panels.items(), strict=True):
+    axes = figure.subplots(1, len(arrays), sharey=share_y, squeeze=False)[0]
+    for ax, (title, runs) in zip(axes, arrays.items(), strict=True):
         style_axes(ax)
         for name, values in runs.items():
             epochs = np.arange(values.shape[1]) + 1
@@ -138,7 +139,7 @@ def run_curves(
     axes[0].set_ylabel(label)
     numbers = [
         np.concatenate([values.ravel() for values in runs.values()])
-        for runs in panels.values()
+        for runs in arrays.values()
     ]
     every = np.concatenate(numbers)
     wide = any(_wide(values) for values in ([every] if share_y else numbers))
