@@ -200,7 +200,7 @@ class ConformalSets(_Conformal):
             "single": 100 * float((sizes == 1).mean()),
         }
 
-    def _scores(self, probs, part):
+    def _scores(self, probs: np.ndarray, part: int) -> np.ndarray:
         """The scores of all classes, `[n, K]`; `part` tells uniform numbers apart."""
         if self.score == "lac":
             return 1 - probs
@@ -286,7 +286,7 @@ class ConformalIntervals(_Conformal):
             "length": float((high - low).mean()),
         }
 
-    def _parts(self, prediction):
+    def _parts(self, prediction: _Regressed) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation, float64."""
         mean = getattr(prediction, "mean", None)
         if mean is None or callable(mean):
@@ -307,7 +307,7 @@ class ConformalIntervals(_Conformal):
         return mean, np.sqrt(variance)
 
 
-def _check_alpha(alpha):
+def _check_alpha(alpha: float) -> None:
     if not isinstance(alpha, (int, float, np.number)) or not 0 < alpha < 1:
         raise ValueError(
             "`alpha` is the share of examples whose truth may be missing and must lie "
@@ -315,7 +315,7 @@ def _check_alpha(alpha):
         )
 
 
-def _probabilities(prediction):
+def _probabilities(prediction: Any) -> np.ndarray:
     """The probabilities `[n, K]`, float64."""
     probs = prediction
     if hasattr(prediction, "probs"):
@@ -339,7 +339,7 @@ def _probabilities(prediction):
     return probs
 
 
-def _targets(targets, mean):
+def _targets(targets: ArrayLike, mean: np.ndarray) -> np.ndarray:
     targets = metrics._finite("targets", targets)
     if targets.shape != mean.shape:
         raise ValueError(

@@ -18,7 +18,7 @@ Reference:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import optimize, special
@@ -353,7 +353,7 @@ def temperature_scaling(
         raise ValueError(f"`bounds` must be 0 < low < high, both finite, got {bounds}.")
 
     # The NLL is convex in 1 / T, hence has one minimum in log T too.
-    def loss(log_temperature):
+    def loss(log_temperature: float) -> Any:
         beta = np.exp(-log_temperature)
         return np.mean(special.logsumexp(beta * logits, axis=-1) - beta * chosen)
 
@@ -470,32 +470,34 @@ def ood_summary(entropy_in: ArrayLike, entropy_out: ArrayLike) -> dict[str, floa
     }
 
 
-def _entropy(probs):
+def _entropy(probs: np.ndarray) -> np.ndarray:
     return special.entr(probs).sum(-1)
 
 
-def _confidence(probs, labels):
+def _confidence(probs: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     probs, labels = _classification(probs, labels)
     return probs.max(-1), (probs.argmax(-1) == labels).astype(np.float64)
 
 
-def _calibration_error(confidence, right, count):
+def _calibration_error(
+    confidence: np.ndarray, right: np.ndarray, count: np.ndarray
+) -> float:
     gap = np.where(count > 0, np.abs(confidence - right), 0.0)
     return float(gap @ count / count.sum())
 
 
-def _tie_mean(key, values):
+def _tie_mean(key: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Replaces each value by the mean over the examples of the same key."""
     _, group = np.unique(key, return_inverse=True)
     return (np.bincount(group, values) / np.bincount(group))[group]
 
 
-def _check_bins(bins):
+def _check_bins(bins: int) -> None:
     if isinstance(bins, bool) or not isinstance(bins, (int, np.integer)) or bins < 1:
         raise ValueError(f"`bins` must be a positive integer, got {bins!r}.")
 
 
-def _finite(name, values):
+def _finite(name: str, values: ArrayLike) -> np.ndarray:
     values = np.asarray(values, np.float64)
     if values.size == 0:
         raise ValueError(f"`{name}` is empty, at least one value is needed.")
@@ -507,7 +509,7 @@ def _finite(name, values):
     return values
 
 
-def _probabilities(name, probs, rank):
+def _probabilities(name: str, probs: ArrayLike, rank: int) -> np.ndarray:
     probs = _finite(name, probs)
     if probs.ndim < rank or probs.shape[-1] < 2:
         expected = "[S, n, ..., K]" if rank == 3 else "[n, ..., K]"
@@ -529,7 +531,7 @@ def _probabilities(name, probs, rank):
     return probs
 
 
-def _logits(logits):
+def _logits(logits: ArrayLike) -> np.ndarray:
     logits = np.asarray(logits, np.float64)
     if logits.ndim < 2 or logits.shape[-1] < 2 or logits.size == 0:
         raise ValueError(
@@ -544,7 +546,7 @@ def _logits(logits):
     return logits
 
 
-def _labels(labels, shape):
+def _labels(labels: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
     labels = np.asarray(labels)
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
@@ -564,13 +566,15 @@ def _labels(labels, shape):
     return labels.ravel()
 
 
-def _classification(probs, labels):
+def _classification(
+    probs: ArrayLike, labels: ArrayLike
+) -> tuple[np.ndarray, np.ndarray]:
     probs = _probabilities("probs", probs, 2)
     labels = _labels(labels, probs.shape)
     return probs.reshape(-1, probs.shape[-1]), labels
 
 
-def _detection(score, positive):
+def _detection(score: ArrayLike, positive: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     score = _finite("score", score)
     positive = np.asarray(positive)
     if positive.dtype != bool or positive.shape != score.shape:

@@ -197,7 +197,7 @@ class Normal(Prior):
         return {**super().get_config(), "stddev": self.stddev}
 
 
-def _norms(x, axes):
+def _norms(x: Tensor, axes: Any) -> Tensor:
     """Returns the norms over axes, whose gradient is 0 where they are 0.
 
     By the largest entry, for the squares of small and large numbers leave float32.
@@ -209,7 +209,7 @@ def _norms(x, axes):
     return largest * ops.sqrt(ops.where(alive, squared, 1.0))
 
 
-def _given_axes(axis):
+def _given_axes(axis: Any) -> Any:
     """Returns `axis` as None or a tuple of integers."""
     if axis is None:
         return None
@@ -225,11 +225,11 @@ def _given_axes(axis):
     return axes
 
 
-def _is_sequence(value):
+def _is_sequence(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
-def _axes_of(x, axes, default):
+def _axes_of(x: Tensor, axes: Any, default: Any) -> tuple[int, ...]:
     """Returns axes counted from 0, the default ones for None."""
     rank = len(x.shape)
     axes = tuple(default) if axes is None else axes

@@ -174,12 +174,12 @@ class NormalizedBlocks:
             self._noise_seeds = (n ^ 2**31 for n in itertools.count(seed + 1))
         self._blocks = 0
 
-    def _batch_norm(self, **kwargs):
+    def _batch_norm(self, **kwargs: Any) -> keras.layers.Layer:
         if self.norm == "batch":
             return keras.layers.BatchNormalization(**kwargs)
         return StochasticBatchNormalization(seed=next(self._noise_seeds), **kwargs)
 
-    def _stochastic_scale(self, name, initializer):
+    def _stochastic_scale(self, name: str, initializer: Any) -> keras.layers.Layer:
         arguments = {
             "seed": next(self._noise_seeds),
             "name": name,

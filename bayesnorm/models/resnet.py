@@ -105,7 +105,15 @@ def residual_stages(
         Symbolic features, `[batch, channels]`.
     """
 
-    def convolution(x, filters, kernel, stride, name, prunable=False, initial="ones"):
+    def convolution(
+        x: Tensor,
+        filters: int,
+        kernel: int,
+        stride: int,
+        name: str,
+        prunable: bool = False,
+        initial: Any = "ones",
+    ) -> Tensor:
         return block(
             x,
             keras.layers.Conv2D,

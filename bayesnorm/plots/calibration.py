@@ -288,7 +288,9 @@ def coverage_curves(curves: Mapping[str, tuple], ax: Axes | None = None) -> Figu
     )
 
 
-def _curves_over_seeds(curves, xlabel, ylabel, title, ax):
+def _curves_over_seeds(
+    curves: Mapping[str, tuple], xlabel: str, ylabel: str, title: str, ax: Axes | None
+) -> Figure:
     check_not_empty("curves", curves)
     figure, ax = axes_or_new(ax, (plot_width(6, list(curves)), 4))
     for i, (name, (levels, values)) in enumerate(curves.items()):
@@ -312,14 +314,14 @@ def _curves_over_seeds(curves, xlabel, ylabel, title, ax):
     return figure
 
 
-def _bad_curve(name, levels, values):
+def _bad_curve(name: str, levels: np.ndarray, values: np.ndarray) -> ValueError:
     return ValueError(
         f"`curves[{name!r}]` needs levels [k] and values [k] or [seeds, k], got "
         f"shapes {levels.shape} and {values.shape}."
     )
 
 
-def _steps(ax, x, y, i, label):
+def _steps(ax: Axes, x: np.ndarray, y: np.ndarray, i: int, label: str) -> None:
     ax.step(
         x,
         y,
@@ -331,12 +333,14 @@ def _steps(ax, x, y, i, label):
     )
 
 
-def _entropy_limit(entropies, num_classes):
+def _entropy_limit(
+    entropies: Mapping[str, ArrayLike], num_classes: int | None
+) -> float:
     highest = max(metrics._finite(k, v).max() for k, v in entropies.items())
     return 1.02 * max(highest, np.log(num_classes) if num_classes else 1e-3)
 
 
-def _mark_uniform(ax, num_classes):
+def _mark_uniform(ax: Axes, num_classes: int | None) -> None:
     if num_classes:
         ax.axvline(
             np.log(num_classes),

@@ -13,6 +13,7 @@ from bayesnorm.plots.style import BLUE, GREEN, GREY, VERMILION, despine, new_fig
 from bayesnorm.types import ArrayLike
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -198,7 +199,14 @@ def segmentation_grid(
     return figure
 
 
-def _check_maps(images, truth, probs, entropy, mutual_information, class_names):
+def _check_maps(
+    images: Any,
+    truth: Any,
+    probs: Any,
+    entropy: Any,
+    mutual_information: Any,
+    class_names: Any,
+) -> Any:
     shape, num_classes = probs.shape[:-1], probs.shape[-1]
     if probs.ndim != 4:
         raise ValueError(
@@ -238,7 +246,7 @@ def _check_maps(images, truth, probs, entropy, mutual_information, class_names):
         )
 
 
-def _class_colors(num_classes):
+def _class_colors(num_classes: int) -> Any:
     """`[K + 2, 3]`: the classes, wrong pixels, and, last, those of unknown class."""
     import matplotlib as mpl
 
@@ -248,11 +256,13 @@ def _class_colors(num_classes):
     return mpl.colors.to_rgba_array([*colors, VERMILION, "#B8B8B8"])[:, :3]
 
 
-def _scaled(images, low, high):
+def _scaled(images: np.ndarray, low: float, high: float) -> np.ndarray:
     return (np.asarray(images, np.float64) - low) / max(high - low, 1e-12)
 
 
-def _distribution(ax, probs, label, class_names, top):
+def _distribution(
+    ax: Axes, probs: np.ndarray, label: int, class_names: Sequence[str], top: int
+) -> None:
     shown = np.argsort(-probs, kind="stable")[:top]
     colors = [GREEN if k == label else BLUE for k in shown]
     ax.barh(np.arange(len(shown)), probs[shown], 0.75, color=colors)

@@ -336,7 +336,7 @@ def batch_noise(measurements: Sequence, figure: Figure | None = None) -> Figure:
     return figure
 
 
-def _by_layer(measurements):
+def _by_layer(measurements: Sequence) -> dict[str, Any]:
     """Records by layer; the calls of a shared layer are numbered."""
     layers, calls = {}, collections.Counter()
     for m in measurements:
@@ -354,11 +354,11 @@ def _by_layer(measurements):
     return layers
 
 
-def _variances(measurement):
+def _variances(measurement: Any) -> tuple[float, float]:
     return measurement.scale_stddev**2, measurement.shift_stddev**2
 
 
-def _batch_slope(ax, measurements, sizes):
+def _batch_slope(ax: Axes, measurements: Sequence, sizes: Sequence[int]) -> None:
     """Draws c / batch size, c such that it passes amid the curves."""
     c = np.exp(
         np.mean([np.log(m.batch_size * np.array(_variances(m))) for m in measurements])
@@ -367,7 +367,7 @@ def _batch_slope(ax, measurements, sizes):
     ax.plot(x, c / x, color=GREY, lw=5, alpha=0.3, zorder=0)
 
 
-def _by_positions(ax, measurements, batch_size):
+def _by_positions(ax: Axes, measurements: Sequence, batch_size: int) -> Any:
     for i, m in measurements:
         for part, y in enumerate(_variances(m)):
             ax.plot(m.positions, y, ls="", **marker_style(i, hollow=part == 1))
@@ -377,7 +377,7 @@ def _by_positions(ax, measurements, batch_size):
         ax.plot(x, 1 / (factor * batch_size * x), color=GREY, lw=1.2, ls=dashes)
 
 
-def _layer_names(ax, measurements):
+def _layer_names(ax: Axes, measurements: Sequence) -> None:
     """Names the layers above their positions, where no point is hidden."""
     groups = _groups(m.positions for _, m in measurements)
     labels = []
@@ -392,7 +392,7 @@ def _layer_names(ax, measurements):
     top.spines["top"].set_visible(False)
 
 
-def _groups(values):
+def _groups(values: Any) -> Any:
     """Sorted numbers, those together whose labels would overlap on an axis of logs."""
     values = sorted(set(values))
     least = 0.12 * np.log(4 * values[-1] / values[0])
@@ -405,7 +405,7 @@ def _groups(values):
     return groups
 
 
-def _ticks(ax, places, labels):
+def _ticks(ax: Any, places: Any, labels: Any) -> None:
     from matplotlib.ticker import NullLocator
 
     ax.set_xticks(places, labels)

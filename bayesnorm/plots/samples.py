@@ -9,6 +9,7 @@ import numpy as np
 from bayesnorm.plots.style import BLUE, GREY, VERMILION, new_figure, style_axes
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -45,7 +46,7 @@ def samples_needed(
     return figure
 
 
-def _draw(ax, needed, values, label):
+def _draw(ax: Axes, needed: Any, values: np.ndarray, label: str) -> None:
     style_axes(ax)
     ax.plot(needed.counts, values, color=BLUE, lw=1.8)
     pilot = f"{needed.pilot} pilot samples"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -150,7 +150,7 @@ def run_curves(
     return figure
 
 
-def _runs(title, name, values):
+def _runs(title: str, name: str, values: ArrayLike) -> np.ndarray:
     values = np.asarray(values, np.float64)
     if values.ndim not in (1, 2) or values.size == 0 or np.isinf(values).any():
         raise ValueError(
@@ -161,7 +161,16 @@ def _runs(title, name, values):
     return np.atleast_2d(values)
 
 
-def _line(ax, x, y, argument, key, color, dashes, label):
+def _line(
+    ax: Axes,
+    x: Any,
+    y: Any,
+    argument: str,
+    key: str,
+    color: str,
+    dashes: Any,
+    label: str,
+) -> None:
     y = np.asarray(y, np.float64)
     if y.shape != x.shape:
         raise ValueError(
@@ -183,11 +192,11 @@ def _line(ax, x, y, argument, key, color, dashes, label):
     )
 
 
-def _log_if_wide(ax):
+def _log_if_wide(ax: Axes) -> None:
     """Takes a logarithmic axis where the values span more than a decade."""
     if _wide(np.concatenate([line.get_ydata() for line in ax.get_lines()])):
         ax.set_yscale("log")
 
 
-def _wide(values):
+def _wide(values: np.ndarray) -> bool:
     return 0 < 10 * np.nanmin(values) < np.nanmax(values)

@@ -87,7 +87,7 @@ def read_archive(path: StrPath) -> tuple[dict[str, np.ndarray], Any]:
     return arrays, header
 
 
-def _checksums(arrays):
+def _checksums(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The CRC-32 of arrays with their types and shapes, by name."""
     return {
         name: zlib.crc32(array.tobytes(), zlib.crc32(_form(array).encode()))
@@ -95,7 +95,7 @@ def _checksums(arrays):
     }
 
 
-def _form(array):
+def _form(array: np.ndarray) -> Any:
     # NumPy stores types that are none of its own, as bfloat16, as bytes of their size.
     own = np.dtype(array.dtype.str) == array.dtype
     return f"{array.dtype.str if own else f'|V{array.dtype.itemsize}'} {array.shape}"
