@@ -10,7 +10,7 @@ import types
 import keras
 import numpy as np
 import pytest
-from scipy import special
+from scipy import special, stats
 
 import bayesnorm
 from bayesnorm import metrics
@@ -153,6 +153,10 @@ def test_the_model_card_says_what_was_measured_and_its_code_runs(finished, monke
     assert "Out-of-distribution detection was measured" in sections["Limits"]
     assert "Robustness" not in sections["Limits"]  # The report has perturbations.
     assert "(0, 1, 2, 3, 4, 5, 6, 7)" in sections["Intended use"]
+    error = cards.figures_of(path)[0]["test/error_averaged"]["value"]
+    exact = stats.binomtest(round(288 * error / 100), 288).proportion_ci(method="exact")
+    interval = f"from {100 * exact.low:.2f} to {100 * exact.high:.2f} %"
+    assert interval in sections["Figures"]
     data = sections["Training and evaluation data"]
     assert "`digits`" in data
     assert f"{len(splits.train):,} train" in data

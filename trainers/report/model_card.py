@@ -10,6 +10,7 @@ import json
 import math
 
 import keras
+from scipy import stats
 
 from bayesnorm.storage import write_atomically
 from trainers import flags as trainer_flags
@@ -352,15 +353,18 @@ def _is_one_network(evaluation):
 
 
 def _precision(evaluation):
-    """How far the error may be off because examples are few."""
+    """What so few examples leave open: 95 %, Clopper & Pearson (1934)."""
     records, shown = evaluation.records, evaluation.shown
-    error = records.value("test", "error", shown)
-    if evaluation.splits.dense or error is None:
+    if evaluation.splits.dense:
         return ""  # Pixels of an image are not independent.
     count = records.value("test", "examples", shown)
-    stderr = math.sqrt(error * (100 - error) / count)
-    return f"By their number alone the error is known to {stderr:.2f} % (one standard \
-error). "
+    wrong = records.value("test", "error", shown) / 100 * count
+    low = stats.beta.ppf(0.025, wrong, count - wrong + 1) if wrong else 0.0
+    high = stats.beta.ppf(0.975, wrong + 1, count - wrong) if wrong < count else 1.0
+    return (
+        f"By their number alone the error may be anything from {100 * low:.2f} to "
+        f"{100 * high:.2f} % (a 95 % interval). "
+    )
 
 
 def _limits(evaluation):
