@@ -258,7 +258,10 @@ def start(
     _check_versions(path, options.versions)
     if not ray.is_initialized():
         # Processes of one machine need not be reached from others.
-        local = {"include_dashboard": False, "_node_ip_address": _ADDRESS}
+        local: dict[str, Any] = {
+            "include_dashboard": False,
+            "_node_ip_address": _ADDRESS,
+        }
         ray.init(address=address, **({} if address else local))
     cpus = int(ray.cluster_resources().get("CPU", 0))
     if replicas > cpus:
@@ -267,7 +270,8 @@ def start(
             f"replicas at most, or a larger cluster. Received: replicas={replicas}"
         )
     serve.start(http_options={"host": host, "port": port})
-    deployment = serve.deployment(Replica).options(
+    made: Any = serve.deployment(Replica)
+    deployment = made.options(
         name=name,
         num_replicas=replicas,
         ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
