@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import keras
@@ -35,7 +35,7 @@ _source: contextvars.ContextVar[Any] = contextvars.ContextVar(
 
 
 @contextlib.contextmanager
-def batch_statistics(source: Callable[..., Any] | None) -> Any:
+def batch_statistics(source: Callable[..., Any] | None) -> Iterator[None]:
     """Sets what stochastic batch normalizations normalize with.
 
     Args:
@@ -318,7 +318,9 @@ class StochasticBatchNormalization(StochasticLayer, keras.layers.BatchNormalizat
         self._average(mean, log_variance, 1.0 / (self.statistics_count + 1.0))
         return statistics, update
 
-    def batch_statistics(self, inputs: Tensor, mask: Tensor | None = None) -> Any:
+    def batch_statistics(
+        self, inputs: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Returns mean and `log(variance + epsilon)` of a batch, `[channels]` each."""
         mean, variance = super()._moments(_at_least_float32(inputs), mask)
         # Keras squeezes: one channel would come as a scalar.
