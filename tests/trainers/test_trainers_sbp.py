@@ -57,6 +57,9 @@ def test_the_model_card_is_of_the_network_with_its_posteriors(finished, monkeypa
     cards.check_figures(path, "one_pass")
     splits = session.load_data(flags_of(path))
     cards.check_code(path, splits, "test/nll_one_pass", monkeypatch)
+    _, sections = cards.sections_of(path)
+    assert "without noise" not in sections["Limits"]
+    assert "Robustness to noise and to attacks was not" in sections["Limits"]
 
 
 def test_it_learns_and_prunes(finished):

@@ -190,8 +190,8 @@ To say of {unit} which of {splits.num_classes} classes it is of \
 Images are {_shape(splits)} (height x width x channels), of the kind of the training \
 data, and are multiplied by {splits.scale:.6g} before the network sees them.
 
-Any other use is out of its scope, and so is any image of none of these classes: for \
-these it has no answer but a high entropy."""
+Any other use is out of its scope, and so is any image of none of these classes: of \
+these a high entropy is the best that it can say."""
 
 
 def loaded(evaluation):
@@ -345,10 +345,10 @@ def _figures(evaluation):
 
 
 def _is_one_network(evaluation):
-    """Whether the method that is shown has no networks that could disagree."""
-    method = evaluation.methods[evaluation.shown]
-    return method.arguments["method"] == "mean" and isinstance(
-        method.runs[0], keras.Model
+    """Whether no way to predict has networks that could disagree."""
+    return all(
+        method.arguments["method"] == "mean" and isinstance(method.runs[0], keras.Model)
+        for method in evaluation.methods.values()
     )
 
 
