@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 
-def check_model(model: keras.Model) -> None:
+def check_model(model: Any) -> None:
     """Raises a TypeError if `model` is not a Keras model."""
     if not isinstance(model, keras.Model):
         raise TypeError(

@@ -146,7 +146,7 @@ class MaskNoise(EntryNoise):
         }
 
 
-def kept(draws: Tensor, rate: float, dtype: str) -> Tensor:
+def kept(draws: Tensor, rate: float, dtype: Any) -> Tensor:
     """Returns a mask, 1 with probability `1 - rate`, of standard normal draws."""
     return ops.cast(draws < float(special.ndtri(1 - rate)), dtype)
 

@@ -100,7 +100,7 @@ class MomentumSampler(Sampler):
         """Takes the step of the thermostats of a variable."""
 
     def update_step(
-        self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
+        self, gradient: Tensor, variable: Any, learning_rate: Tensor
     ) -> None:
         """Takes a step of a variable."""
         index = self._index(variable)

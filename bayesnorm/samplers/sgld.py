@@ -49,7 +49,7 @@ class SGLD(Sampler):
         return self.initial_rate * self.num_examples, 0.0
 
     def update_step(
-        self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
+        self, gradient: Tensor, variable: Any, learning_rate: Tensor
     ) -> None:
         """Takes a step of a variable."""
         index = self._index(variable)
