@@ -53,7 +53,7 @@ print(f"outputs differ by {report.error:.1e} of the largest")
 # %% The pictures.
 bayesnorm.plots.kept_channels(report.kept).savefig(FOLDER / "kept.png", dpi=80)
 ratios = {
-    layer.name: layer.signal_to_noise()
+    layer.name: layer.snr()
     for layer in model.layers
     if isinstance(layer, bayesnorm.StructuredBayesianPruning)
 }
