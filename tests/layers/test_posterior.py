@@ -346,6 +346,6 @@ def test_another_variable_can_carry_the_kl():
         assert len(model.losses) == losses
 
 
-def test_the_readme_shows_the_documented_layer():
-    readme = pathlib.Path(__file__).parents[2].joinpath("README.md").read_text()
-    assert _example(bayesnorm.VariationalLayer) in readme
+def test_the_guide_shows_the_documented_layer():
+    guide = pathlib.Path(__file__).parents[2] / "docs/guides/extending.md"
+    assert _example(bayesnorm.VariationalLayer) in guide.read_text()

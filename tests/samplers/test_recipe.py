@@ -1,4 +1,4 @@
-"""README's recipe on digits: what makes an average of samples a good prediction."""
+"""The guide's recipe on digits: what makes an average of samples a good prediction."""
 
 import keras
 import pytest
