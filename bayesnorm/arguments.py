@@ -9,6 +9,12 @@ from collections.abc import Collection
 from typing import Any
 
 import keras
+import numpy as np
+
+from bayesnorm.types import ArrayLike
+
+# A softmax in half precision misses 1 by about 1e-3.
+_SUM_TOLERANCE = 5e-3
 
 
 def check_model(model: Any) -> None:
@@ -73,3 +79,76 @@ def seed_integer(seed: Any, bits: int = 63) -> int:
             f"seed={seed!r}"
         )
     return number
+
+
+def finite_values(name: str, values: ArrayLike) -> np.ndarray:
+    """Returns finite values as a float64 array, or raises a ValueError."""
+    values = np.asarray(values, np.float64)
+    if values.size == 0:
+        raise ValueError(f"`{name}` is empty, at least one value is needed.")
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"`{name}` must be finite, but {(~np.isfinite(values)).sum()} of "
+            f"{values.size} values are NaN or infinite."
+        )
+    return values
+
+
+def probabilities(name: str, probs: ArrayLike, rank: int) -> np.ndarray:
+    """Returns probabilities `[n, ..., K]` (`[S, n, ..., K]`) as float64, or raises."""
+    probs = finite_values(name, probs)
+    if probs.ndim < rank or probs.shape[-1] < 2:
+        expected = "[S, n, ..., K]" if rank == 3 else "[n, ..., K]"
+        raise ValueError(
+            f"`{name}` must be {expected} with at least 2 classes, got shape "
+            f"{probs.shape}. A probability p of one class of two is [1 - p, p]."
+        )
+    if probs.min() < 0:
+        raise ValueError(
+            f"`{name}` must not be negative, but the lowest is {probs.min():.6g}. "
+            "Apply softmax to logits."
+        )
+    off = np.abs(probs.sum(-1) - 1).max()
+    if off > _SUM_TOLERANCE:
+        raise ValueError(
+            f"`{name}` must sum to 1 over the last axis, but a sum misses it by "
+            f"{off:.3g}. Apply softmax to logits; classes come last."
+        )
+    return probs
+
+
+def logits_array(logits: ArrayLike) -> np.ndarray:
+    """Returns logits `[n, ..., K]` as float64, or raises a ValueError."""
+    logits = np.asarray(logits, np.float64)
+    if logits.ndim < 2 or logits.shape[-1] < 2 or logits.size == 0:
+        raise ValueError(
+            f"`logits` must be [n, ..., K] with at least 2 classes, got shape "
+            f"{logits.shape}."
+        )
+    if not np.isfinite(logits.max(-1)).all():
+        raise ValueError(
+            "`logits` must hold no NaN or +infinity, and in each example a finite "
+            "number (-infinity is probability 0)."
+        )
+    return logits
+
+
+def class_labels(labels: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns labels of predictions of a shape `[n, ..., K]`, flat, or raises."""
+    labels = np.asarray(labels)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"`labels` must be integers, got {labels.dtype}. Take the argmax of "
+            "one-hot labels."
+        )
+    if labels.shape != shape[:-1]:
+        raise ValueError(
+            f"`labels` must have the shape of the predictions without classes, "
+            f"{shape[:-1]}, got {labels.shape}."
+        )
+    if labels.min() < 0 or labels.max() >= shape[-1]:
+        raise ValueError(
+            f"`labels` must lie in 0..{shape[-1] - 1}, got {labels.min()} to "
+            f"{labels.max()}."
+        )
+    return labels.ravel()

@@ -31,8 +31,13 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from scipy import stats
 
-from bayesnorm import metrics
-from bayesnorm.arguments import check_choice, seed_integer
+from bayesnorm.arguments import (
+    check_choice,
+    class_labels,
+    finite_values,
+    probabilities,
+    seed_integer,
+)
 from bayesnorm.types import ArrayLike
 
 __all__ = ["ConformalIntervals", "ConformalSets"]
@@ -152,7 +157,7 @@ class ConformalSets(_Conformal):
         self.score, self._seed = score, seed_integer(seed)
         self.allow_empty = allow_empty
         probs = _probabilities(validation)
-        labels = metrics._labels(labels, probs.shape)
+        labels = class_labels(labels, probs.shape)
         scores = self._scores(probs, part=0)[np.arange(len(labels)), labels]
         self.classes = probs.shape[-1]
         super().__init__(scores, alpha, "the sets hold all classes")
@@ -190,7 +195,7 @@ class ConformalSets(_Conformal):
             per cent).
         """
         sets = self.sets(prediction)
-        labels = metrics._labels(labels, sets.shape)
+        labels = class_labels(labels, sets.shape)
         sizes = sets.sum(-1)
         return {
             "examples": len(labels),
@@ -294,10 +299,10 @@ class ConformalIntervals(_Conformal):
                 "Expected a Prediction of task='regression', with mean and variance. "
                 f"Received: {type(prediction).__name__} without them"
             )
-        mean = metrics._finite("mean", mean)
+        mean = finite_values("mean", mean)
         if not self.scaled:
             return mean, np.ones_like(mean)
-        variance = metrics._finite("variance", prediction.variance)
+        variance = finite_values("variance", prediction.variance)
         if variance.min() <= 0:
             raise ValueError(
                 f"The variance of {(variance <= 0).sum()} of {variance.size} outputs "
@@ -329,7 +334,7 @@ def _probabilities(prediction: Any) -> np.ndarray:
                 "Independent labels are not classes, of which one is right: take the "
                 "probabilities of each label on its own, np.stack([1 - p, p], -1)."
             )
-    probs = metrics._probabilities("probs", probs, 2)
+    probs = probabilities("probs", probs, 2)
     if probs.ndim != 2:
         raise ValueError(
             f"Expected probabilities [n, K] of examples. Received: shape {probs.shape}."
@@ -340,7 +345,7 @@ def _probabilities(prediction: Any) -> np.ndarray:
 
 
 def _targets(targets: ArrayLike, mean: np.ndarray) -> np.ndarray:
-    targets = metrics._finite("targets", targets)
+    targets = finite_values("targets", targets)
     if targets.shape != mean.shape:
         raise ValueError(
             f"`targets` must have the shape of the predicted mean, {mean.shape}. "

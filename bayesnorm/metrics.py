@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import optimize, special
 
+from bayesnorm.arguments import class_labels, finite_values, logits_array, probabilities
 from bayesnorm.types import ArrayLike
 
 __all__ = [
@@ -50,9 +51,6 @@ __all__ = [
     "reliability_bins",
     "temperature_scaling",
 ]
-
-# A softmax in half precision misses 1 by about 1e-3.
-_SUM_TOLERANCE = 5e-3
 
 
 class ReliabilityBins(NamedTuple):
@@ -187,7 +185,7 @@ def predictive_entropy(probs: ArrayLike) -> np.ndarray:
     Returns:
         `[n, ...]`, with `0 log 0 = 0`.
     """
-    return _entropy(_probabilities("probs", probs, 2))
+    return _entropy(probabilities("probs", probs, 2))
 
 
 def mutual_information(samples: ArrayLike) -> np.ndarray:
@@ -199,7 +197,7 @@ def mutual_information(samples: ArrayLike) -> np.ndarray:
     Returns:
         `[n, ...]`, from 0 up.
     """
-    samples = _probabilities("samples", samples, 3)
+    samples = probabilities("samples", samples, 3)
     gap = _entropy(samples.mean(0)) - _entropy(samples).mean(0)
     return np.maximum(gap, 0.0)
 
@@ -216,7 +214,7 @@ def entropy_cdf(
     Returns:
         `(h, F(h))`, of one shape.
     """
-    entropy = np.sort(_finite("entropy", entropy).ravel())
+    entropy = np.sort(finite_values("entropy", entropy).ravel())
     at = np.unique(entropy) if at is None else np.asarray(at, np.float64)
     return at, np.searchsorted(entropy, at, side="right") / len(entropy)
 
@@ -281,8 +279,8 @@ def error_coverage(
         `(coverage, risk)`, each `[n]`: `coverage[k-1] = k / n` and the mean of `errors`
         over the `k` most certain examples, the mean over all orders of ties.
     """
-    uncertainty = _finite("uncertainty", uncertainty)
-    errors = _finite("errors", errors)
+    uncertainty = finite_values("uncertainty", uncertainty)
+    errors = finite_values("errors", errors)
     if uncertainty.shape != errors.shape:
         raise ValueError(
             f"`uncertainty` and `errors` need one shape, got {uncertainty.shape} and "
@@ -339,8 +337,8 @@ def temperature_scaling(
     Returns:
         `T`, to a relative accuracy of 1e-6.
     """
-    logits = _logits(logits)
-    labels = _labels(labels, logits.shape)
+    logits = logits_array(logits)
+    labels = class_labels(labels, logits.shape)
     logits = logits.reshape(-1, logits.shape[-1])
     chosen = logits[np.arange(len(labels)), labels]
     if not np.isfinite(chosen).all():
@@ -387,7 +385,7 @@ def fit_temperature(
         average that is too cautious since its parts disagree, T lies below 1, and
         calibrating the parts instead leaves it so.
     """
-    probs = _probabilities("probs", probs, 2)
+    probs = probabilities("probs", probs, 2)
     # What float32 has rounded to 0 was less than this.
     logits = np.log(np.maximum(probs, np.finfo("float32").tiny))
     return temperature_scaling(logits, labels, bounds)
@@ -399,7 +397,7 @@ def apply_temperature(logits: ArrayLike, temperature: float) -> np.ndarray:
         raise ValueError(
             f"`temperature` must be positive and finite, got {temperature!r}."
         )
-    return special.softmax(_logits(logits) / temperature, axis=-1)
+    return special.softmax(logits_array(logits) / temperature, axis=-1)
 
 
 def classification_summary(
@@ -455,8 +453,8 @@ def ood_summary(entropy_in: ArrayLike, entropy_out: ArrayLike) -> dict[str, floa
         A dict: `examples_in`, `examples_out` (counts), `entropy_in`, `entropy_out`
         (means, nats), `auroc`, `aupr`, `fpr_at_95_tpr` (per cent).
     """
-    inside = _finite("entropy_in", entropy_in).ravel()
-    outside = _finite("entropy_out", entropy_out).ravel()
+    inside = finite_values("entropy_in", entropy_in).ravel()
+    outside = finite_values("entropy_out", entropy_out).ravel()
     score = np.concatenate([inside, outside])
     positive = np.arange(len(score)) >= len(inside)
     return {
@@ -497,85 +495,16 @@ def _check_bins(bins: int) -> None:
         raise ValueError(f"`bins` must be a positive integer, got {bins!r}.")
 
 
-def _finite(name: str, values: ArrayLike) -> np.ndarray:
-    values = np.asarray(values, np.float64)
-    if values.size == 0:
-        raise ValueError(f"`{name}` is empty, at least one value is needed.")
-    if not np.isfinite(values).all():
-        raise ValueError(
-            f"`{name}` must be finite, but {(~np.isfinite(values)).sum()} of "
-            f"{values.size} values are NaN or infinite."
-        )
-    return values
-
-
-def _probabilities(name: str, probs: ArrayLike, rank: int) -> np.ndarray:
-    probs = _finite(name, probs)
-    if probs.ndim < rank or probs.shape[-1] < 2:
-        expected = "[S, n, ..., K]" if rank == 3 else "[n, ..., K]"
-        raise ValueError(
-            f"`{name}` must be {expected} with at least 2 classes, got shape "
-            f"{probs.shape}. A probability p of one class of two is [1 - p, p]."
-        )
-    if probs.min() < 0:
-        raise ValueError(
-            f"`{name}` must not be negative, but the lowest is {probs.min():.6g}. "
-            "Apply softmax to logits."
-        )
-    off = np.abs(probs.sum(-1) - 1).max()
-    if off > _SUM_TOLERANCE:
-        raise ValueError(
-            f"`{name}` must sum to 1 over the last axis, but a sum misses it by "
-            f"{off:.3g}. Apply softmax to logits; classes come last."
-        )
-    return probs
-
-
-def _logits(logits: ArrayLike) -> np.ndarray:
-    logits = np.asarray(logits, np.float64)
-    if logits.ndim < 2 or logits.shape[-1] < 2 or logits.size == 0:
-        raise ValueError(
-            f"`logits` must be [n, ..., K] with at least 2 classes, got shape "
-            f"{logits.shape}."
-        )
-    if not np.isfinite(logits.max(-1)).all():
-        raise ValueError(
-            "`logits` must hold no NaN or +infinity, and in each example a finite "
-            "number (-infinity is probability 0)."
-        )
-    return logits
-
-
-def _labels(labels: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
-    labels = np.asarray(labels)
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"`labels` must be integers, got {labels.dtype}. Take the argmax of "
-            "one-hot labels."
-        )
-    if labels.shape != shape[:-1]:
-        raise ValueError(
-            f"`labels` must have the shape of the predictions without classes, "
-            f"{shape[:-1]}, got {labels.shape}."
-        )
-    if labels.min() < 0 or labels.max() >= shape[-1]:
-        raise ValueError(
-            f"`labels` must lie in 0..{shape[-1] - 1}, got {labels.min()} to "
-            f"{labels.max()}."
-        )
-    return labels.ravel()
-
-
 def _classification(
     probs: ArrayLike, labels: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray]:
-    probs = _probabilities("probs", probs, 2)
-    labels = _labels(labels, probs.shape)
+    probs = probabilities("probs", probs, 2)
+    labels = class_labels(labels, probs.shape)
     return probs.reshape(-1, probs.shape[-1]), labels
 
 
 def _detection(score: ArrayLike, positive: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    score = _finite("score", score)
+    score = finite_values("score", score)
     positive = np.asarray(positive)
     if positive.dtype != bool or positive.shape != score.shape:
         raise ValueError(

@@ -10,7 +10,6 @@ random; the batch normalizations have random scales and biases, and the statisti
 random batch, so that a masked channel holds `act(beta - gamma mean / sd)`, seldom 0.
 """
 
-import json
 import pathlib
 import time
 
@@ -191,12 +190,10 @@ def main(argv):
         ]
     )
     print(text)
+    timing.write_report(_OUTPUT.value, text, results)
     if _OUTPUT.value:
-        folder = pathlib.Path(_OUTPUT.value)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.md").write_text(text)
-        (folder / "stays.md").write_text("\n".join(["# What stays", "", *reasons, ""]))
-        (folder / "metrics.json").write_text(json.dumps(results, indent=1) + "\n")
+        page = "\n".join(["# What stays", "", *reasons, ""])
+        pathlib.Path(_OUTPUT.value, "stays.md").write_text(page)
 
 
 if __name__ == "__main__":

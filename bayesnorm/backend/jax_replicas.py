@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import distribution
 
-from bayesnorm.backend.workers import Workers
+from bayesnorm.backend.workers import NO_ACCELERATOR, Workers
 
 __all__ = [
     "averaging",
@@ -125,10 +125,7 @@ def _devices(parts):
             jax.config.update("jax_num_cpu_devices", parts)
     devices = jax.devices()
     if parts is None and devices[0].platform == "cpu":
-        raise ValueError(
-            "There is no accelerator: give the number of parts that the CPU is to "
-            "stand for."
-        )
+        raise ValueError(NO_ACCELERATOR)
     if parts is not None and parts > len(devices):
         raise ValueError(f"There are {len(devices)} devices, fewer than {parts}.")
     return devices[:parts]

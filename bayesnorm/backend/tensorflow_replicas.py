@@ -9,7 +9,7 @@ import os
 
 import tensorflow as tf
 
-from bayesnorm.backend.workers import WorkerLostError, Workers
+from bayesnorm.backend.workers import NO_ACCELERATOR, WorkerLostError, Workers
 
 __all__ = [
     "averaging",
@@ -176,10 +176,7 @@ def _of_devices(parts):
             [f"GPU:{i}" for i in range(parts or len(gpus))]
         )
     if parts is None:
-        raise ValueError(
-            "There is no accelerator: give the number of parts that the CPU is to "
-            "stand for."
-        )
+        raise ValueError(NO_ACCELERATOR)
     (cpu,) = tf.config.list_physical_devices("CPU")
     logical = [tf.config.LogicalDeviceConfiguration()] * parts
     try:

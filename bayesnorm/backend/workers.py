@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 # As of a failure that another try may mend (sysexits.h, EX_TEMPFAIL).
 EXIT_WORKER_LOST = 75
+NO_ACCELERATOR = (
+    "There is no accelerator: give the number of parts that the CPU is to stand for."
+)
 
 
 class WorkerLostError(RuntimeError):

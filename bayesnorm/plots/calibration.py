@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bayesnorm import metrics
+from bayesnorm.arguments import finite_values
 from bayesnorm.plots.style import (
     COLORS,
     DASHES,
@@ -102,8 +103,8 @@ def calibration_curves(curves: Mapping[str, tuple], ax: Axes | None = None) -> F
     figure, ax = axes_or_new(ax, (plot_width(6, list(curves)), 4))
     ax.axhline(0, color=GREY, dashes=(4, 3), lw=1.2)
     for i, (name, (confidence, accuracy)) in enumerate(curves.items()):
-        confidence = metrics._finite(f"curves[{name!r}]", confidence)
-        accuracy = metrics._finite(f"curves[{name!r}]", accuracy)
+        confidence = finite_values(f"curves[{name!r}]", confidence)
+        accuracy = finite_values(f"curves[{name!r}]", accuracy)
         if confidence.ndim != 1 or confidence.shape != accuracy.shape:
             raise _bad_curve(name, confidence, accuracy)
         gap = 100 * (accuracy - confidence)
@@ -294,8 +295,8 @@ def _curves_over_seeds(
     check_not_empty("curves", curves)
     figure, ax = axes_or_new(ax, (plot_width(6, list(curves)), 4))
     for i, (name, (levels, values)) in enumerate(curves.items()):
-        levels = metrics._finite(f"curves[{name!r}]", levels)
-        values = metrics._finite(f"curves[{name!r}]", values)
+        levels = finite_values(f"curves[{name!r}]", levels)
+        values = finite_values(f"curves[{name!r}]", values)
         if levels.ndim != 1 or values.ndim not in (1, 2):
             raise _bad_curve(name, levels, values)
         if values.shape[-1] != len(levels):
@@ -336,7 +337,7 @@ def _steps(ax: Axes, x: np.ndarray, y: np.ndarray, i: int, label: str) -> None:
 def _entropy_limit(
     entropies: Mapping[str, ArrayLike], num_classes: int | None
 ) -> float:
-    highest = max(metrics._finite(k, v).max() for k, v in entropies.items())
+    highest = max(finite_values(k, v).max() for k, v in entropies.items())
     return 1.02 * max(highest, np.log(num_classes) if num_classes else 1e-3)
 
 

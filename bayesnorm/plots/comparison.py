@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bayesnorm import metrics
+from bayesnorm.arguments import finite_values
 from bayesnorm.plots.style import COLORS, axes_or_new, check_not_empty, slant_names
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def bar_comparison(
         way, and are absent with a single run.
     """
     check_not_empty("values", values)
-    runs = {k: metrics._finite(f"values[{k!r}]", v).ravel() for k, v in values.items()}
+    runs = {k: finite_values(f"values[{k!r}]", v).ravel() for k, v in values.items()}
     figure, ax = axes_or_new(ax, (max(4.5, 1.5 + 0.95 * len(runs)), 4))
     for i, run in enumerate(runs.values()):
         mean = run.mean()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayesnorm import metrics
-from bayesnorm.arguments import positive_integer
+from bayesnorm.arguments import finite_values, positive_integer, probabilities
 from bayesnorm.plots.style import BLUE, GREEN, GREY, VERMILION, despine, new_figure
 from bayesnorm.types import ArrayLike
 
@@ -135,7 +135,7 @@ def segmentation_grid(
     """
     from matplotlib.patches import Patch
 
-    probs = metrics._probabilities("probs", probs, 2)
+    probs = probabilities("probs", probs, 2)
     _check_maps(images, truth, probs, entropy, mutual_information, class_names)
     num_classes = probs.shape[-1]
     count = min(len(probs), 6 if rows is None else positive_integer("rows", rows))
@@ -221,7 +221,7 @@ def _check_maps(
     if mutual_information is not None:
         maps["mutual_information"] = mutual_information
     for name, values in maps.items():
-        if metrics._finite(name, values).shape != shape:
+        if finite_values(name, values).shape != shape:
             raise ValueError(
                 f"`{name}` must be {shape}, as `probs` {probs.shape} says, got shape "
                 f"{np.shape(values)}."

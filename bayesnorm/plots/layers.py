@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bayesnorm import metrics
+from bayesnorm.arguments import finite_values
 from bayesnorm.plots.style import (
     BLUE,
     COLORS,
@@ -52,9 +52,7 @@ def scale_uncertainty(
         The figure.
     """
     check_not_empty("ratios", ratios)
-    values = {
-        k: metrics._finite(f"ratios[{k!r}]", v).ravel() for k, v in ratios.items()
-    }
+    values = {k: finite_values(f"ratios[{k!r}]", v).ravel() for k, v in ratios.items()}
     figure, ax = axes_or_new(ax, (max(5, 1.6 + 0.75 * len(values)), 4))
     generator = np.random.default_rng(seed)
     for i, ratio in enumerate(values.values()):
@@ -144,7 +142,7 @@ def signal_to_noise(
     for ax in grid.flat[len(ratios) :]:
         ax.axis("off")
     for ax, (name, values) in zip(grid.flat, ratios.items(), strict=False):
-        values = metrics._finite(f"ratios[{name!r}]", values).ravel()
+        values = finite_values(f"ratios[{name!r}]", values).ravel()
         if values.min() <= 0:
             raise ValueError(
                 f"`ratios[{name!r}]` needs numbers above 0 for a logarithmic axis, the "
@@ -189,7 +187,7 @@ def channel_statistics(
         for i, (method, by_layer) in enumerate(statistics.items()):
             shift = 0.22 * (i - (len(statistics) - 1) / 2)
             x = [layers.index(name) + shift for name in by_layer]
-            values = [metrics._finite(name, by_layer[name][part]) for name in by_layer]
+            values = [finite_values(name, by_layer[name][part]) for name in by_layer]
             low, middle, high = np.transpose(
                 [np.quantile(v, (0.05, 0.5, 0.95)) for v in values]
             )
@@ -242,7 +240,7 @@ def batch_statistics(
     for ax, (title, (values, mean, stddev)) in zip(
         grid.flat, panels.items(), strict=False
     ):
-        values = metrics._finite(title, values).ravel()
+        values = finite_values(title, values).ravel()
         style_axes(ax)
         low = min(values.min(), mean - 3.5 * stddev)
         high = max(values.max(), mean + 3.5 * stddev)
@@ -436,7 +434,7 @@ def layer_noise(
     width = plot_width(max(5, 1.6 + 0.55 * len(layers)), list(series))
     figure, ax = axes_or_new(ax, (width, 4.2))
     for i, (name, by_layer) in enumerate(series.items()):
-        y = metrics._finite(f"series[{name!r}]", list(by_layer.values()))
+        y = finite_values(f"series[{name!r}]", list(by_layer.values()))
         if y.min() <= 0:
             raise ValueError(
                 f"`series[{name!r}]` needs numbers above 0 for a logarithmic axis, the "

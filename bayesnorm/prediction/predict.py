@@ -70,9 +70,10 @@ def predict(
       prediction whatever the batches. The part of the model before the first
       noise is computed once for all samples.
     - `"minibatch"`: as `"sample"`, but stochastic batch normalizations take the
-      joint statistics of a real training batch for each sample (MCBN), which the
-      draws of `"sample"` approximate independently for each layer and channel.
-      Slower, by the passes of these batches, and in need of `train_data`.
+      statistics of a real training batch for each sample (MCBN), which `"sample"`
+      draws from the law that `calibrate` found: joint over layers and channels, or
+      independent. Slower, by the passes of these batches, and in need of
+      `train_data`.
     - `"mean"`: one pass of the network of mean weights.
     - `"moments"`: one pass that propagates means and variances through the
       layers (`bayesnorm.moments`), then takes the mean of the softmax of
