@@ -1,0 +1,1 @@
+"""The same networks, weights and inputs in this package and in others."""
