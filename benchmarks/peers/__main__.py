@@ -315,9 +315,10 @@ def main(argv):
         [
             f"# Prediction beside torch-uncertainty, {keras.backend.backend()}",
             "",
-            f"`{command()}`; {_TITLE.value or splits.name}, {len(train)} "
-            f"training and {len(x)} test images, {_EPOCHS.value} epochs, All-CNN of {_WIDTH.value:g} times the "
-            f"width, {_SAMPLES.value} samples, {_MEMBERS.value} members; "
+            f"`{command()}`; {_TITLE.value or splits.name}, {len(train)} training and "
+            f"{len(x)} test images, {_EPOCHS.value} epochs, All-CNN of "
+            f"{_WIDTH.value:g} times the width, {_SAMPLES.value} samples, "
+            f"{_MEMBERS.value} members; "
             f"{_THREADS.value} thread(s) each; {timing.hardware()}; {said}.",
             "",
             tables.table(head, rows),
